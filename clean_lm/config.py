@@ -1,0 +1,202 @@
+"""What a checkpoint says about itself: frozen dataclasses filled from `xp.cfg`, nothing guessed."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Every option of audiocraft's transformer that would make another model, as
+#   field of xp.cfg: (the value these modules implement, audiocraft's own default where the field is absent)
+# The defaults are those of LMModel, StreamingTransformer(Layer), ConditionFuser and DelayedPatternProvider:
+# an old xp.cfg may leave a field out, and its absence then means that default, not ours.
+IMPLEMENTED: dict[str, tuple[Any, Any]] = {
+    "lm_model": ("transformer_lm", None),
+    "transformer_lm.norm": ("layer_norm", "layer_norm"),
+    "transformer_lm.norm_first": (True, False),
+    "transformer_lm.activation": ("gelu", "relu"),
+    "transformer_lm.causal": (True, False),
+    "transformer_lm.bias_attn": (False, True),
+    "transformer_lm.bias_ff": (False, True),
+    "transformer_lm.bias_proj": (False, True),
+    "transformer_lm.positional_embedding": ("sin", "sin"),
+    "transformer_lm.max_period": (10_000, 10_000),
+    "transformer_lm.positional_scale": (1, 1),
+    "transformer_lm.xpos": (False, False),
+    "transformer_lm.layer_scale": (None, None),
+    "transformer_lm.qk_layer_norm": (False, False),
+    "transformer_lm.qk_layer_norm_cross": (False, False),
+    "transformer_lm.kv_repeat": (1, 1),
+    "transformer_lm.past_context": (None, None),
+    "fuser.sum": ([], []),
+    "fuser.input_interpolate": ([], []),
+    "fuser.cross_attention_pos_emb": (False, False),
+    "codebooks_pattern.delay.flatten_first": (0, 0),
+    "codebooks_pattern.delay.empty_initial": (0, 0),
+    "interleave_stereo_codebooks.per_timestep": (False, False),
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that these modules do not implement, or that lacks a field they need."""
+
+
+class Fields:
+    """`xp.cfg` read by dotted name. It is saved unresolved: `${a.b}` is followed, other resolvers are not."""
+
+    def __init__(self, tree: Mapping[str, Any]):
+        self.tree = tree
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of `name` ("transformer_lm.dim"), or `default` where it is absent."""
+        value: Any = self.tree
+        for part in name.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return default
+            value = value[part]
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+        return self.get(reference[1]) if reference else value
+
+    def need(self, name: str, kind: type) -> Any:
+        """The value of `name`, converted to `kind`. Raises ConfigError where it is absent or of another kind."""
+        value = self.get(name)
+        if value is None:
+            raise ConfigError(f"the configuration has no {name}: it is needed to build the model")
+        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            raise ConfigError(f"configuration field {name}: got {value!r}, expected {kind.__name__}")
+        return kind(value)
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """The language model of one checkpoint."""
+
+    layers: int
+    heads: int
+    dim: int
+    hidden_scale: int  # the feed-forward's width over dim
+    codebooks: int
+    card: int
+    delays: tuple[int, ...]  # columns by which each codebook lags
+    text_dim: int  # width of the text encoder's states
+    text_encoder: str  # its name, "t5-base"
+    max_duration: float  # seconds a model was trained on: one window
+    sample_rate: int
+    channels: int
+    cross: tuple[str, ...]  # conditioners that are attended to
+    prepend: tuple[str, ...]  # conditioners that stand before the first column
+
+    @property
+    def special_token(self) -> int:
+        """The token of an empty place in the delay pattern: one past the last code."""
+        return self.card
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @classmethod
+    def from_xp_cfg(cls, tree: Mapping[str, Any], text_dim: int) -> "LMConfig":
+        """Read the `xp.cfg` of an audiocraft LM.
+
+        `text_dim` is the width that the checkpoint's text projection takes: xp.cfg names the text encoder only.
+        Raises ConfigError with every field that is missing or asks for another model, all at once.
+        """
+        fields = Fields(tree)
+        problems = unimplemented(fields)
+        if problems:
+            raise ConfigError("this checkpoint is not a model that clean_lm implements:\n  " + "\n  ".join(problems))
+        codebooks = fields.need("transformer_lm.n_q", int)
+        config = cls(
+            layers=fields.need("transformer_lm.num_layers", int),
+            heads=fields.need("transformer_lm.num_heads", int),
+            dim=fields.need("transformer_lm.dim", int),
+            hidden_scale=fields.need("transformer_lm.hidden_scale", int),
+            codebooks=codebooks,
+            card=fields.need("transformer_lm.card", int),
+            delays=_delays(fields, codebooks),
+            text_dim=text_dim,
+            text_encoder=fields.need("conditioners.description.t5.name", str),
+            max_duration=fields.need("dataset.segment_duration", float),
+            sample_rate=fields.need("sample_rate", int),
+            channels=fields.need("channels", int),
+            cross=tuple(fields.get("fuser.cross", ())),
+            prepend=tuple(fields.get("fuser.prepend", ())),
+        )
+        config.check()
+        return config
+
+    @classmethod
+    def from_huggingface(cls, tree: Mapping[str, Any]) -> "LMConfig":
+        """Read the config.json of a Hugging Face MusicGen, with its generation_config.json under that name.
+
+        Raises ConfigError as from_xp_cfg does.
+        """
+        fields = Fields(tree)
+        problems = []
+        for name, ours in (
+            ("decoder.activation_function", "gelu"),
+            ("decoder.scale_embedding", False),
+        ):
+            if fields.get(name, ours) != ours:
+                problems.append(f"config.json {name}: found {fields.get(name)!r}, supported: {ours!r}")
+        dim, hidden = fields.need("decoder.hidden_size", int), fields.need("decoder.ffn_dim", int)
+        if hidden % dim:
+            problems.append(f"config.json decoder.ffn_dim: found {hidden}, expected a multiple of hidden_size {dim}")
+        if problems:
+            raise ConfigError("this checkpoint is not a model that clean_lm implements:\n  " + "\n  ".join(problems))
+        codebooks = fields.need("decoder.num_codebooks", int)
+        channels = fields.get("decoder.audio_channels", 1)
+        sample_rate = fields.need("audio_encoder.sampling_rate", int)
+        hop = math.prod(fields.need("audio_encoder.upsampling_ratios", list))
+        config = cls(
+            layers=fields.need("decoder.num_hidden_layers", int),
+            heads=fields.need("decoder.num_attention_heads", int),
+            dim=dim,
+            hidden_scale=hidden // dim,
+            codebooks=codebooks,
+            card=fields.need("decoder.vocab_size", int),
+            delays=tuple(k // channels for k in range(codebooks)),  # stereo: left and right share a delay
+            text_dim=fields.need("text_encoder.d_model", int),
+            text_encoder=fields.get("text_encoder._name_or_path") or "t5",
+            max_duration=fields.need("generation_config.max_length", int) * hop / sample_rate,
+            sample_rate=sample_rate,
+            channels=channels,
+            cross=("description",),
+            prepend=(),
+        )
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise ConfigError where the sizes contradict each other."""
+        if self.dim % (2 * self.heads):
+            raise ConfigError(f"dim {self.dim} is not an even multiple of the {self.heads} heads")
+        if len(self.delays) != self.codebooks or list(self.delays) != sorted(self.delays) or min(self.delays) < 0:
+            raise ConfigError(f"delays {list(self.delays)}: expected {self.codebooks} ascending numbers from 0 up")
+
+
+def unimplemented(fields: Fields) -> list[str]:
+    """One line for every field that asks for something these modules do not do."""
+    problems = []
+    for name, (ours, default) in IMPLEMENTED.items():
+        value = fields.get(name, default)
+        if value != ours:
+            found = "absent" if fields.get(name) is None else repr(value)
+            meaning = f" (audiocraft then takes {default!r})" if found == "absent" else ""
+            problems.append(f"xp.cfg {name}: found {found}{meaning}, supported: {ours!r}")
+    pattern = fields.get("codebooks_pattern.modeling") or fields.get("transformer_lm.q_modeling")
+    if pattern != "delay":
+        problems.append(f"xp.cfg codebooks_pattern.modeling: found {pattern!r}, supported: 'delay'")
+    text = fields.get("conditioners.description.model")
+    if text != "t5":
+        problems.append(f"xp.cfg conditioners.description.model: found {text!r}, supported: 't5'")
+    return problems
+
+
+def _delays(fields: Fields, codebooks: int) -> tuple[int, ...]:
+    """Released files of 2023 may name the pattern in transformer_lm.q_modeling: delays are then 0, 1, 2, ..."""
+    delays = fields.get("codebooks_pattern.delay.delays")
+    if fields.get("codebooks_pattern.modeling") is None or delays is None:
+        return tuple(range(codebooks))
+    return tuple(delays)

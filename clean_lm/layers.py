@@ -1,0 +1,133 @@
+"""The parts of MusicGen's transformer: weights, norms and attention with an explicit cache.
+
+Weights of linear maps are stored [in, out], as `x @ w` and ONNX MatMul want them.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+Cache = tuple[Tensor, Tensor]  # keys and values, each [R, H, C, D]
+
+
+class Attention(Protocol):
+    """How causal self-attention reads and extends its cache: a choice made when the model is built."""
+
+    def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
+        """What all layers share about the `new` columns from `position` [1] on: computed once a step."""
+        ...
+
+    def __call__(self, qkv: Tensor, cache: Cache, columns: tuple[Tensor, ...], heads: int) -> tuple[Tensor, Cache]:
+        """qkv [R, S, 3HD], cache 2 x [R, H, C, D] -> what each new column read [R, S, HD], present cache."""
+        ...
+
+
+class StandardAttention:
+    """ai.onnx operators only, and plain PyTorch. The present cache is the new columns alone: 2 x [R, H, S, D].
+
+           cache: only :position is read      new: causal
+        0  o o o o . . . . . . . . . . . .    o . .
+        1  o o o o . . . . . . . . . . . .    o o .        position 4, S = 3, C = 16
+        2  o o o o . . . . . . . . . . . .    o o o
+    """
+
+    def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
+        past = repeat(torch.arange(capacity) < position, "c -> s c", s=new)
+        steps = torch.arange(new)
+        causal = steps[None, :] <= steps[:, None]
+        return (torch.cat([past, causal], dim=1),)  # [S, C + S]
+
+    def __call__(self, qkv: Tensor, cache: Cache, columns: tuple[Tensor, ...], heads: int) -> tuple[Tensor, Cache]:
+        q, k, v = rearrange(qkv, "r s (three h d) -> three r h s d", three=3, h=heads)
+        out = attend(q, torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2), columns[0])
+        return out, (k, v)
+
+
+class GroupQueryAttention:
+    """ONNX Runtime's com.microsoft.GroupQueryAttention on one cache buffer, extended in place. Export only.
+
+    Its CPU kernel wants a head size that is a multiple of 8: smaller heads are padded with zeros, which is exact
+    because the scale is given. The present cache is the whole buffer: 2 x [R, H, C, D].
+    """
+
+    @staticmethod
+    def cache_dim(head_dim: int) -> int:
+        """The head size that the cache holds."""
+        return head_dim + -head_dim % 8
+
+    def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
+        total = (position + new).to(torch.int32)
+        return repeat(total - 1, "1 -> r", r=rows), rearrange(total, "1 ->")
+
+    def __call__(self, qkv: Tensor, cache: Cache, columns: tuple[Tensor, ...], heads: int) -> tuple[Tensor, Cache]:
+        head_dim = qkv.shape[-1] // (3 * heads)
+        pad = self.cache_dim(head_dim) - head_dim
+        if pad:
+            qkv = rearrange(qkv, "r s (n d) -> r s n d", d=head_dim)
+            qkv = rearrange(F.pad(qkv, (0, pad)), "r s n d -> r s (n d)")
+        out, keys, values = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            [qkv, None, None, *cache, *columns],
+            attrs={"num_heads": heads, "kv_num_heads": heads, "scale": head_dim**-0.5},
+            dtypes=[qkv.dtype] * 3,
+            shapes=[(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3), cache[0].shape, cache[1].shape],
+            version=1,
+        )
+        if pad:
+            out = rearrange(out, "r s (h d) -> r s h d", h=heads)
+            out = rearrange(out[..., :head_dim], "r s h d -> r s (h d)")
+        return out, (keys, values)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention: q [R, H, S, D], k and v [R, H, N, D], mask bool [S, N] -> [R, S, HD]."""
+    scores = (q * q.shape[-1] ** -0.5) @ rearrange(k, "r h n d -> r h d n")
+    if mask is not None:
+        scores = torch.where(mask, scores, float("-inf"))
+    return rearrange(scores.softmax(dim=-1) @ v, "r h s d -> r s (h d)")
+
+
+def weight(*shape: int) -> nn.Parameter:
+    """A weight without storage, to be filled from a checkpoint: `load_state_dict(..., assign=True)`."""
+    return nn.Parameter(torch.empty(*shape, device="meta"), requires_grad=False)
+
+
+class Norm(nn.Module):
+    """Layer norm over the last axis, eps 1e-5."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight, self.bias = weight(dim), weight(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+
+
+class Layer(nn.Module):
+    """One pre-norm layer: self-attention, cross-attention to the text, feed-forward."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, attention: Attention):
+        super().__init__()
+        self.heads = heads
+        self.attention = attention
+        self.norm1 = Norm(dim)
+        self.qkv = weight(dim, 3 * dim)
+        self.out = weight(dim, dim)
+        self.norm_cross = Norm(dim)
+        self.cross_q = weight(dim, dim)
+        self.cross_out = weight(dim, dim)
+        self.norm2 = Norm(dim)
+        self.linear1 = weight(dim, hidden)
+        self.linear2 = weight(hidden, dim)
+
+    def forward(self, x: Tensor, cache: Cache, cross: Cache, columns: tuple[Tensor, ...]) -> tuple[Tensor, Cache]:
+        """x [R, S, dim], cache 2 x [R, H, C, D], cross 2 x [R, H, N, D] -> x, present cache."""
+        read, present = self.attention(self.norm1(x) @ self.qkv, cache, columns, self.heads)
+        x = x + read @ self.out
+        q = rearrange(self.norm_cross(x) @ self.cross_q, "r s (h d) -> r h s d", h=self.heads)
+        x = x + attend(q, *cross) @ self.cross_out  # no mask: padding is zero keys that take their share (see Condition)
+        x = x + F.gelu(self.norm2(x) @ self.linear1) @ self.linear2
+        return x, present

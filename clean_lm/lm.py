@@ -1,0 +1,143 @@
+"""MusicGen's language model, stateless: caches are arguments and results.
+
+    Condition   text states, mask -> keys and values for the cross-attention of every layer, once a generation
+    LM          delayed columns, their position, caches -> next codes, guided logits, caches, once a step
+
+R rows = B for null text (one row is exact), 2B with guidance: texts first, then nulls.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from clean_lm.config import LMConfig
+from clean_lm.layers import Attention, Cache, Layer, Norm, weight
+
+
+class Condition(nn.Module):
+    """The text projection, and what every layer's cross-attention will read of it."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.output_proj, self.output_bias = weight(config.text_dim, config.dim), weight(config.dim)
+        self.key_values = nn.ParameterList(weight(config.dim, 2 * config.dim) for _ in range(config.layers))
+
+    def forward(self, text_states: Tensor, text_mask: Tensor) -> list[Cache]:
+        """text_states [R, N, E], text_mask int64 [R, N] (all zero for null text) -> L x 2 x [R, H, N, D]."""
+        # Zeroed after the projection, which has a bias: zeroing before it is another model.
+        x = (text_states @ self.output_proj + self.output_bias) * text_mask[:, :, None].to(text_states.dtype)
+        split = "r n (two h d) -> two r h n d"
+        caches = [rearrange(x @ w, split, two=2, h=self.heads) for w in self.key_values]
+        return [(kv[0], kv[1]) for kv in caches]
+
+
+class LM(nn.Module):
+    """One graph for prefill (S columns) and step (one column)."""
+
+    def __init__(self, config: LMConfig, attention: Attention):
+        super().__init__()
+        self.config = config
+        self.attention = attention
+        self.period = periods(config.dim)
+        self.embedding = weight(config.codebooks * (config.card + 1), config.dim)  # one table after the other
+        self.layers = nn.ModuleList(
+            Layer(config.dim, config.heads, config.hidden_scale * config.dim, attention) for _ in range(config.layers)
+        )
+        self.out_norm = Norm(config.dim)
+        self.heads = weight(config.dim, config.codebooks * config.card)
+
+    def forward(
+        self,
+        codes: Tensor,
+        position: Tensor,
+        past: list[Cache],
+        cross: list[Cache],
+        uniform: Tensor,
+        cfg_coef: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+    ) -> tuple[Tensor, Tensor, list[Cache]]:
+        """Read columns, and choose the codes of the one after the last.
+
+        codes int64 [R, K, S], position int64 [1]: columns already in the cache, past L x 2 x [R, H, C, D],
+        cross L x 2 x [R, H, N, D], uniform float32 [B, K] in [0, 1), then guidance and sampling as float32 [] and
+        top_k as int64 [] -> next codes int64 [B, K], guided logits float32 [B, K, card], present caches.
+        """
+        x, present = self.read(codes, position, past, cross)
+        logits = guide(self.logits(x[:, -1]).float(), uniform.shape[0], cfg_coef)
+        return sample(logits, uniform, temperature, top_k, top_p), logits, present
+
+    def read(self, codes: Tensor, position: Tensor, past: list[Cache], cross: list[Cache]) -> tuple[Tensor, list[Cache]]:
+        """The last layer's output for every column [R, S, dim], and the present caches."""
+        rows, _, new = codes.shape
+        columns = self.attention.columns(position, rows, new, past[0][0].shape[2])
+        x = self.embed(codes, position)
+        present = []
+        for layer, cache, text in zip(self.layers, past, cross, strict=True):
+            x, cache = layer(x, cache, text, columns)
+            present.append(cache)
+        return x, present
+
+    def embed(self, codes: Tensor, position: Tensor) -> Tensor:
+        """codes [R, K, S] -> the sum of their K embeddings and of their column's sinusoid [R, S, dim]."""
+        table = torch.arange(self.config.codebooks)[:, None] * (self.config.card + 1)
+        x = reduce(F.embedding(codes + table, self.embedding), "r k s d -> r s d", "sum")
+        return x + sinusoid(position + torch.arange(codes.shape[2]), self.period).to(x.dtype)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x [..., dim] -> [..., K, card]."""
+        return rearrange(self.out_norm(x) @ self.heads, "... (k c) -> ... k c", k=self.config.codebooks)
+
+
+def periods(dim: int) -> Tensor:
+    """10000^(i / (dim/2 - 1)) for i = 0 .. dim/2 - 1: the sinusoid's periods over 2 pi, in columns [dim/2].
+
+    A constant by torch's own float32 power, as upstream's: at column 1500 a last bit moves the phase by 1e-4.
+    """
+    half = dim // 2
+    return 10_000 ** (torch.arange(half, dtype=torch.float32) / (half - 1))
+
+
+def sinusoid(positions: Tensor, period: Tensor) -> Tensor:
+    """positions int64 [S], period [dim/2] -> [S, dim] = [cos | sin] of position / period."""
+    phase = positions[:, None].float() / period
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+def guide(logits: Tensor, batch: int, coef: Tensor) -> Tensor:
+    """Classifier-free guidance: [R, K, card] -> [B, K, card], conditioned rows first, unconditioned rows last.
+
+    With R = B both are the same rows and the result is exactly theirs.
+    """
+    cond, uncond = logits[:batch], logits[-batch:]
+    return uncond + (cond - uncond) * coef
+
+
+def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Draw one code per codebook: logits [B, K, card], uniform [B, K] in [0, 1) -> int64 [B, K].
+
+    temperature 0 is argmax; top_p > 0 goes before top_k; top_k 0 keeps all.
+    """
+    weights = filtered(logits, temperature, top_k, top_p)
+    total = weights.cumsum(dim=-1)
+    # The first code whose cumulative weight is over uniform's share of the whole. Codes in their own order, not
+    # sorted: a rounding that swaps two nearly equal weights must not change the draw.
+    share = uniform.clamp(max=1 - 2**-24)[..., None] * total[..., -1:]
+    drawn = (total <= share).sum(dim=-1)
+    return torch.where(temperature > 0, drawn, logits.argmax(dim=-1))
+
+
+def filtered(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Probabilities [B, K, card], zero where top-p or top-k removes them; not renormalised."""
+    probs = (logits / torch.where(temperature > 0, temperature, 1)).softmax(dim=-1)
+    ranked = probs.sort(dim=-1, descending=True).values
+    # top-k keeps every probability >= the k-th largest: ties stay
+    card = probs.shape[-1]
+    kth = ranked.index_select(-1, torch.where(top_k > 0, top_k, card).clamp(1, card)[None] - 1)
+    # top-p keeps a rank where what stands before it sums to at most p; the least that is kept is its threshold
+    before = ranked.cumsum(dim=-1) - ranked
+    nucleus = torch.where(before <= top_p, ranked, 1).amin(dim=-1, keepdim=True)
+    return torch.where(probs >= torch.where(top_p > 0, nucleus, kth), probs, 0)

@@ -1,0 +1,280 @@
+"""Which tensor of a checkpoint becomes which of ours: one table, checked name by name and shape by shape."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from clean_lm.config import ConfigError, Fields, LMConfig
+from weights.checkpoint import Checkpoint, Spec, open_lm
+
+TEXT = "condition_provider.conditioners.description.output_proj"
+MELODY = "condition_provider.conditioners.self_wav"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one of their tensors, whose whole shape is `shape`."""
+
+    name: str
+    shape: tuple[int, ...]
+    rows: slice | None = None  # None: all of them
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of our tensors: their pieces stacked along the first axis, then transposed ([out, in] -> [in, out])."""
+
+    component: str
+    pieces: tuple[Piece, ...]
+    transpose: bool = False
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Tensors that nothing reads, by a pattern of their names (`*` matches anything)."""
+
+    pattern: str
+    reason: str
+
+
+class MappingError(ValueError):
+    """A checkpoint whose tensors are not those of its configuration: lists every difference."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint whose tensors are exactly those that its configuration asks for."""
+
+    checkpoint: Checkpoint
+    config: LMConfig
+    rows: Mapping[str, Source]
+
+    def weights(self, component: str, dtype: torch.dtype = torch.float32) -> "Weights":
+        """The tensors of "lm" or "condition", by the names that its module has for them."""
+        return Weights(self.checkpoint, self.rows, f"{component}.", dtype)
+
+
+class Weights(Mapping[str, Tensor]):
+    """One component's tensors, read and converted when asked for and not kept: a float32 file stays memory-mapped."""
+
+    def __init__(self, checkpoint: Checkpoint, rows: Mapping[str, Source], prefix: str, dtype: torch.dtype):
+        self.checkpoint = checkpoint
+        self.rows = {name.removeprefix(prefix): row for name, row in rows.items() if name.startswith(prefix)}
+        self.dtype = dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        source = self.rows[name]
+        pieces = [self._read(piece) for piece in source.pieces]
+        tensor = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.dtype)
+        return tensor.T if source.transpose else tensor
+
+    def _read(self, piece: Piece) -> Tensor:
+        tensor = self.checkpoint.read(piece.name)
+        return tensor if piece.rows is None else tensor[piece.rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def load(path: Path) -> Model:
+    """Open a checkpoint and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
+    checkpoint = open_lm(path)
+    config = read_config(checkpoint)
+    rows = table(checkpoint, config)
+    problems = differences(rows, dropped(checkpoint), checkpoint.specs)
+    if problems:
+        raise MappingError(f"{checkpoint.path}: its tensors are not those of its configuration:\n  " + "\n  ".join(problems))
+    return Model(checkpoint, config, rows)
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Give a module its weights, without a copy where they are memory-mapped."""
+    module.load_state_dict(dict(weights), strict=True, assign=True)
+    return module.eval()
+
+
+def differences(rows: Mapping[str, Source], drop: list[Dropped], specs: Mapping[str, Spec]) -> list[str]:
+    """Every missing, unexpected and misshapen tensor, a line each: none where the sets of names and the shapes agree."""
+    expected = {piece.name: piece.shape for source in rows.values() for piece in source.pieces}
+    kept = {name for name in specs if reason(name, drop) is None}
+    lines = [f"missing     {name} {list(shape)}" for name, shape in expected.items() if name not in kept]
+    lines += [f"unexpected  {name} {list(specs[name].shape)}" for name in specs if name in kept - expected.keys()]
+    for name, shape in expected.items():
+        if name in kept and specs[name].shape != shape:
+            lines.append(f"misshapen   {name}: found {list(specs[name].shape)}, expected {list(shape)}")
+    lines += [
+        f"not floats  {name}: {specs[name].dtype}" for name in expected if name in kept and not specs[name].dtype.is_floating_point
+    ]
+    return lines
+
+
+def reason(name: str, drop: list[Dropped]) -> str | None:
+    """Why a tensor is left out, or None where it is not."""
+    return next((d.reason for d in drop if fnmatchcase(name, d.pattern)), None)
+
+
+def read_config(checkpoint: Checkpoint) -> LMConfig:
+    """The model that a checkpoint's configuration describes. Raises ConfigError."""
+    if checkpoint.layout == "huggingface":
+        return LMConfig.from_huggingface(checkpoint.config)
+    projection = checkpoint.specs.get(f"{TEXT}.weight")
+    if projection is None or len(projection.shape) != 2:
+        raise ConfigError(f"{checkpoint.path}: no {TEXT}.weight: the width of its text encoder is unknown")
+    return LMConfig.from_xp_cfg(checkpoint.config, text_dim=projection.shape[1])
+
+
+def table(checkpoint: Checkpoint, config: LMConfig) -> dict[str, Source]:
+    """Ours <- theirs, for the layout of `checkpoint`."""
+    if checkpoint.layout == "huggingface":
+        return _huggingface(config)
+    return _audiocraft(config) | _prefix(checkpoint, config)
+
+
+def dropped(checkpoint: Checkpoint) -> list[Dropped]:
+    """What is left out on purpose, and why."""
+    return _DROPPED[checkpoint.layout]
+
+
+def _audiocraft(c: LMConfig) -> dict[str, Source]:
+    d, hidden = c.dim, c.dim * c.hidden_scale
+    q, kv = slice(0, d), slice(d, 3 * d)
+    rows: dict[str, Source] = {
+        "lm.embedding": _stack("embeddings", "emb.{}.weight", c.codebooks, (c.card + 1, d)),
+        "lm.heads": _stack("heads", "linears.{}.weight", c.codebooks, (c.card, d), transpose=True),
+        **_norm("lm.out_norm", "out_norm", d),
+        "condition.output_proj": _one("text projection", f"{TEXT}.weight", (d, c.text_dim), transpose=True),
+        "condition.output_bias": _one("text projection", f"{TEXT}.bias", (d,)),
+    }
+    for i in range(c.layers):
+        ours, theirs = f"lm.layers.{i}", f"transformer.layers.{i}"
+        self_in, self_out = f"{theirs}.self_attn.in_proj_weight", f"{theirs}.self_attn.out_proj.weight"
+        rows |= _norm(f"{ours}.norm1", f"{theirs}.norm1", d)
+        rows[f"{ours}.qkv"] = _one("self-attention", self_in, (3 * d, d), transpose=True)
+        rows[f"{ours}.out"] = _one("self-attention", self_out, (d, d), transpose=True)
+        rows |= _norm(f"{ours}.norm2", f"{theirs}.norm2", d)
+        rows[f"{ours}.linear1"] = _one("feed-forward", f"{theirs}.linear1.weight", (hidden, d), transpose=True)
+        rows[f"{ours}.linear2"] = _one("feed-forward", f"{theirs}.linear2.weight", (d, hidden), transpose=True)
+        if c.cross:
+            # q, k and v are stacked: keys and values depend on the text alone, so they go to the other graph
+            cross_in, cross_out = f"{theirs}.cross_attention.in_proj_weight", f"{theirs}.cross_attention.out_proj.weight"
+            rows |= _norm(f"{ours}.norm_cross", f"{theirs}.norm_cross", d)
+            rows[f"{ours}.cross_q"] = _one("cross-attention", cross_in, (3 * d, d), q, transpose=True)
+            rows[f"{ours}.cross_out"] = _one("cross-attention", cross_out, (d, d), transpose=True)
+            rows[f"condition.key_values.{i}"] = _one("cross-attention", cross_in, (3 * d, d), kv, transpose=True)
+    return rows
+
+
+def _huggingface(c: LMConfig) -> dict[str, Source]:
+    d, hidden = c.dim, c.dim * c.hidden_scale
+    decoder = "decoder.model.decoder"
+    rows: dict[str, Source] = {
+        "lm.embedding": _stack("embeddings", f"{decoder}.embed_tokens.{{}}.weight", c.codebooks, (c.card + 1, d)),
+        "lm.heads": _stack("heads", "decoder.lm_heads.{}.weight", c.codebooks, (c.card, d), transpose=True),
+        **_norm("lm.out_norm", f"{decoder}.layer_norm", d),
+        "condition.output_proj": _one("text projection", "enc_to_dec_proj.weight", (d, c.text_dim), transpose=True),
+        "condition.output_bias": _one("text projection", "enc_to_dec_proj.bias", (d,)),
+    }
+    for i in range(c.layers):
+        ours, theirs = f"lm.layers.{i}", f"{decoder}.layers.{i}"
+        qkv = tuple(Piece(f"{theirs}.self_attn.{x}_proj.weight", (d, d)) for x in "qkv")
+        kv = tuple(Piece(f"{theirs}.encoder_attn.{x}_proj.weight", (d, d)) for x in "kv")
+        self_out, cross_out = f"{theirs}.self_attn.out_proj.weight", f"{theirs}.encoder_attn.out_proj.weight"
+        rows |= _norm(f"{ours}.norm1", f"{theirs}.self_attn_layer_norm", d)
+        rows[f"{ours}.qkv"] = Source("self-attention", qkv, transpose=True)
+        rows[f"{ours}.out"] = _one("self-attention", self_out, (d, d), transpose=True)
+        rows |= _norm(f"{ours}.norm2", f"{theirs}.final_layer_norm", d)
+        rows[f"{ours}.linear1"] = _one("feed-forward", f"{theirs}.fc1.weight", (hidden, d), transpose=True)
+        rows[f"{ours}.linear2"] = _one("feed-forward", f"{theirs}.fc2.weight", (d, hidden), transpose=True)
+        rows |= _norm(f"{ours}.norm_cross", f"{theirs}.encoder_attn_layer_norm", d)
+        cross_q = f"{theirs}.encoder_attn.q_proj.weight"
+        rows[f"{ours}.cross_q"] = _one("cross-attention", cross_q, (d, d), transpose=True)
+        rows[f"{ours}.cross_out"] = _one("cross-attention", cross_out, (d, d), transpose=True)
+        rows[f"condition.key_values.{i}"] = Source("cross-attention", kv, transpose=True)
+    return rows
+
+
+def _prefix(checkpoint: Checkpoint, c: LMConfig) -> dict[str, Source]:
+    """The conditioner of melody and style models that stands before the first column."""
+    fields = Fields(checkpoint.config)
+    model = fields.get("conditioners.self_wav.model")
+    if model is None:
+        return {}
+    if model == "chroma_stem":
+        chroma, window = (
+            fields.need("conditioners.self_wav.chroma_stem.n_chroma", int),
+            2 ** fields.need("conditioners.self_wav.chroma_stem.radix2_exp", int),
+        )
+        return {
+            "melody.window": _one("melody", f"{MELODY}.chroma.spec.window", (window,)),
+            "melody.output_proj": _one("melody", f"{MELODY}.output_proj.weight", (c.dim, chroma), transpose=True),
+            "melody.output_bias": _one("melody", f"{MELODY}.output_proj.bias", (c.dim,)),
+        }
+    if model == "style":
+        return _style(checkpoint, c, fields)
+    raise ConfigError(f"xp.cfg conditioners.self_wav.model: found {model!r}, supported: 'chroma_stem', 'style'")
+
+
+def _style(checkpoint: Checkpoint, c: LMConfig, fields: Fields) -> dict[str, Source]:
+    # xp.cfg names the transformer's scale only: its width and depth are read off the tensors
+    embed = checkpoint.specs.get(f"{MELODY}.embed.weight")
+    if embed is None or len(embed.shape) != 2:
+        raise ConfigError(f"{checkpoint.path}: no {MELODY}.embed.weight: the style conditioner's width is unknown")
+    d, features = embed.shape
+    layers = sum(name.startswith(f"{MELODY}.transformer.layers.") for name in checkpoint.specs) // 8
+    bins = fields.need("conditioners.self_wav.style.bins", int)
+    rows = {
+        "style.embed": _one("style", f"{MELODY}.embed.weight", (d, features), transpose=True),
+        "style.embed_bias": _one("style", f"{MELODY}.embed.bias", (d,)),
+        "style.output_proj": _one("style", f"{MELODY}.output_proj.weight", (c.dim, d), transpose=True),
+        "style.output_bias": _one("style", f"{MELODY}.output_proj.bias", (c.dim,)),
+        "style.batch_norm.mean": _one("style", f"{MELODY}.batch_norm.running_mean", (d,)),
+        "style.batch_norm.var": _one("style", f"{MELODY}.batch_norm.running_var", (d,)),
+    }
+    for i in range(layers):
+        ours, theirs = f"style.layers.{i}", f"{MELODY}.transformer.layers.{i}"
+        rows |= _norm(f"{ours}.norm1", f"{theirs}.norm1", d, "style") | _norm(f"{ours}.norm2", f"{theirs}.norm2", d, "style")
+        for name, key, shape in (
+            ("qkv", "self_attn.in_proj_weight", (3 * d, d)),
+            ("out", "self_attn.out_proj.weight", (d, d)),
+            ("linear1", "linear1.weight", (4 * d, d)),
+            ("linear2", "linear2.weight", (d, 4 * d)),
+        ):
+            rows[f"{ours}.{name}"] = _one("style", f"{theirs}.{key}", shape, transpose=True)
+    for i in range(fields.need("conditioners.self_wav.style.n_q_out", int)):
+        rows[f"style.codebooks.{i}"] = _one("style", f"{MELODY}.rvq.vq.layers.{i}._codebook.embed", (bins, d))
+    return rows
+
+
+_DROPPED = {
+    "audiocraft": [
+        Dropped(f"{MELODY}.batch_norm.num_batches_tracked", "counts training steps"),
+        *(
+            Dropped(f"{MELODY}.rvq.vq.layers.*._codebook.{name}", "state of the codebook's training")
+            for name in ("inited", "cluster_size", "embed_avg")
+        ),
+    ],
+    "huggingface": [
+        Dropped("text_encoder.*", "the text encoder is exported by export/text.py"),
+        Dropped("audio_encoder.*", "the codec is exported by export/codec.py"),
+        Dropped("decoder.model.decoder.embed_positions.weights", "the sinusoid is computed"),
+    ],
+}
+
+
+def _one(component: str, name: str, shape: tuple[int, ...], rows: slice | None = None, transpose: bool = False) -> Source:
+    return Source(component, (Piece(name, shape, rows),), transpose)
+
+
+def _stack(component: str, names: str, count: int, shape: tuple[int, ...], transpose: bool = False) -> Source:
+    return Source(component, tuple(Piece(names.format(i), shape) for i in range(count)), transpose)
+
+
+def _norm(ours: str, theirs: str, dim: int, component: str = "norms") -> dict[str, Source]:
+    return {f"{ours}.{part}": _one(component, f"{theirs}.{part}", (dim,)) for part in ("weight", "bias")}
