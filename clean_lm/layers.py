@@ -28,10 +28,10 @@ class Attention(Protocol):
 class StandardAttention:
     """ai.onnx operators only, and plain PyTorch. The present cache is the new columns alone: 2 x [R, H, S, D].
 
-           cache: only :position is read      new: causal
-        0  o o o o . . . . . . . . . . . .    o . .
-        1  o o o o . . . . . . . . . . . .    o o .        position 4, S = 3, C = 16
-        2  o o o o . . . . . . . . . . . .    o o o
+       cache: only :position is read      new: causal
+    0  o o o o . . . . . . . . . . . .    o . .
+    1  o o o o . . . . . . . . . . . .    o o .        position 4, S = 3, C = 16
+    2  o o o o . . . . . . . . . . . .    o o o
     """
 
     def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
@@ -128,6 +128,7 @@ class Layer(nn.Module):
         read, present = self.attention(self.norm1(x) @ self.qkv, cache, columns, self.heads)
         x = x + read @ self.out
         q = rearrange(self.norm_cross(x) @ self.cross_q, "r s (h d) -> r h s d", h=self.heads)
-        x = x + attend(q, *cross) @ self.cross_out  # no mask: padding is zero keys that take their share (see Condition)
+        # Nothing is masked here: the padding of a text is zero keys, which take their share of the softmax.
+        x = x + attend(q, *cross) @ self.cross_out
         x = x + F.gelu(self.norm2(x) @ self.linear1) @ self.linear2
         return x, present

@@ -70,7 +70,9 @@ class LM(nn.Module):
         logits = guide(self.logits(x[:, -1]).float(), uniform.shape[0], cfg_coef)
         return sample(logits, uniform, temperature, top_k, top_p), logits, present
 
-    def read(self, codes: Tensor, position: Tensor, past: list[Cache], cross: list[Cache]) -> tuple[Tensor, list[Cache]]:
+    def read(
+        self, codes: Tensor, position: Tensor, past: list[Cache], cross: list[Cache]
+    ) -> tuple[Tensor, list[Cache]]:
         """The last layer's output for every column [R, S, dim], and the present caches."""
         rows, _, new = codes.shape
         columns = self.attention.columns(position, rows, new, past[0][0].shape[2])

@@ -59,7 +59,7 @@ def open_lm(path: Path) -> Checkpoint:
         )
         raise CheckpointError(f"{path}: best_state holds {', '.join(odd[:5])}, which are not tensors{hint}")
     # PyTorch's own attention module, which audiocraft also takes, adds ".mha" to the names
-    tensors = {name.replace("attn.mha.", "attn.").replace("attention.mha.", "attention."): t for name, t in tensors.items()}
+    tensors = {name.replace(".mha.", "."): tensor for name, tensor in tensors.items()}
     specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
     return Checkpoint(path, "audiocraft", tree, specs, tensors.__getitem__)
 
@@ -71,7 +71,7 @@ def load_package(path: Path) -> dict[str, Any]:
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for; run `git lfs pull`")
     if not head.startswith((b"PK\x03\x04", b"\x80")):
-        raise CheckpointError(f"{path}: not a file of torch.save (it begins with {head[:8]!r}); expected state_dict.bin")
+        raise CheckpointError(f"{path}: not a file of torch.save (it begins {head[:8]!r}); expected state_dict.bin")
     try:
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
     except pickle.UnpicklingError as error:
@@ -145,10 +145,7 @@ def _open_huggingface(folder: Path) -> Checkpoint:
 def open_safetensors(folder: Path) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
     """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names."""
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise FileNotFoundError(f"{folder}: {', '.join(missing)} not found")

@@ -90,7 +90,8 @@ def load(path: Path) -> Model:
     rows = table(checkpoint, config)
     problems = differences(rows, dropped(checkpoint), checkpoint.specs)
     if problems:
-        raise MappingError(f"{checkpoint.path}: its tensors are not those of its configuration:\n  " + "\n  ".join(problems))
+        listing = "\n  ".join(problems)
+        raise MappingError(f"{checkpoint.path}: its tensors are not those of its configuration:\n  {listing}")
     return Model(checkpoint, config, rows)
 
 
@@ -101,7 +102,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def differences(rows: Mapping[str, Source], drop: list[Dropped], specs: Mapping[str, Spec]) -> list[str]:
-    """Every missing, unexpected and misshapen tensor, a line each: none where the sets of names and the shapes agree."""
+    """Every missing, unexpected and misshapen tensor, a line each: none where names (as sets) and shapes agree."""
     expected = {piece.name: piece.shape for source in rows.values() for piece in source.pieces}
     kept = {name for name in specs if reason(name, drop) is None}
     lines = [f"missing     {name} {list(shape)}" for name, shape in expected.items() if name not in kept]
@@ -109,9 +110,8 @@ def differences(rows: Mapping[str, Source], drop: list[Dropped], specs: Mapping[
     for name, shape in expected.items():
         if name in kept and specs[name].shape != shape:
             lines.append(f"misshapen   {name}: found {list(specs[name].shape)}, expected {list(shape)}")
-    lines += [
-        f"not floats  {name}: {specs[name].dtype}" for name in expected if name in kept and not specs[name].dtype.is_floating_point
-    ]
+        elif name in kept and not specs[name].dtype.is_floating_point:
+            lines.append(f"not floats  {name}: found {specs[name].dtype}")
     return lines
 
 
@@ -163,7 +163,8 @@ def _audiocraft(c: LMConfig) -> dict[str, Source]:
         rows[f"{ours}.linear2"] = _one("feed-forward", f"{theirs}.linear2.weight", (d, hidden), transpose=True)
         if c.cross:
             # q, k and v are stacked: keys and values depend on the text alone, so they go to the other graph
-            cross_in, cross_out = f"{theirs}.cross_attention.in_proj_weight", f"{theirs}.cross_attention.out_proj.weight"
+            cross_in = f"{theirs}.cross_attention.in_proj_weight"
+            cross_out = f"{theirs}.cross_attention.out_proj.weight"
             rows |= _norm(f"{ours}.norm_cross", f"{theirs}.norm_cross", d)
             rows[f"{ours}.cross_q"] = _one("cross-attention", cross_in, (3 * d, d), q, transpose=True)
             rows[f"{ours}.cross_out"] = _one("cross-attention", cross_out, (d, d), transpose=True)
@@ -207,10 +208,8 @@ def _prefix(checkpoint: Checkpoint, c: LMConfig) -> dict[str, Source]:
     if model is None:
         return {}
     if model == "chroma_stem":
-        chroma, window = (
-            fields.need("conditioners.self_wav.chroma_stem.n_chroma", int),
-            2 ** fields.need("conditioners.self_wav.chroma_stem.radix2_exp", int),
-        )
+        chroma = fields.need("conditioners.self_wav.chroma_stem.n_chroma", int)
+        window = 2 ** fields.need("conditioners.self_wav.chroma_stem.radix2_exp", int)
         return {
             "melody.window": _one("melody", f"{MELODY}.chroma.spec.window", (window,)),
             "melody.output_proj": _one("melody", f"{MELODY}.output_proj.weight", (c.dim, chroma), transpose=True),
@@ -239,7 +238,8 @@ def _style(checkpoint: Checkpoint, c: LMConfig, fields: Fields) -> dict[str, Sou
     }
     for i in range(layers):
         ours, theirs = f"style.layers.{i}", f"{MELODY}.transformer.layers.{i}"
-        rows |= _norm(f"{ours}.norm1", f"{theirs}.norm1", d, "style") | _norm(f"{ours}.norm2", f"{theirs}.norm2", d, "style")
+        rows |= _norm(f"{ours}.norm1", f"{theirs}.norm1", d, "style")
+        rows |= _norm(f"{ours}.norm2", f"{theirs}.norm2", d, "style")
         for name, key, shape in (
             ("qkv", "self_attn.in_proj_weight", (3 * d, d)),
             ("out", "self_attn.out_proj.weight", (d, d)),
@@ -268,7 +268,9 @@ _DROPPED = {
 }
 
 
-def _one(component: str, name: str, shape: tuple[int, ...], rows: slice | None = None, transpose: bool = False) -> Source:
+def _one(
+    component: str, name: str, shape: tuple[int, ...], rows: slice | None = None, transpose: bool = False
+) -> Source:
     return Source(component, (Piece(name, shape, rows),), transpose)
 
 
