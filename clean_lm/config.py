@@ -31,10 +31,13 @@ IMPLEMENTED: dict[str, tuple[Any, Any]] = {
     "fuser.sum": ([], []),
     "fuser.input_interpolate": ([], []),
     "fuser.cross_attention_pos_emb": (False, False),
+    "conditioners.description.t5.normalize_text": (False, False),
     "codebooks_pattern.delay.flatten_first": (0, 0),
     "codebooks_pattern.delay.empty_initial": (0, 0),
     "interleave_stereo_codebooks.per_timestep": (False, False),
 }
+
+_ABSENT: Any = object()
 
 
 class ConfigError(ValueError):
@@ -47,24 +50,48 @@ class Fields:
     def __init__(self, tree: Mapping[str, Any]):
         self.tree = tree
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value of `name` ("transformer_lm.dim"), or `default` where it is absent."""
+    def get(self, name: str, default: Any = None, via: tuple[str, ...] = ()) -> Any:
+        """The value of `name` ("transformer_lm.dim"), or `default` where it is absent; `via` are the references
+        that led here. Raises ConfigError where a reference leads nowhere."""
         value: Any = self.tree
         for part in name.split("."):
             if not isinstance(value, Mapping) or part not in value:
                 return default
             value = value[part]
-        reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-        return self.get(reference[1]) if reference else value
+            reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+            value = self._follow(reference[1], (*via, name)) if reference else value
+        return value
+
+    def _follow(self, name: str, via: tuple[str, ...]) -> Any:
+        chain = " -> ".join((*via, name))
+        if name in via:
+            raise ConfigError(f"configuration field {via[0]} refers to itself: {chain}")
+        value = self.get(name, _ABSENT, via)
+        if value is _ABSENT:
+            raise ConfigError(f"configuration field {via[0]} refers to {name}, which is absent: {chain}")
+        return value
 
     def need(self, name: str, kind: type) -> Any:
         """The value of `name`, converted to `kind`. Raises ConfigError where it is absent or of another kind."""
         value = self.get(name)
         if value is None:
             raise ConfigError(f"the configuration has no {name}: it is needed to build the model")
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(
+                f"configuration field {name}: got {value!r}, which is known only where the model was trained; "
+                "save the checkpoint again with its value"
+            )
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
             raise ConfigError(f"configuration field {name}: got {value!r}, expected {kind.__name__}")
         return kind(value)
+
+    def need_list(self, name: str, kind: type) -> tuple[Any, ...]:
+        """The items of `name`, all of them `kind`. Raises ConfigError as `need` does."""
+        items = self.need(name, list)
+        odd = [item for item in items if isinstance(item, bool) or not isinstance(item, kind)]
+        if odd:
+            raise ConfigError(f"configuration field {name}: got {odd[0]!r} in it, expected a list of {kind.__name__}")
+        return tuple(items)
 
 
 @dataclass(frozen=True)
@@ -100,7 +127,7 @@ class LMConfig:
         """Read the `xp.cfg` of an audiocraft LM.
 
         `text_dim` is the width that the checkpoint's text projection takes: xp.cfg names the text encoder only.
-        Raises ConfigError with every field that is missing or asks for another model, all at once.
+        Raises ConfigError with every field that asks for another model, or with the first that is missing.
         """
         fields = Fields(tree)
         problems = unimplemented(fields)
@@ -120,8 +147,8 @@ class LMConfig:
             max_duration=fields.need("dataset.segment_duration", float),
             sample_rate=fields.need("sample_rate", int),
             channels=fields.need("channels", int),
-            cross=tuple(fields.get("fuser.cross", ())),
-            prepend=tuple(fields.get("fuser.prepend", ())),
+            cross=fields.need_list("fuser.cross", str),
+            prepend=fields.need_list("fuser.prepend", str),
         )
         config.check()
         return config
@@ -141,14 +168,14 @@ class LMConfig:
             if fields.get(name, ours) != ours:
                 problems.append(f"config.json {name}: found {fields.get(name)!r}, supported: {ours!r}")
         dim, hidden = fields.need("decoder.hidden_size", int), fields.need("decoder.ffn_dim", int)
-        if hidden % dim:
+        if dim < 1 or hidden % dim:
             problems.append(f"config.json decoder.ffn_dim: found {hidden}, expected a multiple of hidden_size {dim}")
         if problems:
             raise ConfigError("this checkpoint is not a model that clean_lm implements:\n  " + "\n  ".join(problems))
         codebooks = fields.need("decoder.num_codebooks", int)
-        channels = fields.get("decoder.audio_channels", 1)
+        channels = 1 if fields.get("decoder.audio_channels") is None else fields.need("decoder.audio_channels", int)
         sample_rate = fields.need("audio_encoder.sampling_rate", int)
-        hop = math.prod(fields.need("audio_encoder.upsampling_ratios", list))
+        hop = math.prod(fields.need_list("audio_encoder.upsampling_ratios", int))
         config = cls(
             layers=fields.need("decoder.num_hidden_layers", int),
             heads=fields.need("decoder.num_attention_heads", int),
@@ -156,10 +183,10 @@ class LMConfig:
             hidden_scale=hidden // dim,
             codebooks=codebooks,
             card=fields.need("decoder.vocab_size", int),
-            delays=tuple(k // channels for k in range(codebooks)),  # stereo: left and right share a delay
+            delays=tuple(k // max(channels, 1) for k in range(codebooks)),  # stereo: left and right share a delay
             text_dim=fields.need("text_encoder.d_model", int),
-            text_encoder=fields.get("text_encoder._name_or_path") or "t5",
-            max_duration=fields.need("generation_config.max_length", int) * hop / sample_rate,
+            text_encoder=str(fields.get("text_encoder._name_or_path") or "t5"),
+            max_duration=fields.need("generation_config.max_length", int) * hop / max(sample_rate, 1),
             sample_rate=sample_rate,
             channels=channels,
             cross=("description",),
@@ -169,7 +196,19 @@ class LMConfig:
         return config
 
     def check(self) -> None:
-        """Raise ConfigError where the sizes contradict each other."""
+        """Raise ConfigError where the sizes are none or contradict each other."""
+        for name in ("layers", "heads", "dim", "hidden_scale", "codebooks", "card", "text_dim", "sample_rate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)}: expected a number above 0")
+        if not 0 < self.max_duration < math.inf:
+            raise ConfigError(f"max_duration {self.max_duration}: expected a number of seconds above 0")
+        if self.channels not in (1, 2):
+            raise ConfigError(f"channels {self.channels}: expected 1 or 2")
+        if sorted(self.cross + self.prepend) not in (["description"], ["description", "self_wav"]):
+            raise ConfigError(
+                f"fuser.cross {list(self.cross)} and fuser.prepend {list(self.prepend)}: "
+                "expected description in one of them, and at most self_wav beside it"
+            )
         if self.dim % (2 * self.heads):
             raise ConfigError(f"dim {self.dim} is not an even multiple of the {self.heads} heads")
         if len(self.delays) != self.codebooks or list(self.delays) != sorted(self.delays) or min(self.delays) < 0:
@@ -180,23 +219,28 @@ def unimplemented(fields: Fields) -> list[str]:
     """One line for every field that asks for something these modules do not do."""
     problems = []
     for name, (ours, default) in IMPLEMENTED.items():
-        value = fields.get(name, default)
-        if value != ours:
-            found = "absent" if fields.get(name) is None else repr(value)
-            meaning = f" (audiocraft then takes {default!r})" if found == "absent" else ""
-            problems.append(f"xp.cfg {name}: found {found}{meaning}, supported: {ours!r}")
+        value = fields.get(name, _ABSENT)
+        if (default if value is _ABSENT else value) != ours:
+            found = f"nothing (audiocraft then takes {default!r})" if value is _ABSENT else repr(value)
+            problems.append(f"xp.cfg {name}: found {found}, supported: {ours!r}")
     pattern = fields.get("codebooks_pattern.modeling") or fields.get("transformer_lm.q_modeling")
     if pattern != "delay":
         problems.append(f"xp.cfg codebooks_pattern.modeling: found {pattern!r}, supported: 'delay'")
     text = fields.get("conditioners.description.model")
     if text != "t5":
         problems.append(f"xp.cfg conditioners.description.model: found {text!r}, supported: 't5'")
+    interleaved = fields.get("interleave_stereo_codebooks.use", False)
+    if interleaved != (fields.get("channels") == 2):
+        problems.append(
+            f"xp.cfg interleave_stereo_codebooks.use: found {interleaved!r} with channels: {fields.get('channels')!r}, "
+            "supported: 2 channels that are interleaved, or 1"
+        )
     return problems
 
 
 def _delays(fields: Fields, codebooks: int) -> tuple[int, ...]:
     """Released files of 2023 may name the pattern in transformer_lm.q_modeling: delays are then 0, 1, 2, ..."""
-    delays = fields.get("codebooks_pattern.delay.delays")
-    if fields.get("codebooks_pattern.modeling") is None or delays is None:
+    name = "codebooks_pattern.delay.delays"
+    if fields.get("codebooks_pattern.modeling") is None or fields.get(name) is None:
         return tuple(range(codebooks))
-    return tuple(delays)
+    return fields.need_list(name, int)

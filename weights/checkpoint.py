@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+RAW = "a raw training checkpoint: audiocraft.utils.export.export_lm makes a state_dict.bin of it"
 
 
 class CheckpointError(ValueError):
@@ -44,60 +47,89 @@ def open_lm(path: Path) -> Checkpoint:
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_dir() and (path / "state_dict.bin").exists():
         path = path / "state_dict.bin"
+    if path.suffix == ".safetensors" and not path.name.startswith("model"):
+        raise CheckpointError(f"{path}: expected a folder with config.json and model.safetensors; rename the file")
     if path.is_dir() or path.suffix in (".safetensors", ".json"):
         return _open_huggingface(path if path.is_dir() else path.parent)
     package = load_package(path)
     tree = _xp_cfg(path, package)
     _refuse_other_models(path, tree)
-    tensors = package["best_state"]
-    odd = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
-    if odd:
-        hint = (
-            ": a raw training checkpoint; audiocraft.utils.export.export_lm makes a state_dict.bin of it"
-            if "model" in odd
-            else ""
-        )
-        raise CheckpointError(f"{path}: best_state holds {', '.join(odd[:5])}, which are not tensors{hint}")
-    # PyTorch's own attention module, which audiocraft also takes, adds ".mha" to the names
-    tensors = {name.replace(".mha.", "."): tensor for name, tensor in tensors.items()}
+    tensors = _tensors(path, package["best_state"])
     specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
     return Checkpoint(path, "audiocraft", tree, specs, tensors.__getitem__)
 
 
+def open_layout(layout: Path, config: Path) -> Checkpoint:
+    """A list of tensors without the tensors, as JSON {name: [shape, "torch.float32"]}: nothing can be read from it.
+
+    `config` is the model's xp.cfg, or Hugging Face's config.json with generation_config.json beside it.
+    Raises CheckpointError, FileNotFoundError.
+    """
+
+    def read(name: str) -> Tensor:
+        raise CheckpointError(f"{layout}: a list of tensors, without their values")
+
+    listed = read_json(layout)
+    try:
+        dtypes = {str(dtype): dtype for dtype in _DTYPES.values()}
+        specs = {name: Spec(tuple(shape), dtypes[dtype]) for name, (shape, dtype) in listed.items()}
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{layout}: expected {{name: [shape, dtype]}} ({error})") from None
+    if config.suffix == ".json":
+        return Checkpoint(layout, "huggingface", _huggingface_config(config), specs, read)
+    tree = _yaml(config, config.read_text(encoding="utf-8", errors="replace"))
+    _refuse_other_models(config, tree)
+    return Checkpoint(layout, "audiocraft", tree, {_plain(name): spec for name, spec in specs.items()}, read)
+
+
 def load_package(path: Path) -> dict[str, Any]:
     """Read a file of torch.save without running code from it. Raises CheckpointError."""
+    refuse_pointer(path)
     with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for; run `git lfs pull`")
+        head = file.read(8)
     if not head.startswith((b"PK\x03\x04", b"\x80")):
-        raise CheckpointError(f"{path}: not a file of torch.save (it begins {head[:8]!r}); expected state_dict.bin")
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path}: not a file of torch.save ({size} bytes that begin {head!r}); expected state_dict.bin"
+        )
     try:
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_refused(path, error)) from None
-    except (RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: truncated or damaged ({path.stat().st_size} bytes; torch says: {reason}); fetch or copy it again"
-        ) from None
+    except Exception as error:  # a damaged pickle fails in any way: OSError, KeyError, UnicodeDecodeError, ...
+        raise CheckpointError(_refused(path, error) or _damaged(path, error)) from None
     if not isinstance(package, dict):
         raise CheckpointError(f"{path}: holds a {type(package).__name__}, expected a dict with best_state and xp.cfg")
     return package
 
 
-def _refused(path: Path, error: Exception) -> str:
-    """Name what the file would have run: read from its opcodes, not by running it."""
+def refuse_pointer(path: Path) -> None:
+    """Raise CheckpointError where Git left a pointer in a file's place."""
+    with path.open("rb") as file:
+        if file.read(64).startswith(b"version https://git-lfs"):
+            raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for; run `git lfs pull`")
+
+
+def _refused(path: Path, error: Exception) -> str | None:
+    """Name what the file would have run: read from its opcodes, not by running it. None: it would run nothing."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # a pickle too odd to list: the first refusal is all there is to say
-        names = []
+    except Exception:  # the format before zip, or a pickle too odd to list: torch names the first one
+        names = re.findall(r"GLOBAL (\S+)", str(error))
     if not names:
-        return f"{path}: not loadable as plain tensors ({str(error).splitlines()[0]})"
-    hint = ""
+        return None
     if any(name.startswith("omegaconf.") for name in names):
-        hint = "\nA raw training checkpoint (.th): audiocraft.utils.export.export_lm makes a state_dict.bin of it."
-    return f"{path}: refused, because reading it would run code from the file: {', '.join(names)}{hint}"
+        hint = RAW
+    else:
+        hint = "save it again with nothing but tensors in best_state and yaml text in xp.cfg"
+    return f"{path}: refused, because reading it would run code from the file: {', '.join(names)}; {hint}"
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    lines = str(error).splitlines() or ["it ends too early"]
+    # what the unpickler says is wrapped in advice to load the file unsafely
+    reason = "not a pickle of tensors" if isinstance(error, pickle.UnpicklingError) else lines[0].split(". ")[0]
+    return f"{path}: truncated or damaged ({path.stat().st_size} bytes; {reason}); fetch or copy it again"
 
 
 def _xp_cfg(path: Path, package: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,14 +142,35 @@ def _xp_cfg(path: Path, package: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         found = ", ".join(map(str, list(package)[:6]))
         raise CheckpointError(f"{path}: has no {' and no '.join(missing)}; it holds {found}")
-    text = package["xp.cfg"]
+    return _yaml(path, package["xp.cfg"])
+
+
+def _yaml(path: Path, text: object) -> dict[str, Any]:
+    if not isinstance(text, str):
+        raise CheckpointError(f"{path}: xp.cfg is a {type(text).__name__}, expected yaml text")
     try:
-        tree = yaml.safe_load(text) if isinstance(text, str) else None
-    except yaml.YAMLError as error:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise CheckpointError(f"{path}: xp.cfg is not readable yaml: {error}") from None
     if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: xp.cfg is a {type(text).__name__}, expected yaml text of a mapping")
+        raise CheckpointError(f"{path}: xp.cfg is yaml of a {type(tree).__name__}, expected a mapping")
     return tree
+
+
+def _tensors(path: Path, state: object) -> dict[str, Tensor]:
+    """best_state by plain names."""
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: best_state is a {type(state).__name__}, expected a dict of tensors")
+    odd = [str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if odd:
+        hint = RAW if "model" in odd else "expected names and tensors"
+        raise CheckpointError(f"{path}: best_state holds {', '.join(odd[:5])}, which are not tensors; {hint}")
+    return {_plain(name): tensor for name, tensor in state.items()}
+
+
+def _plain(name: str) -> str:
+    """PyTorch's own attention module, which audiocraft also takes, adds ".mha" to the names."""
+    return name.replace(".mha.", ".")
 
 
 def _refuse_other_models(path: Path, tree: Mapping[str, Any]) -> None:
@@ -128,42 +181,70 @@ def _refuse_other_models(path: Path, tree: Mapping[str, Any]) -> None:
         "transformer_lm_magnet": "a MAGNeT model: it fills masks and is not autoregressive",
         "flow_matching": "a JASCO model: flow matching, not a language model",
     }
-    if lm_model in others:
+    if isinstance(lm_model, str) and lm_model in others:
         raise CheckpointError(f"{path}: {others[lm_model]} (xp.cfg lm_model: {lm_model!r}); clean_lm takes MusicGen's")
 
 
 def _open_huggingface(folder: Path) -> Checkpoint:
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "musicgen":
-        raise CheckpointError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, expected 'musicgen'")
-    generation = folder / "generation_config.json"
-    config["generation_config"] = read_json(generation) if generation.exists() else {}
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder}: no model found; expected audiocraft's state_dict.bin, or Hugging Face's config.json "
+            "and model.safetensors"
+        )
+    config = _huggingface_config(folder / "config.json")
     specs, read = open_safetensors(folder)
     return Checkpoint(folder, "huggingface", config, specs, read)
 
 
+def _huggingface_config(path: Path) -> dict[str, Any]:
+    """config.json, with generation_config.json under that name."""
+    config = read_json(path)
+    if config.get("model_type") != "musicgen":
+        raise CheckpointError(f"{path}: model_type is {config.get('model_type')!r}, expected 'musicgen'")
+    generation = path.parent / "generation_config.json"
+    config["generation_config"] = read_json(generation) if generation.exists() else {}
+    return config
+
+
 def open_safetensors(folder: Path) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
     """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names."""
-    index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = _shards(folder / "model.safetensors.index.json")
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
-        raise FileNotFoundError(f"{folder}: {', '.join(missing)} not found")
+        raise FileNotFoundError(f"{folder}: {', '.join(missing)} not found; fetch or copy the whole folder")
     files: dict[str, Any] = {}
     specs: dict[str, Spec] = {}
     for name in names:
+        refuse_pointer(folder / name)
         try:
             file = safe_open(folder / name, framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{folder / name}: truncated or damaged ({error}); fetch or copy it again") from None
         for key in file.keys():  # noqa: SIM118 (a handle, not a dict)
             part = file.get_slice(key)
-            specs[key] = Spec(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.float32))
+            dtype = _DTYPES.get(part.get_dtype())
+            if dtype is None:
+                raise CheckpointError(f"{folder / name}: {key} is {part.get_dtype()}, which no model is made of")
+            specs[key] = Spec(tuple(part.get_shape()), dtype)
             files[key] = file
     return specs, lambda key: files[key].get_tensor(key)
 
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+def _shards(index: Path) -> list[str]:
+    """The files of a model: those that its index names, or the one that needs none."""
+    if not index.exists():
+        return ["model.safetensors"]
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"{index}: its weight_map is not {{tensor: file}}; fetch or copy it again")
+    return sorted(set(shards.values()))
+
+
+_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:

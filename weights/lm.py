@@ -1,5 +1,6 @@
 """Which tensor of a checkpoint becomes which of ours: one table, checked name by name and shape by shape."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -53,6 +54,12 @@ class Model:
     config: LMConfig
     rows: Mapping[str, Source]
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the checkpoint's tensors hold, those that are left out not counted."""
+        names = {piece.name for source in self.rows.values() for piece in source.pieces}
+        return sum(math.prod(self.checkpoint.specs[name].shape) for name in names)
+
     def weights(self, component: str, dtype: torch.dtype = torch.float32) -> "Weights":
         """The tensors of "lm" or "condition", by the names that its module has for them."""
         return Weights(self.checkpoint, self.rows, f"{component}.", dtype)
@@ -86,13 +93,21 @@ class Weights(Mapping[str, Tensor]):
 def load(path: Path) -> Model:
     """Open a checkpoint and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
     checkpoint = open_lm(path)
-    config = read_config(checkpoint)
-    rows = table(checkpoint, config)
+    config, rows = describe(checkpoint)
     problems = differences(rows, dropped(checkpoint), checkpoint.specs)
     if problems:
         listing = "\n  ".join(problems)
         raise MappingError(f"{checkpoint.path}: its tensors are not those of its configuration:\n  {listing}")
     return Model(checkpoint, config, rows)
+
+
+def describe(checkpoint: Checkpoint) -> tuple[LMConfig, dict[str, Source]]:
+    """The model that a checkpoint's configuration describes, and its table. Raises ConfigError, naming the file."""
+    try:
+        config = read_config(checkpoint)
+        return config, table(checkpoint, config)
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint.path}: {error}") from None
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -126,7 +141,7 @@ def read_config(checkpoint: Checkpoint) -> LMConfig:
         return LMConfig.from_huggingface(checkpoint.config)
     projection = checkpoint.specs.get(f"{TEXT}.weight")
     if projection is None or len(projection.shape) != 2:
-        raise ConfigError(f"{checkpoint.path}: no {TEXT}.weight: the width of its text encoder is unknown")
+        raise ConfigError(f"no {TEXT}.weight of two axes: the width of its text encoder is unknown")
     return LMConfig.from_xp_cfg(checkpoint.config, text_dim=projection.shape[1])
 
 
@@ -224,7 +239,7 @@ def _style(checkpoint: Checkpoint, c: LMConfig, fields: Fields) -> dict[str, Sou
     # xp.cfg names the transformer's scale only: its width and depth are read off the tensors
     embed = checkpoint.specs.get(f"{MELODY}.embed.weight")
     if embed is None or len(embed.shape) != 2:
-        raise ConfigError(f"{checkpoint.path}: no {MELODY}.embed.weight: the style conditioner's width is unknown")
+        raise ConfigError(f"no {MELODY}.embed.weight of two axes: the style conditioner's width is unknown")
     d, features = embed.shape
     layers = sum(name.startswith(f"{MELODY}.transformer.layers.") for name in checkpoint.specs) // 8
     bins = fields.need("conditioners.self_wav.style.bins", int)

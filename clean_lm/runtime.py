@@ -1,0 +1,343 @@
+"""The loop around the graphs, in numpy and ONNX Runtime: what a port to another language copies.
+
+columns = delay(prompt)                    known, unknown and special places
+cross   = lm_condition(texts, nulls)       once, or zeros for null text
+lm_inference(columns of the prompt)        fills the caches, draws the next column
+lm_inference(one column), again and again  until no column is left
+codes   = undelay(columns)
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from clean_lm.pattern import UNKNOWN, delay, prefill_length, undelay
+from clean_lm.philox import uniforms
+
+FORMAT, VERSION = "clean_lm", 1
+DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used: says which file, what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn; audiocraft's names."""
+
+    use_sampling: bool = True  # False: greedy
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 250  # keep the k most probable codes; 0: all
+    top_p: float = 0.0  # keep the most probable codes up to this sum; > 0 goes before top_k
+    cfg_coef: float = 3.0  # classifier-free guidance; without a text it changes nothing
+
+    def check(self) -> None:
+        """Raise ValueError where a value is out of range."""
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature: got {self.temperature}, expected 0 or more")
+        if self.top_k < 0 or self.top_k != int(self.top_k):
+            raise ValueError(f"top_k: got {self.top_k}, expected a whole number from 0 (off) up")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p: got {self.top_p}, expected 0 (off) to 1")
+        if not np.isfinite(self.cfg_coef):
+            raise ValueError(f"cfg_coef: got {self.cfg_coef}, expected a finite number")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json: what a bundle holds."""
+
+    folder: Path
+    tree: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Raises FileNotFoundError, BundleError."""
+        path = Path(folder) / "manifest.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: not found; a bundle is the folder that `export/lm.py` writes")
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BundleError(f"{path}: not readable JSON: {error}") from None
+        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+            found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
+            raise BundleError(f"{path}: format is {found!r}, expected {FORMAT!r}")
+        if tree.get("version") != VERSION:
+            raise BundleError(f"{path}: version is {tree.get('version')!r}, this clean_lm reads {VERSION}")
+        return cls(Path(folder), tree)
+
+    def check_files(self, names: Sequence[str], hashes: bool) -> None:
+        """Raise FileNotFoundError or BundleError where a file is missing, of another size or of another content."""
+        for name in names:
+            path, entry = self.folder / name, self.tree["files"][name]
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: listed in manifest.json, but not there; copy the bundle again")
+            if path.stat().st_size != entry["bytes"]:
+                raise BundleError(f"{path}: {path.stat().st_size} bytes, manifest.json says {entry['bytes']}")
+            if hashes and (found := sha256(path)) != entry["sha256"]:
+                raise BundleError(f"{path}: sha256 is {found}, manifest.json says {entry['sha256']}")
+
+    def session(self, graph: str, options: ort.SessionOptions, providers: Sequence[str], hashes: bool) -> "Graph":
+        """Open one graph. Raises FileNotFoundError, BundleError."""
+        if graph not in self.tree["graphs"]:
+            raise BundleError(f"{self.folder}: holds no {graph}, only {', '.join(self.tree['graphs'])}")
+        entry = self.tree["graphs"][graph]
+        self.check_files([name for name in self.tree["files"] if name.startswith(f"{entry['file']}")], hashes)
+        path = self.folder / entry["file"]
+        try:
+            session = ort.InferenceSession(str(path), options, providers=list(providers))
+        except Exception as error:  # onnxruntime has no common base class for its own
+            raise BundleError(f"{path}: ONNX Runtime does not load it: {error}") from None
+        inputs = {tensor["name"]: tensor for tensor in entry["inputs"]}
+        found = {tensor.name for tensor in session.get_inputs()}
+        if found != inputs.keys():
+            raise BundleError(f"{path}: its inputs are not those of manifest.json: {sorted(found ^ inputs.keys())}")
+        return Graph(session, inputs, {tensor["name"]: tensor for tensor in entry["outputs"]})
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A session and its tensors: {name: {dtype, shape}} with symbolic sizes as strings."""
+
+    session: ort.InferenceSession
+    inputs: Mapping[str, Mapping[str, Any]]
+    outputs: Mapping[str, Mapping[str, Any]]
+
+    def zeros(self, name: str, sizes: Mapping[str, int]) -> np.ndarray:
+        """An array for one tensor, its symbolic sizes taken from `sizes`."""
+        tensor = self.inputs.get(name) or self.outputs[name]
+        shape = [sizes[size] if isinstance(size, str) else size for size in tensor["shape"]]
+        return np.zeros(shape, dtype=DTYPES[tensor["dtype"]])
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Decoder:
+    """The caches of one generation, and the model called on it column by column."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        in_place: bool,
+        batch: int,
+        rows: int,
+        capacity: int,
+        cross: Mapping[str, np.ndarray],
+        sampling: Sampling,
+    ):
+        self.graph, self.in_place, self.rows, self.capacity = graph, in_place, rows, capacity
+        self.columns = 0  # already in the caches
+        sizes = {"batch": batch, "rows": rows, "capacity": capacity, "columns": 1}
+        self.caches = {name: graph.zeros(name, sizes) for name in graph.inputs if name.startswith("past_key_values.")}
+        self.position, self.uniform = graph.zeros("position", sizes), graph.zeros("uniform", sizes)
+        self.next_codes, self.logits = graph.zeros("next_codes", sizes), graph.zeros("logits", sizes)
+        self.inputs = {**self.caches, **cross, "position": self.position, "uniform": self.uniform}
+        for name in ("cfg_coef", "temperature", "top_k", "top_p"):
+            self.inputs[name] = graph.zeros(name, sizes)
+            self.inputs[name][...] = getattr(sampling, name)
+        self.inputs["temperature"] *= sampling.use_sampling
+        self.step = self._bind(graph.zeros("codes", sizes))
+
+    def __call__(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Read columns int64 [B, K, S] and draw the one after the last with uniform [B, K] -> int64 [B, K]."""
+        new = codes.shape[2]
+        if self.columns + new > self.capacity:
+            raise ValueError(f"{self.columns} + {new} columns do not fit the caches' capacity of {self.capacity}")
+        rows = np.concatenate([codes] * (self.rows // codes.shape[0]))  # conditioned rows, then unconditioned
+        binding, array, presents = self.step if new == 1 else self._bind(rows)
+        array[...] = rows
+        self.position[0], self.uniform[...] = self.columns, uniform
+        self.graph.session.run_with_iobinding(binding)
+        for name, present in presents.items():  # not in place: the new columns alone come back
+            self.caches[name][:, :, self.columns : self.columns + new] = present
+        self.columns += new
+        return self.next_codes
+
+    def _bind(self, codes: np.ndarray) -> tuple[ort.IOBinding, np.ndarray, dict[str, np.ndarray]]:
+        """Bind arrays to the graph once; they are then read and written where they lie."""
+        codes = np.ascontiguousarray(codes)
+        binding = self.graph.session.io_binding()
+        for name, array in {**self.inputs, "codes": codes}.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        outputs, presents = {"next_codes": self.next_codes, "logits": self.logits}, {}
+        for name, cache in self.caches.items():
+            present = cache
+            if not self.in_place:
+                present = np.empty((*cache.shape[:2], codes.shape[2], cache.shape[3]), cache.dtype)
+                presents[name] = present
+            outputs[name.replace("past_key_values", "present")] = present
+        for name, array in outputs.items():
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+        return binding, codes, presents
+
+
+class LanguageModel:
+    """lm_inference and lm_condition of a bundle. Safe to call from several threads."""
+
+    def __init__(self, manifest: Manifest, lm: Graph, condition: Graph):
+        self.manifest, self.lm, self.condition = manifest, lm, condition
+        model = manifest.tree["model"]
+        self.delays: list[int] = model["delays"]
+        self.codebooks: int = model["codebooks"]
+        self.card: int = model["card"]
+        self.special_token: int = model["special_token"]
+        self.text_dim: int = model["text_dim"]
+        self.frame_rate: float | None = model["frame_rate"]
+        self.in_place = manifest.tree["cache_update"] == "in_place"
+        defaults = manifest.tree["defaults"]
+        self.sampling = Sampling(**{k: defaults[k] for k in ("temperature", "top_k", "top_p", "cfg_coef")})
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Path | str,
+        threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        hashes: bool = True,
+    ) -> "LanguageModel":
+        """Open a bundle. `threads`: None for one per physical core; `hashes`: compare every file's SHA-256 first.
+
+        Raises FileNotFoundError and BundleError, naming the file.
+        """
+        manifest = Manifest.read(Path(bundle))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        lm = manifest.session("lm_inference", options, providers, hashes)
+        condition = manifest.session("lm_condition", options, providers, hashes)
+        return cls(manifest, lm, condition)
+
+    def generate_codes(
+        self,
+        prompt_codes: np.ndarray | None = None,
+        text_states: Sequence[np.ndarray | None] | None = None,
+        *,
+        frames: int | None = None,
+        duration: float | None = None,
+        batch: int | None = None,
+        sampling: Sampling | None = None,
+        seed: int | Sequence[int] | None = None,
+        uniform: np.ndarray | None = None,
+        callback: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Continue codes to `frames` in all, the prompt included.
+
+        prompt_codes: int [B, K, P] in 0 .. card - 1, or None for no prompt.
+        text_states: per row the text encoder's last hidden state [N, E] without padding, or None for null text.
+        frames, or duration in seconds where the bundle knows its frame rate: more than the prompt has.
+        batch: rows, where neither a prompt nor texts say it.
+        seed: take b of a batch is drawn with seed + b, or with its own of a list; None: another one each time.
+        uniform: float32 [steps, B, K] in [0, 1) in place of a seed.
+        callback: called with (columns done, columns in all) after each; what it raises ends the generation.
+        Returns int64 [B, K, frames]. Raises ValueError before anything is generated.
+        """
+        sampling = sampling or self.sampling
+        sampling.check()
+        batch = self._batch(prompt_codes, text_states, batch)
+        prompt = self._prompt(prompt_codes, batch)
+        frames = self._frames(frames, duration, prompt.shape[2])
+        prefill = prefill_length(prompt.shape[2], self.delays)
+        steps = frames + max(self.delays) + 1 - prefill
+        uniform = self._uniform(uniform, seed, steps, batch)
+        decoder = self.decoder(batch, frames + max(self.delays), text_states, sampling)
+
+        columns = delay(prompt, self.delays, frames, self.special_token)
+        new = columns[:, :, :prefill]
+        for step, s in enumerate(range(prefill, columns.shape[2])):
+            codes = decoder(new, uniform[step])
+            columns[:, :, s] = np.where(columns[:, :, s] == UNKNOWN, codes, columns[:, :, s])
+            new = columns[:, :, s : s + 1]
+            if callback:
+                callback(step + 1, steps)
+        return undelay(columns, self.delays)
+
+    def decoder(
+        self, batch: int, capacity: int, text_states: Sequence[np.ndarray | None] | None, sampling: Sampling
+    ) -> Decoder:
+        """Empty caches for `capacity` columns, and the cross-attention of the texts. Raises ValueError."""
+        if text_states is None or all(states is None for states in text_states):
+            # Null text: both guidance rows would be the same, so one is exact, and what it attends to is zero.
+            rows, sizes = batch, {"rows": batch, "text": 1}
+            cross = {n: self.lm.zeros(n, sizes) for n in self.lm.inputs if n.startswith("cross_key_values.")}
+        else:
+            nulls = 0 if sampling.cfg_coef == 1 else batch  # coefficient 1 is the conditioned row itself
+            rows, cross = batch + nulls, self.cross_key_values(text_states, nulls)
+        return Decoder(self.lm, self.in_place, batch, rows, capacity, cross, sampling)
+
+    def cross_key_values(self, text_states: Sequence[np.ndarray | None], nulls: int) -> dict[str, np.ndarray]:
+        """Every layer's keys and values for texts (None: null text), then `nulls` rows of null text.
+
+        Texts are padded with zeros to the longest: nothing masks them later, so padding is part of the model.
+        """
+        for row, text in enumerate(text_states):
+            if text is not None and (text.ndim != 2 or text.shape[1] != self.text_dim or not len(text)):
+                raise ValueError(f"text_states[{row}]: got {list(text.shape)}, expected [N, {self.text_dim}], N > 0")
+        longest = max((len(text) for text in text_states if text is not None), default=1)
+        sizes = {"rows": len(text_states) + nulls, "text": longest}
+        states, mask = self.condition.zeros("text_states", sizes), self.condition.zeros("text_mask", sizes)
+        for row, text in enumerate(text_states):
+            if text is not None:
+                states[row, : len(text)], mask[row, : len(text)] = text, 1
+        names = list(self.condition.outputs)
+        caches = self.condition.session.run(names, {"text_states": states, "text_mask": mask})
+        return dict(zip(names, caches, strict=True))
+
+    def _batch(self, prompt: np.ndarray | None, texts: Sequence[np.ndarray | None] | None, batch: int | None) -> int:
+        said = {"prompt_codes": len(prompt) if prompt is not None else None, "batch": batch}
+        said["text_states"] = len(texts) if texts is not None else None
+        sizes = {name: size for name, size in said.items() if size is not None}
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise ValueError(f"rows: got {sizes}, expected one number above 0")
+        return next(iter(sizes.values()), 1)
+
+    def _prompt(self, codes: np.ndarray | None, batch: int) -> np.ndarray:
+        if codes is None:
+            return np.zeros((batch, self.codebooks, 0), dtype=np.int64)
+        codes = np.asarray(codes)
+        if codes.dtype.kind not in "iu":
+            raise ValueError(f"prompt_codes: got {codes.dtype}, expected integers")
+        if codes.ndim != 3 or codes.shape[1] != self.codebooks:
+            raise ValueError(f"prompt_codes: got shape {list(codes.shape)}, expected [B, {self.codebooks}, P]")
+        if codes.size and (codes.min() < 0 or codes.max() >= self.card):
+            raise ValueError(f"prompt_codes: got {codes.min()} .. {codes.max()}, expected 0 .. {self.card - 1}")
+        return codes.astype(np.int64)
+
+    def _frames(self, frames: int | None, duration: float | None, prompt: int) -> int:
+        if (frames is None) == (duration is None):
+            raise ValueError(f"give frames or duration: got frames {frames}, duration {duration}")
+        if duration is not None:
+            if self.frame_rate is None:
+                raise ValueError("duration: this bundle does not know its frame rate (no codec in it); give frames")
+            frames = int(duration * self.frame_rate)
+        assert frames is not None
+        if frames <= prompt:
+            raise ValueError(f"{frames} frames in all, the prompt has {prompt}: expected more than the prompt")
+        return frames
+
+    def _uniform(
+        self, uniform: np.ndarray | None, seed: int | Sequence[int] | None, steps: int, batch: int
+    ) -> np.ndarray:
+        if uniform is None:
+            seed = secrets.randbits(32) if seed is None else seed
+            seeds = [seed + b for b in range(batch)] if isinstance(seed, int) else list(seed)
+            if len(seeds) != batch or not all(0 <= s < 2**64 for s in seeds):
+                raise ValueError(f"seed: got {seed}, expected a number from 0 to 2^64 - {batch}, or {batch} of them")
+            return np.stack([uniforms(s, steps, self.codebooks) for s in seeds], axis=1)
+        if uniform.shape != (steps, batch, self.codebooks):
+            raise ValueError(f"uniform: got {list(uniform.shape)}, expected {[steps, batch, self.codebooks]}")
+        if not ((uniform >= 0) & (uniform < 1)).all():
+            raise ValueError(f"uniform: got {uniform.min()} .. {uniform.max()}, expected draws in [0, 1)")
+        return uniform

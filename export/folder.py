@@ -1,0 +1,88 @@
+"""Folders that appear whole or not at all, and the manifest that says what is in a bundle."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from clean_lm.runtime import FORMAT, VERSION, sha256
+
+
+class ExportError(RuntimeError):
+    """Why an export was not made, and what to do."""
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, needed: int) -> Iterator[Path]:
+    """A folder to write in, which becomes `out` when the block ends well and vanishes when it does not.
+
+    needed: bytes that will be written. Raises ExportError where `out` exists or the disk is too small.
+    """
+    if out.exists():
+        raise ExportError(f"{out} already exists; remove it or choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise ExportError(f"{out.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        partial.rename(out)
+        _sync(out.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ExportError(f"{out}: the disk is full; nothing was kept of this export") from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(
+    folder: Path, model: dict[str, Any], defaults: dict[str, Any], cache_update: str, graphs: list[str]
+) -> None:
+    """Write manifest.json: every tensor as read back from its file, every file with its size and SHA-256."""
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": model,
+        "defaults": defaults,
+        "cache_update": cache_update,
+        "graphs": {name: describe(folder / f"{name}.onnx") for name in graphs},
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """A graph's inputs and outputs, read from its file."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return {
+        "file": path.name,
+        "inputs": [_tensor(t) for t in graph.input],
+        "outputs": [_tensor(t) for t in graph.output],
+    }
+
+
+def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return {"name": value.name, "dtype": dtype, "shape": [d.dim_param or d.dim_value for d in tensor.shape.dim]}

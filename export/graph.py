@@ -1,0 +1,166 @@
+"""A module -> an ONNX file: traced without its weights, which are then written one by one beside the graph."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+from tqdm import tqdm
+
+from weights.lm import fill
+
+OPSET = 18
+INLINE = 1024  # bytes: smaller tensors stay in the graph file
+PAGE = 4096  # larger ones start on a page, so that they can be memory-mapped
+TRACED = {"batch": 2, "rows": 4, "columns": 5, "capacity": 32, "text": 7}  # any sizes: they stay symbolic
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph: sizes that are strings are symbolic."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+
+    def example(self) -> Tensor:
+        return torch.zeros([TRACED[s] if isinstance(s, str) else s for s in self.shape], dtype=self.dtype)
+
+    def dynamic(self) -> dict[int, Any]:
+        return {axis: Dim.DYNAMIC for axis, size in enumerate(self.shape) if isinstance(size, str)}
+
+
+def write(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    inputs: dict[str, Any],
+    outputs: list[Port],
+    path: Path,
+) -> None:
+    """Export `module`, whose parameters are `weights` in `dtype`, to `path` and `path`.data.
+
+    inputs: forward's arguments by name, each a Port or a nest of lists and tuples of them; outputs: in order.
+    """
+    model = trace(module, dtype, inputs)
+    _name(model.graph.inputs, pytree.tree_leaves(inputs))
+    _name(model.graph.outputs, outputs)
+    _attach(model, weights)
+    optimizer.optimize_ir(model)
+    _clean(model)
+    _write_data(model, path.with_name(path.name + ".data"))
+    ir.save(model, path)
+
+
+def trace(module: nn.Module, dtype: torch.dtype, inputs: dict[str, Any]) -> ir.Model:
+    """The graph of a module, symbolic sizes kept symbolic and no memory taken for its weights."""
+    with warnings_are_errors(), FakeTensorMode():
+        fake = {name: torch.empty(p.shape, dtype=dtype) for name, p in module.named_parameters()}
+        program = torch.onnx.export(
+            fill(module, fake),
+            kwargs=pytree.tree_map(Port.example, inputs),
+            dynamic_shapes=pytree.tree_map(Port.dynamic, inputs),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+@contextlib.contextmanager
+def warnings_are_errors() -> Iterator[None]:
+    """Anything that the exporter warns of ends the export."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    # A log line about a library that no graph of ours needs.
+    quiet = lambda record: not record.getMessage().startswith("torchvision is not installed")  # noqa: E731
+    log.addFilter(quiet)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            # torch's own: copy.deepcopy of its LeafSpec, which it has deprecated.
+            message = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
+            warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+            yield
+    finally:
+        log.removeFilter(quiet)
+
+
+def _name(values: list[ir.Value], ports: list[Port]) -> None:
+    """Give the graph's inputs or outputs their names and symbolic sizes, which the exporter makes up."""
+    assert len(values) == len(ports)
+    for value, port in zip(values, ports, strict=True):
+        assert value.dtype == _ONNX[port.dtype], f"{port.name}: {value.dtype}"
+        value.name, value.shape = port.name, ir.Shape(port.shape)
+
+
+def _attach(model: ir.Model, weights: Mapping[str, Tensor]) -> None:
+    """Let every parameter stand for its weights, read when they are asked for and not kept."""
+    for name, value in model.graph.initializers.items():
+        if name in weights:
+            assert value.dtype is not None
+            shape = ir.Shape(value.shape or ())
+            read = lambda name=name: ir.tensor(weights[name].contiguous().numpy())  # noqa: E731
+            value.const_value = ir.LazyTensor(read, dtype=value.dtype, shape=shape, name=name)
+
+
+def _clean(model: ir.Model) -> None:
+    """Drop what the exporter leaves: source lines with local paths, and sizes of inner tensors under other names."""
+    model.producer_name, model.producer_version, model.doc_string = "clean_lm", None, None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name, model.graph.doc_string = "clean_lm", None
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if value not in outputs:
+                value.shape, value.type = None, None
+    for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+
+
+def _write_data(model: ir.Model, path: Path) -> None:
+    """Move the weights to `path`, one at a time."""
+    values = list(model.graph.initializers.values())
+    total = sum(value.const_value.nbytes for value in values if value.const_value is not None)
+    with path.open("wb") as file, tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+        for value in values:
+            tensor = value.const_value
+            assert tensor is not None, f"{value.name} has no weights"
+            array = np.asarray(tensor.numpy(), order="C")
+            if array.nbytes < INLINE:
+                value.const_value = ir.tensor(array, name=value.name)
+            else:
+                file.write(b"\0" * (-file.tell() % PAGE))
+                value.const_value = ir.ExternalTensor(
+                    path.name,
+                    file.tell(),
+                    array.nbytes,
+                    tensor.dtype,
+                    shape=ir.Shape(array.shape),
+                    name=value.name or "",
+                )
+                file.write(array.data.cast("B"))
+            bar.update(array.nbytes)
+
+
+_ONNX = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.int64: ir.DataType.INT64,
+}

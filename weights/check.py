@@ -1,0 +1,135 @@
+"""Check a MusicGen checkpoint before it is exported: what each of its tensors becomes, what is left out and why.
+
+    python weights/check.py --ckpt path/to/state_dict.bin      audiocraft's file, or the folder it is in
+    python weights/check.py --ckpt path/to/folder              Hugging Face's: config.json and model.safetensors
+    python weights/check.py --layout list.json --config cfg    names and shapes alone: {name: [shape, dtype]} with
+                                                               the model's xp.cfg, or Hugging Face's config.json
+
+Prints a table of the tensors, the values that are not finite, the model, and OK; or every tensor that is missing,
+unexpected or misshapen. Exit status 0 if the checkpoint can be exported, else 1.
+"""
+
+import argparse
+import math
+import re
+import sys
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from clean_lm.config import ConfigError, LMConfig
+from weights.checkpoint import Checkpoint, CheckpointError, Spec, open_layout, open_lm
+from weights.lm import Dropped, Source, describe, differences, dropped, reason
+
+WIDTH = 120
+
+
+def main() -> int:
+    """Check what the command line names; the exit status."""
+    args = parse_args()
+    try:
+        checkpoint = open_layout(args.layout, args.config) if args.layout else open_lm(args.ckpt)
+        config, rows = describe(checkpoint)
+    except (CheckpointError, ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    drop = dropped(checkpoint)
+    print(checkpoint.path)
+    print("\n".join(tensor_table(rows, checkpoint.specs) + dropped_lines(drop, checkpoint.specs)))
+    problems = differences(rows, drop, checkpoint.specs)
+    problems += [] if args.layout else not_finite(checkpoint)
+    print("\n" + model_line(config, checkpoint))
+    print("OK" if not problems else f"{len(problems)} problems:\n  " + "\n  ".join(problems))
+    return 1 if problems else 0
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line: --ckpt, or --layout and --config."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--ckpt", type=Path, help="a checkpoint: a file or a folder")
+    source.add_argument("--layout", type=Path, help="a list of tensors, as JSON")
+    parser.add_argument("--config", type=Path, help="the configuration that --layout belongs to")
+    args = parser.parse_args()
+    if (args.layout is None) != (args.config is None):
+        parser.error("--layout and --config go together")
+    return args
+
+
+@dataclass
+class Row:
+    """One line of the table: their tensors of one component, by name, and what they become."""
+
+    specs: dict[str, Spec] = field(default_factory=dict)
+    ours: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
+
+
+def tensor_table(rows: dict[str, Source], specs: dict[str, Spec]) -> list[str]:
+    """What is in the checkpoint, a component a line."""
+    table: dict[str, Row] = {}
+    for ours, source in rows.items():
+        row = table.setdefault(source.component, Row())
+        row.ours[pattern(ours)] = None
+        row.specs |= {piece.name: specs[piece.name] for piece in source.pieces if piece.name in specs}
+    lines = [f"{'component':16} {'tensors':>7} {'parameters':>14}  {'dtype':16} becomes"]
+    for component, row in table.items():
+        start = f"{component:16} {len(row.specs):7} {parameters(row.specs.values()):14,}  {dtypes(row.specs.values()):16} "
+        indent = " " * len(start)
+        lines += textwrap.wrap(", ".join(row.ours), WIDTH, initial_indent=start, subsequent_indent=indent)
+    return lines
+
+
+def dropped_lines(drop: list[Dropped], specs: dict[str, Spec]) -> list[str]:
+    """What is left out, and why: a pattern a line, where the checkpoint has any of it."""
+    lines = []
+    for item in drop:
+        found = [spec for name, spec in specs.items() if reason(name, [item])]
+        if found:
+            lines.append(f"{'dropped':16} {len(found):7} {parameters(found):14,}  {dtypes(found):16} {item.reason}:")
+            lines.append(" " * 57 + item.pattern)
+    return lines or ["dropped: nothing"]
+
+
+def not_finite(checkpoint: Checkpoint) -> list[str]:
+    """A line for every tensor that holds NaN or infinity; reads them all, one at a time."""
+    lines = []
+    for name in tqdm(checkpoint.specs, desc="reading", unit="tensor", leave=False, disable=None):
+        tensor = checkpoint.read(name)
+        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if bad:
+            lines.append(f"not finite  {name}: {bad:,} of {tensor.numel():,} values")
+    return lines
+
+
+def model_line(config: LMConfig, checkpoint: Checkpoint) -> str:
+    """The model in a few words."""
+    return (
+        f"{config.layers} layers x {config.dim}, {config.heads} heads, feed-forward {config.hidden_scale * config.dim}, "
+        f"{config.codebooks} codebooks of {config.card}, delays {' '.join(map(str, config.delays))}\n"
+        f"{config.sample_rate} Hz, {config.channels} channels, windows of {config.max_duration:g} s, "
+        f"text from {config.text_encoder} ({config.text_dim}); attended to: {', '.join(config.cross) or 'nothing'}; "
+        f"prepended: {', '.join(config.prepend) or 'nothing'}"
+    )
+
+
+def pattern(name: str) -> str:
+    """ "lm.layers.3.norm1.weight" -> "lm.layers.*.norm1": what differs by number, or by weight and bias, is one."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", re.sub(r"\.(weight|bias)$", "", name))
+
+
+def parameters(specs: Iterable[Spec]) -> int:
+    """How many numbers they hold."""
+    return sum(math.prod(spec.shape) for spec in specs)
+
+
+def dtypes(specs: Iterable[Spec]) -> str:
+    """Their dtypes, each once."""
+    return " ".join(sorted({str(spec.dtype).removeprefix("torch.") for spec in specs}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
