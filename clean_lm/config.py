@@ -122,6 +122,11 @@ class LMConfig:
     def head_dim(self) -> int:
         return self.dim // self.heads
 
+    @property
+    def hidden(self) -> int:
+        """The feed-forward's width."""
+        return self.dim * self.hidden_scale
+
     @classmethod
     def from_xp_cfg(cls, tree: Mapping[str, Any], text_dim: int) -> "LMConfig":
         """Read the `xp.cfg` of an audiocraft LM.
@@ -176,6 +181,7 @@ class LMConfig:
         channels = 1 if fields.get("decoder.audio_channels") is None else fields.need("decoder.audio_channels", int)
         sample_rate = fields.need("audio_encoder.sampling_rate", int)
         hop = math.prod(fields.need_list("audio_encoder.upsampling_ratios", int))
+        name_or_path = fields.get("text_encoder._name_or_path")
         config = cls(
             layers=fields.need("decoder.num_hidden_layers", int),
             heads=fields.need("decoder.num_attention_heads", int),
@@ -185,7 +191,7 @@ class LMConfig:
             card=fields.need("decoder.vocab_size", int),
             delays=tuple(k // max(channels, 1) for k in range(codebooks)),  # stereo: left and right share a delay
             text_dim=fields.need("text_encoder.d_model", int),
-            text_encoder=str(fields.get("text_encoder._name_or_path") or "t5"),
+            text_encoder=fields.need("text_encoder._name_or_path", str) if name_or_path else "t5",
             max_duration=fields.need("generation_config.max_length", int) * hop / max(sample_rate, 1),
             sample_rate=sample_rate,
             channels=channels,

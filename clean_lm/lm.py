@@ -43,7 +43,7 @@ class LM(nn.Module):
         self.period = periods(config.dim)
         self.embedding = weight(config.codebooks * (config.card + 1), config.dim)  # one table after the other
         self.layers = nn.ModuleList(
-            Layer(config.dim, config.heads, config.hidden_scale * config.dim, attention) for _ in range(config.layers)
+            Layer(config.dim, config.heads, config.hidden, attention) for _ in range(config.layers)
         )
         self.out_norm = Norm(config.dim)
         self.heads = weight(config.dim, config.codebooks * config.card)

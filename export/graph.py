@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def write(
 
     inputs: forward's arguments by name, each a Port or a nest of lists and tuples of them; outputs: in order.
     """
+    say(f"{path.name}: tracing")
     model = trace(module, dtype, inputs)
     _name(model.graph.inputs, pytree.tree_leaves(inputs))
     _name(model.graph.outputs, outputs)
@@ -61,6 +63,11 @@ def write(
     _clean(model)
     _write_data(model, path.with_name(path.name + ".data"))
     ir.save(model, path)
+
+
+def say(step: str) -> None:
+    """Tell what takes time now."""
+    print(step, file=sys.stderr, flush=True)
 
 
 def trace(module: nn.Module, dtype: torch.dtype, inputs: dict[str, Any]) -> ir.Model:

@@ -19,8 +19,8 @@ from clean_lm.layers import GroupQueryAttention, StandardAttention
 from clean_lm.lm import LM, Condition
 from clean_lm.runtime import Sampling
 from export.folder import ExportError, new_folder, write_manifest
-from export.graph import Port, write
-from export.verify import Comparison, parity
+from export.graph import Port, say, write
+from export.verify import AGREES, TOLERANCE, parity, summary
 from weights.checkpoint import CheckpointError
 from weights.lm import MappingError, Model, load
 
@@ -50,21 +50,23 @@ def main() -> None:
 
 
 def export(ckpt: Path, out: Path, attention: str = "ort", dtype: str = "float32") -> None:
-    """Write the bundle and print what was written and how far it is from PyTorch."""
+    """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
     model = load(ckpt)
     refuse(model.config)
     with new_folder(out, model.parameters * DTYPES[dtype].itemsize) as folder:
         write_graphs(model, folder, attention, DTYPES[dtype])
-        write_manifest(
-            folder,
-            describe(model.config),
-            defaults(model.config),
-            CACHE_UPDATE[attention],
-            ["lm_inference", "lm_condition"],
-        )
-        difference = parity(folder, model)
-    report(out, model, difference, time.perf_counter() - start)
+        graphs = ["lm_inference", "lm_condition"]
+        write_manifest(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], graphs)
+        say("comparing with the PyTorch modules")
+        verdict = summary(parity(folder, model), TOLERANCE[dtype], "the PyTorch modules")
+        if not verdict.startswith(AGREES):
+            raise ExportError(f"nothing was written: the graphs are not what PyTorch computes. {verdict}")
+    for path in sorted(out.iterdir()):
+        print(f"{path.stat().st_size / 1e6:10.2f} MB  {path}")
+    print(f"{model.parameters / 1e6:10.2f} M parameters, {dtype}, {attention} attention")
+    print(f"{time.perf_counter() - start:10.1f} s")
+    print(verdict)
 
 
 def refuse(config: LMConfig) -> None:
@@ -154,20 +156,6 @@ def defaults(c: LMConfig) -> dict[str, Any]:
         "temperature": s.temperature,
         "duration": c.max_duration,
     }
-
-
-def report(out: Path, model: Model, steps: list[Comparison], seconds: float) -> None:
-    """Print what was written."""
-    for path in sorted(out.iterdir()):
-        print(f"{path.stat().st_size / 1e6:10.2f} MB  {path}")
-    worst = max(steps, key=lambda step: step.relative)
-    agree = sum(step.tokens for step in steps) / len(steps)
-    print(f"{model.parameters / 1e6:10.2f} M parameters")
-    print(
-        f"{worst.relative:10.1e} largest difference to PyTorch, of the largest logit ({worst.case}, {worst.step}; "
-        f"{len(steps)} calls, tokens equal {agree:.1%})"
-    )
-    print(f"{seconds:10.1f} s")
 
 
 if __name__ == "__main__":

@@ -3,26 +3,35 @@
   python export/verify.py --bundle bundle --ckpt state_dict.bin
   python export/verify.py --bundle bundle --ckpt state_dict.bin --golden tests/golden/text
 
-Prefill and steps, guided and not, on the same codes; exits with 1 where they disagree.
+A row for every call of the model, on the same codes: the prefill and each step, guided and null text. Differences are
+of logits; a call agrees where its largest is within the tolerance, as a share of the reference's largest logit.
+Exits with 1 where a call does not agree, or where a generation of --golden has other tokens than upstream's.
 """
 
 import argparse
-import gc
+import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from clean_lm.layers import StandardAttention
-from clean_lm.lm import LM, Condition
-from clean_lm.runtime import Decoder, LanguageModel, Sampling
-from weights.lm import Model, fill, load
+from clean_lm.config import ConfigError
+from clean_lm.layers import Cache, Layer, StandardAttention
+from clean_lm.lm import LM, Condition, guide
+from clean_lm.pattern import delay, prefill_length
+from clean_lm.runtime import BundleError, LanguageModel, Sampling
+from weights.checkpoint import CheckpointError
+from weights.lm import MappingError, Model, fill, load
 
 PREFILL, STEPS = 13, 20
-GREEDY = Sampling(use_sampling=False)
+CFG_COEF = 3.0
+# Largest difference over the reference's largest logit. In float32 PyTorch itself is 1e-5 from float64 on the sharp
+# random models of the tests, and guidance adds up the error of two rows.
+TOLERANCE = {"float32": 5e-5, "float16": 2e-2}
+AGREES, DISAGREES = "agrees", "DISAGREES"
 
 
 @dataclass(frozen=True)
@@ -30,103 +39,196 @@ class Comparison:
     """One call of the model, ours beside a reference."""
 
     case: str
-    step: str
-    max: float
+    call: str
+    max: float  # difference of logits
     mean: float
-    largest: float  # the reference's largest logit
-    top5: float  # how many of the reference's five best codes are among ours
-    tokens: float  # how many greedy codes are equal
-
-    @property
-    def relative(self) -> float:
-        return self.max / self.largest
+    relative: float  # max, as a share of the case's largest logit
+    top5: float  # share of the reference's five best codes that are among ours
+    tokens: float  # share of greedy codes that are equal
 
 
-def compare(case: str, step: str, ours: np.ndarray, reference: np.ndarray) -> Comparison:
-    """Logits [B, K, card] of one call."""
-    difference = np.abs(ours.astype(np.float64) - reference)
-    best, best_reference = (np.argsort(-x, axis=-1, kind="stable")[..., :5] for x in (ours, reference))
-    shared = (best[..., :, None] == best_reference[..., None, :]).any(-1).mean()
-    tokens = (best[..., 0] == best_reference[..., 0]).mean()
-    return Comparison(
-        case, step, difference.max(), difference.mean(), np.abs(reference).max(), float(shared), float(tokens)
-    )
+def compare(case: str, prefill: int, ours: np.ndarray, reference: np.ndarray) -> list[Comparison]:
+    """Logits [calls, B, K, card], the first call a prefill of that many columns."""
+    largest = np.abs(reference).max()
+    rows = []
+    for i, (x, y) in enumerate(zip(ours.astype(np.float64), reference.astype(np.float64), strict=True)):
+        best_x, best_y = (np.argsort(-logits, axis=-1, kind="stable")[..., :5] for logits in (x, y))
+        rows.append(
+            Comparison(
+                case,
+                f"prefill of {prefill}" if i == 0 else f"step {i}",
+                max=float(np.abs(x - y).max()),
+                mean=float(np.abs(x - y).mean()),
+                relative=float(np.abs(x - y).max() / largest),
+                top5=float((best_x[..., None] == best_y[..., None, :]).any(-1).mean()),
+                tokens=float((best_x[..., 0] == best_y[..., 0]).mean()),
+            )
+        )
+    return rows
 
 
-class TorchDecoder:
-    """The PyTorch modules with the calls of runtime.Decoder."""
+@torch.inference_mode()
+def reference_logits(
+    model: Model, columns: np.ndarray, prefill: int, texts: list[np.ndarray] | None, cfg_coef: float
+) -> np.ndarray:
+    """The PyTorch modules in float32 on given columns int64 [B, K, S]: a prefill, then one by one.
 
-    def __init__(self, lm: LM, batch: int, cross: list, sampling: Sampling, capacity: int):
-        c = lm.config
-        self.lm, self.cross, self.sampling = lm, cross, sampling
-        self.rows, self.columns = cross[0][0].shape[0], 0
-        shape = (self.rows, c.heads, capacity, c.head_dim)
-        self.caches = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(c.layers)]
+    texts: per row [N, E], or None for null text. Returns guided logits [calls, B, K, card].
+    Layer by layer, every call of a layer before the next layer, so that one layer's weights are in memory at a time.
+    """
+    c = model.config
+    batch, _, length = columns.shape
+    cross = reference_cross(model, batch, texts)
+    rows = cross[0][0].shape[0]
+    codes = torch.from_numpy(np.concatenate([columns] * (rows // batch)))
 
-    @torch.inference_mode()
-    def __call__(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        s, new = self.sampling, codes.shape[2]
-        rows = np.concatenate([codes] * (self.rows // codes.shape[0]))
-        scalars = (torch.tensor(float(x)) for x in (s.cfg_coef, s.temperature if s.use_sampling else 0))
-        position = torch.tensor([self.columns])
-        next_codes, logits, present = self.lm(
-            torch.from_numpy(rows), position, self.caches, self.cross, torch.from_numpy(uniform),
-            *scalars, torch.tensor(s.top_k), torch.tensor(float(s.top_p)),
-        )  # fmt: skip
-        for cache, columns in zip(self.caches, present, strict=True):
-            for buffer, fresh in zip(cache, columns, strict=True):
-                buffer[:, :, self.columns : self.columns + new] = fresh
-        self.columns += new
-        self.logits = logits.numpy()
-        return next_codes.numpy()
+    attention = StandardAttention()
+    weights = model.weights("lm")
+    ends = {name: weights[name] for name in weights if not name.startswith("layers.")}
+    shell = fill(LM(replace(c, layers=0), attention), ends)
+    xs = [shell.embed(codes[:, :, start:end], torch.tensor([start])) for start, end in calls(prefill, length)]
+    for i in range(c.layers):
+        layer = fill(Layer(c.dim, c.heads, c.hidden, attention), model.weights(f"lm.layers.{i}"))
+        cache = [torch.zeros(rows, c.heads, length, c.head_dim) for _ in range(2)]
+        for call, (start, end) in enumerate(calls(prefill, length)):
+            shared = attention.columns(torch.tensor([start]), rows, end - start, length)
+            xs[call], present = layer(xs[call], (cache[0], cache[1]), cross[i], shared)
+            for buffer, fresh in zip(cache, present, strict=True):
+                buffer[:, :, start:end] = fresh
+    coef = torch.tensor(cfg_coef)
+    return np.stack([guide(shell.logits(x[:, -1]), batch, coef).numpy() for x in xs])
 
 
-def force(decoder: Decoder | TorchDecoder, columns: np.ndarray, prefill: int) -> np.ndarray:
-    """Feed given columns int64 [B, K, S], a prefill and then one by one -> logits [calls, B, K, card]."""
+def reference_cross(model: Model, batch: int, texts: list[np.ndarray] | None) -> list[Cache]:
+    """What every layer attends to: texts then as many nulls, or one row of null text each."""
+    condition = fill(Condition(model.config), model.weights("condition"))
+    if texts is None:
+        return condition(torch.zeros(batch, 1, model.config.text_dim), torch.zeros(batch, 1, dtype=torch.int64))
+    states = torch.zeros(2 * batch, max(len(text) for text in texts), model.config.text_dim)
+    mask = torch.zeros(states.shape[:2], dtype=torch.int64)
+    for row, text in enumerate(texts):
+        states[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text), 1
+    return condition(states, mask)
+
+
+def bundle_logits(
+    lm: LanguageModel, columns: np.ndarray, prefill: int, texts: list[np.ndarray] | None, cfg_coef: float
+) -> np.ndarray:
+    """The graphs on the same: [calls, B, K, card]."""
+    batch, _, length = columns.shape
+    decoder = lm.decoder(batch, length, texts, Sampling(use_sampling=False, cfg_coef=cfg_coef))
     uniform = np.zeros(columns.shape[:2], dtype=np.float32)
     logits = []
-    for start, end in [(0, prefill), *((s, s + 1) for s in range(prefill, columns.shape[2]))]:
+    for start, end in calls(prefill, length):
         decoder(columns[:, :, start:end], uniform)
         logits.append(decoder.logits.copy())
     return np.stack(logits)
 
 
-def parity(bundle: Path, model: Model, seed: int = 0) -> list[Comparison]:
-    """The bundle beside the PyTorch modules in float32: random codes and texts, guided and null text.
+def calls(prefill: int, length: int) -> list[tuple[int, int]]:
+    """Which columns each call reads: the prefill, then one a step."""
+    return [(0, prefill), *((s, s + 1) for s in range(prefill, length))]
 
-    One after the other, so that the weights are in memory once.
-    """
+
+def parity(bundle: Path, model: Model, seed: int = 0) -> list[Comparison]:
+    """The bundle beside the PyTorch modules: random codes and text states, guided and null text."""
     rng = np.random.default_rng(seed)
     c = model.config
     columns = rng.integers(0, c.card, (1, c.codebooks, PREFILL + STEPS))
     columns[:, :, 0] = c.special_token
-    texts = [rng.standard_normal((7, c.text_dim), dtype=np.float32)]
-    reference = torch_logits(model, columns, texts)
-    gc.collect()
-    ours = bundle_logits(LanguageModel.load(bundle, hashes=False), columns, texts)
-    names = [f"prefill of {PREFILL}", *(f"step {i + 1}" for i in range(STEPS))]
-    return [
-        compare(case, name, ours[case][i], reference[case][i]) for case in reference for i, name in enumerate(names)
-    ]
+    cases = {"guided": [rng.standard_normal((7, c.text_dim), dtype=np.float32)], "null text": None}
+    # One after the other: the weights are in memory once.
+    references = {case: reference_logits(model, columns, PREFILL, texts, CFG_COEF) for case, texts in cases.items()}
+    lm = LanguageModel.load(bundle, hashes=False)
+    steps = []
+    for case, texts in cases.items():
+        steps += compare(case, PREFILL, bundle_logits(lm, columns, PREFILL, texts, CFG_COEF), references[case])
+    return steps
 
 
-def torch_logits(model: Model, columns: np.ndarray, texts: list[np.ndarray]) -> dict[str, np.ndarray]:
-    c = model.config
-    with torch.inference_mode():
-        condition = fill(Condition(c), model.weights("condition"))
-        states = torch.from_numpy(np.stack(texts))
-        guided = condition(torch.cat([states, states]), torch.tensor([[1], [0]]).expand(2, states.shape[1]))
-        null = condition(states[:, :1], torch.zeros(1, 1, dtype=torch.int64))
-        lm = fill(LM(c, StandardAttention()), model.weights("lm"))
-    cases = {"guided": guided, "null text": null}
-    return {
-        case: force(TorchDecoder(lm, 1, cross, GREEDY, columns.shape[2]), columns, PREFILL)
-        for case, cross in cases.items()
-    }
+def golden(bundle: Path, folder: Path) -> tuple[list[Comparison], list[str]]:
+    """The bundle beside upstream's arrays: logits of every step, and the tokens of every greedy generation.
+
+    folder: golden.npz and meta.json, as tests/golden/README.md names their arrays.
+    Returns the comparisons, and a line for every case whose tokens differ.
+    """
+    arrays = np.load(folder / "golden.npz")
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    texts = golden_texts(arrays, meta)
+    lm = LanguageModel.load(bundle, hashes=False)
+    steps, wrong = [], []
+    for case, said in meta["gen"].items():
+        tokens, prompt = arrays[f"gen.{case}.tokens"], arrays.get(f"gen.{case}.prompt")
+        states = [texts[description] for description in said["descriptions"]]
+        sampling = Sampling(use_sampling=False, cfg_coef=said["kwargs"].get("cfg_coef", CFG_COEF))
+        ours = lm.generate_codes(prompt, states, frames=tokens.shape[2], sampling=sampling)
+        if not np.array_equal(ours, tokens):
+            wrong.append(f"{case}: {(ours != tokens).sum()} of {tokens.size} tokens differ from upstream's")
+        if f"gen.{case}.step_logits" in arrays:
+            columns = delay(tokens, lm.delays, tokens.shape[2], lm.special_token)[:, :, :-1]
+            prefill = prefill_length(0 if prompt is None else prompt.shape[2], lm.delays)
+            logits = bundle_logits(lm, columns, prefill, states, sampling.cfg_coef)
+            steps += compare(case, prefill, logits, arrays[f"gen.{case}.step_logits"])
+    return steps, wrong
 
 
-def bundle_logits(lm: LanguageModel, columns: np.ndarray, texts: list[np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        case: force(lm.decoder(1, columns.shape[2], given, GREEDY), columns, PREFILL)
-        for case, given in {"guided": texts, "null text": None}.items()
-    }
+def golden_texts(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> dict[str | None, np.ndarray | None]:
+    """The text encoder's states [N, E] of the two descriptions that the goldens use, without padding."""
+    states, mask = arrays["t5.two.hidden"], arrays["t5.two.attention_mask"].astype(bool)
+    return {meta["D1"]: states[0][mask[0]], meta["D2"]: states[1][mask[1]], None: None}
+
+
+def table(steps: list[Comparison], tolerance: float) -> list[str]:
+    """The comparisons in columns."""
+    lines = [f"{'case':<14}{'call':<16}{'max':>9}{'mean':>10}{'of largest':>12}{'top 5':>8}{'tokens':>8}"]
+    for s in steps:
+        mark = "" if s.relative <= tolerance else "  <-"
+        numbers = f"{s.max:>9.1e}{s.mean:>10.1e}{s.relative:>12.1e}{s.top5:>8.1%}{s.tokens:>8.1%}"
+        lines.append(f"{s.case:<14}{s.call:<16}{numbers}{mark}")
+    return lines
+
+
+def summary(steps: list[Comparison], tolerance: float, reference: str) -> str:
+    """One line on all comparisons with one reference."""
+    worst = max(steps, key=lambda s: s.relative)
+    tokens = sum(s.tokens for s in steps) / len(steps)
+    verdict = AGREES if worst.relative <= tolerance else DISAGREES
+    return (
+        f"{verdict} with {reference}: {len(steps)} calls, largest difference {worst.relative:.1e} of the largest logit "
+        f"({worst.case}, {worst.call}; tolerance {tolerance:.0e}), greedy tokens equal {tokens:.2%}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--ckpt", type=Path, required=True, help="the checkpoint that the bundle was exported from")
+    parser.add_argument("--golden", type=Path, help="folder of upstream's arrays for this checkpoint")
+    args = parser.parse_args()
+    try:
+        agrees = verify(args.bundle, args.ckpt, args.golden)
+    except (BundleError, CheckpointError, ConfigError, MappingError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if agrees else 1)
+
+
+def verify(bundle: Path, ckpt: Path, folder: Path | None) -> bool:
+    """Print the tables; whether everything agrees."""
+    model = load(ckpt)
+    cache = LanguageModel.load(bundle).lm.inputs["past_key_values.0.key"]
+    tolerance = TOLERANCE[cache["dtype"]]
+    checks = {"the PyTorch modules": parity(bundle, model)}
+    wrong = []
+    if folder:
+        checks["upstream's arrays"], wrong = golden(bundle, folder)
+    for steps in checks.values():
+        print("\n".join(table(steps, tolerance)), end="\n\n")
+    for reference, steps in checks.items():
+        print(summary(steps, tolerance, reference))
+    if folder:
+        print("\n".join(wrong) or "every greedy generation has upstream's tokens")
+    return not wrong and all(s.relative <= tolerance for steps in checks.values() for s in steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,8 +42,9 @@ def main() -> int:
     print("\n".join(tensor_table(rows, checkpoint.specs) + dropped_lines(drop, checkpoint.specs)))
     problems = differences(rows, drop, checkpoint.specs)
     problems += [] if args.layout else not_finite(checkpoint)
-    print("\n" + model_line(config, checkpoint))
-    print("OK" if not problems else f"{len(problems)} problems:\n  " + "\n  ".join(problems))
+    print("\n" + model_lines(config))
+    fine = "OK, names and shapes (values were not read)" if args.layout else "OK, and every value is finite"
+    print("\n  ".join([f"{len(problems)} problems:", *problems]) if problems else fine)
     return 1 if problems else 0
 
 
@@ -68,7 +69,7 @@ class Row:
     ours: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
 
 
-def tensor_table(rows: dict[str, Source], specs: dict[str, Spec]) -> list[str]:
+def tensor_table(rows: Mapping[str, Source], specs: Mapping[str, Spec]) -> list[str]:
     """What is in the checkpoint, a component a line."""
     table: dict[str, Row] = {}
     for ours, source in rows.items():
@@ -77,20 +78,22 @@ def tensor_table(rows: dict[str, Source], specs: dict[str, Spec]) -> list[str]:
         row.specs |= {piece.name: specs[piece.name] for piece in source.pieces if piece.name in specs}
     lines = [f"{'component':16} {'tensors':>7} {'parameters':>14}  {'dtype':16} becomes"]
     for component, row in table.items():
-        start = f"{component:16} {len(row.specs):7} {parameters(row.specs.values()):14,}  {dtypes(row.specs.values()):16} "
+        start = (
+            f"{component:16} {len(row.specs):7} {parameters(row.specs.values()):14,}  {dtypes(row.specs.values()):16} "
+        )
         indent = " " * len(start)
         lines += textwrap.wrap(", ".join(row.ours), WIDTH, initial_indent=start, subsequent_indent=indent)
     return lines
 
 
-def dropped_lines(drop: list[Dropped], specs: dict[str, Spec]) -> list[str]:
+def dropped_lines(drop: list[Dropped], specs: Mapping[str, Spec]) -> list[str]:
     """What is left out, and why: a pattern a line, where the checkpoint has any of it."""
     lines = []
     for item in drop:
         found = [spec for name, spec in specs.items() if reason(name, [item])]
         if found:
             lines.append(f"{'dropped':16} {len(found):7} {parameters(found):14,}  {dtypes(found):16} {item.reason}:")
-            lines.append(" " * 57 + item.pattern)
+            lines.append(f"  {item.pattern}")
     return lines or ["dropped: nothing"]
 
 
@@ -105,12 +108,13 @@ def not_finite(checkpoint: Checkpoint) -> list[str]:
     return lines
 
 
-def model_line(config: LMConfig, checkpoint: Checkpoint) -> str:
+def model_lines(config: LMConfig) -> str:
     """The model in a few words."""
+    hidden, sound = config.hidden_scale * config.dim, "stereo" if config.channels == 2 else "mono"
     return (
-        f"{config.layers} layers x {config.dim}, {config.heads} heads, feed-forward {config.hidden_scale * config.dim}, "
+        f"{config.layers} layers x {config.dim}, {config.heads} heads, feed-forward {hidden}, "
         f"{config.codebooks} codebooks of {config.card}, delays {' '.join(map(str, config.delays))}\n"
-        f"{config.sample_rate} Hz, {config.channels} channels, windows of {config.max_duration:g} s, "
+        f"{config.sample_rate} Hz {sound}, windows of {config.max_duration:g} s, "
         f"text from {config.text_encoder} ({config.text_dim}); attended to: {', '.join(config.cross) or 'nothing'}; "
         f"prepended: {', '.join(config.prepend) or 'nothing'}"
     )

@@ -161,11 +161,16 @@ def _tensors(path: Path, state: object) -> dict[str, Tensor]:
     """best_state by plain names."""
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: best_state is a {type(state).__name__}, expected a dict of tensors")
-    odd = [str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    odd = [str(name) for name, value in state.items() if not (isinstance(name, str) and _has_values(value))]
     if odd:
         hint = RAW if "model" in odd else "expected names and tensors"
-        raise CheckpointError(f"{path}: best_state holds {', '.join(odd[:5])}, which are not tensors; {hint}")
+        raise CheckpointError(f"{path}: best_state holds {', '.join(odd[:5])}, which are not plain tensors; {hint}")
     return {_plain(name): tensor for name, tensor in state.items()}
+
+
+def _has_values(value: object) -> bool:
+    """Whether it is a tensor with its numbers in place, neither sparse nor without storage."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def _plain(name: str) -> str:
@@ -242,8 +247,8 @@ def _shards(index: Path) -> list[str]:
 
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
 }
 
 

@@ -149,7 +149,7 @@ def table(checkpoint: Checkpoint, config: LMConfig) -> dict[str, Source]:
     """Ours <- theirs, for the layout of `checkpoint`."""
     if checkpoint.layout == "huggingface":
         return _huggingface(config)
-    return _audiocraft(config) | _prefix(checkpoint, config)
+    return audiocraft(config) | _prefix(checkpoint, config)
 
 
 def dropped(checkpoint: Checkpoint) -> list[Dropped]:
@@ -157,7 +157,7 @@ def dropped(checkpoint: Checkpoint) -> list[Dropped]:
     return _DROPPED[checkpoint.layout]
 
 
-def _audiocraft(c: LMConfig) -> dict[str, Source]:
+def audiocraft(c: LMConfig) -> dict[str, Source]:
     d, hidden = c.dim, c.dim * c.hidden_scale
     q, kv = slice(0, d), slice(d, 3 * d)
     rows: dict[str, Source] = {
