@@ -86,6 +86,11 @@ class Manifest:
             if hashes and (found := sha256(path)) != entry["sha256"]:
                 raise BundleError(f"{path}: sha256 is {found}, manifest.json says {entry['sha256']}")
 
+    def tensor(self, graph: str, name: str) -> Mapping[str, Any]:
+        """What the manifest says of one input or output: name, dtype, shape."""
+        entry = self.tree["graphs"][graph]
+        return next(tensor for tensor in entry["inputs"] + entry["outputs"] if tensor["name"] == name)
+
     def session(self, graph: str, options: ort.SessionOptions, providers: Sequence[str], hashes: bool) -> "Graph":
         """Open one graph. Raises FileNotFoundError, BundleError."""
         if graph not in self.tree["graphs"]:

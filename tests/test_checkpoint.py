@@ -14,6 +14,7 @@ from torch import Tensor
 
 from weights.checkpoint import CheckpointError, Spec, open_layout, open_lm
 
+GOLDEN = Path(__file__).parent / "golden"
 XP_CFG = "lm_model: transformer_lm\nsample_rate: 32000\n"
 
 
@@ -80,6 +81,15 @@ def test_truncated_anywhere(tmp_path: Path, legacy: bool):
             assert_words(message, "the file: tor")
         else:
             assert_words(message, f"truncated or damaged ({length} bytes; ", "fetch or copy it again")
+
+
+@pytest.mark.parametrize("part", [0.02, 0.05, 0.5, 0.9])
+def test_truncated_model(tmp_path: Path, part: float):
+    """Cut within its first 64 KB, torch fails in another way than further on: OSError, RuntimeError."""
+    whole = (GOLDEN / "text" / "state_dict.bin").read_bytes()
+    path = tmp_path / "state_dict.bin"
+    path.write_bytes(whole[: int(len(whole) * part)])
+    assert_words(refused(path), f"truncated or damaged ({int(len(whole) * part)} bytes; ", "fetch or copy it again")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
