@@ -1,0 +1,83 @@
+"""Upstream's arrays, and bundles exported once for the whole run."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clean_lm.runtime import LanguageModel
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = ("text", "stereo", "audiogen", "finetune_fp16")
+ATTENTION = ("ort", "standard")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One folder of upstream's arrays."""
+
+    folder: Path
+    arrays: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "state_dict.bin"
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def get(self, name: str) -> np.ndarray | None:
+        return self.arrays.get(name)
+
+    def texts(self, descriptions: list[str | None]) -> list[np.ndarray | None]:
+        """Text states without padding, None for null text."""
+        states, mask = self["t5.two.hidden"], self["t5.two.attention_mask"].astype(bool)
+        known = {self.meta["D1"]: states[0][mask[0]], self.meta["D2"]: states[1][mask[1]], None: None}
+        return [known[description] for description in descriptions]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Golden]:
+    opened: dict[str, Golden] = {}
+
+    def load(name: str) -> Golden:
+        if name not in opened:
+            meta = json.loads((GOLDEN / name / "meta.json").read_text(encoding="utf-8"))
+            opened[name] = Golden(GOLDEN / name, dict(np.load(GOLDEN / name / "golden.npz")), meta)
+        return opened[name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The bundle of a golden checkpoint, exported when it is first asked for."""
+    from export.lm import export
+
+    made: dict[tuple[str, str, str], Path] = {}
+
+    def make(name: str, attention: str = "ort", dtype: str = "float32") -> Path:
+        key = (name, attention, dtype)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("bundles") / "-".join(key)
+            export(GOLDEN / name / "state_dict.bin", made[key], attention, dtype)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def language_model(bundle: Callable[..., Path]) -> Callable[..., LanguageModel]:
+    opened: dict[tuple[str, ...], LanguageModel] = {}
+
+    def load(*key: str) -> LanguageModel:
+        if key not in opened:
+            opened[key] = LanguageModel.load(bundle(*key))
+        return opened[key]
+
+    return load
