@@ -6,7 +6,8 @@
 A row for every call of the model, on the same codes: the prefill and each step, guided and null text. Differences are
 of logits, from the PyTorch modules in float64. "of largest" is the largest difference as a share of the largest logit,
 "PyTorch" the same for the PyTorch modules in the bundle's own precision. A call agrees within 5e-5, or within four
-times PyTorch's own worst where a sharp model rounds more. Exits with 1 where a call does not agree, or where a generation of --golden has other tokens than upstream's.
+times PyTorch's own worst where a sharp model rounds more. Exits with 1 where a call does not agree, or where a
+generation of --golden has other tokens than upstream's.
 """
 
 import argparse

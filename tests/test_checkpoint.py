@@ -57,8 +57,8 @@ def test_opens(tmp_path: Path, name: str, legacy: bool):
         "transformer.layers.0.self_attn.in_proj_weight": Spec((6, 2), torch.float16),
         "steps": Spec((), torch.int64),
     }
-    assert torch.equal(checkpoint.read("emb.0.weight"), state()["emb.0.weight"])
-    assert torch.equal(checkpoint.read("transformer.layers.0.self_attn.in_proj_weight"), torch.ones(6, 2).half())
+    assert torch.equal(checkpoint.open()("emb.0.weight"), state()["emb.0.weight"])
+    assert torch.equal(checkpoint.open()("transformer.layers.0.self_attn.in_proj_weight"), torch.ones(6, 2).half())
 
 
 def test_opens_the_folder_it_is_in(tmp_path: Path):
@@ -248,8 +248,8 @@ def test_huggingface(tmp_path: Path, shards: int):
         "b": Spec((4,), torch.bfloat16),
         "c": Spec((1,), torch.int32),
     }
-    assert torch.equal(checkpoint.read("a"), torch.ones(2, 3))
-    assert torch.equal(checkpoint.read("b"), torch.zeros(4, dtype=torch.bfloat16))
+    assert torch.equal(checkpoint.open()("a"), torch.ones(2, 3))
+    assert torch.equal(checkpoint.open()("b"), torch.zeros(4, dtype=torch.bfloat16))
 
 
 def test_huggingface_by_file(tmp_path: Path):
@@ -306,7 +306,7 @@ def test_layout_has_no_values(tmp_path: Path):
     checkpoint = open_layout(layout, config)
     assert checkpoint.specs == {"layers.0.out": Spec((2, 3), torch.float16)}
     with pytest.raises(CheckpointError, match=r"list\.json: a list of tensors, without their values"):
-        checkpoint.read("layers.0.out")
+        checkpoint.open()("layers.0.out")
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', '{"a": [[1]]}', '{"a": [[1], "float99"]}', '{"a": [2, "torch.float32"]}'])

@@ -99,9 +99,9 @@ def dropped_lines(drop: list[Dropped], specs: Mapping[str, Spec]) -> list[str]:
 
 def not_finite(checkpoint: Checkpoint) -> list[str]:
     """A line for every tensor that holds NaN or infinity; reads them all, one at a time."""
-    lines = []
+    lines, read = [], checkpoint.open()
     for name in tqdm(checkpoint.specs, desc="reading", unit="tensor", leave=False, disable=None):
-        tensor = checkpoint.read(name)
+        tensor = read(name)
         bad = tensor.numel() - int(torch.isfinite(tensor).sum())
         if bad:
             lines.append(f"not finite  {name}: {bad:,} of {tensor.numel():,} values")

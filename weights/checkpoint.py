@@ -34,7 +34,7 @@ class Checkpoint:
     layout: str  # "audiocraft" or "huggingface": which names the tensors have
     config: Mapping[str, Any]  # audiocraft: xp.cfg, unresolved; Hugging Face: config.json
     specs: Mapping[str, Spec]
-    read: Callable[[str], Tensor]  # one tensor by name, as stored
+    open: Callable[[], Callable[[str], Tensor]]  # maps the file: tensors by name, as stored, while the result lives
 
 
 def open_lm(path: Path) -> Checkpoint:
@@ -56,7 +56,9 @@ def open_lm(path: Path) -> Checkpoint:
     _refuse_other_models(path, tree)
     tensors = _tensors(path, package["best_state"])
     specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    return Checkpoint(path, "audiocraft", tree, specs, tensors.__getitem__)
+    return Checkpoint(
+        path, "audiocraft", tree, specs, lambda: _tensors(path, load_package(path)["best_state"]).__getitem__
+    )
 
 
 def open_layout(layout: Path, config: Path) -> Checkpoint:
@@ -66,7 +68,7 @@ def open_layout(layout: Path, config: Path) -> Checkpoint:
     Raises CheckpointError, FileNotFoundError.
     """
 
-    def read(name: str) -> Tensor:
+    def refuse() -> Callable[[str], Tensor]:
         raise CheckpointError(f"{layout}: a list of tensors, without their values")
 
     listed = read_json(layout)
@@ -76,10 +78,10 @@ def open_layout(layout: Path, config: Path) -> Checkpoint:
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{layout}: expected {{name: [shape, dtype]}} ({error})") from None
     if config.suffix == ".json":
-        return Checkpoint(layout, "huggingface", _huggingface_config(config), specs, read)
+        return Checkpoint(layout, "huggingface", _huggingface_config(config), specs, refuse)
     tree = _yaml(config, config.read_text(encoding="utf-8", errors="replace"))
     _refuse_other_models(config, tree)
-    return Checkpoint(layout, "audiocraft", tree, {_plain(name): spec for name, spec in specs.items()}, read)
+    return Checkpoint(layout, "audiocraft", tree, {_plain(name): spec for name, spec in specs.items()}, refuse)
 
 
 def load_package(path: Path) -> dict[str, Any]:
@@ -197,8 +199,8 @@ def _open_huggingface(folder: Path) -> Checkpoint:
             "and model.safetensors"
         )
     config = _huggingface_config(folder / "config.json")
-    specs, read = open_safetensors(folder)
-    return Checkpoint(folder, "huggingface", config, specs, read)
+    specs, _ = open_safetensors(folder)
+    return Checkpoint(folder, "huggingface", config, specs, lambda: open_safetensors(folder)[1])
 
 
 def _huggingface_config(path: Path) -> dict[str, Any]:

@@ -66,10 +66,13 @@ class Model:
 
 
 class Weights(Mapping[str, Tensor]):
-    """One component's tensors, read and converted when asked for and not kept: a float32 file stays memory-mapped."""
+    """One component's tensors, read and converted when asked for and not kept.
+
+    The file stays memory-mapped while this lives, or a tensor that it gave without a copy.
+    """
 
     def __init__(self, checkpoint: Checkpoint, rows: Mapping[str, Source], prefix: str, dtype: torch.dtype):
-        self.checkpoint = checkpoint
+        self.read = checkpoint.open()
         self.rows = {name.removeprefix(prefix): row for name, row in rows.items() if name.startswith(prefix)}
         self.dtype = dtype
 
@@ -80,7 +83,7 @@ class Weights(Mapping[str, Tensor]):
         return tensor.T if source.transpose else tensor
 
     def _read(self, piece: Piece) -> Tensor:
-        tensor = self.checkpoint.read(piece.name)
+        tensor = self.read(piece.name)
         return tensor if piece.rows is None else tensor[piece.rows]
 
     def __iter__(self) -> Iterator[str]:
