@@ -22,6 +22,8 @@ from clean_lm.pattern import UNKNOWN, delay, prefill_length, undelay
 from clean_lm.philox import uniforms
 
 FORMAT, VERSION = "clean_lm", 1
+CACHE_UPDATES = ("in_place", "new_columns")
+SETTINGS = ("cfg_coef", "temperature", "top_k", "top_p")
 DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 
 
@@ -73,7 +75,17 @@ class Manifest:
             raise BundleError(f"{path}: format is {found!r}, expected {FORMAT!r}")
         if tree.get("version") != VERSION:
             raise BundleError(f"{path}: version is {tree.get('version')!r}, this clean_lm reads {VERSION}")
+        if tree.get("cache_update") not in CACHE_UPDATES:
+            raise BundleError(f"{path}: cache_update is {tree.get('cache_update')!r}, expected one of {CACHE_UPDATES}")
         return cls(Path(folder), tree)
+
+    def need(self, entry: str, *fields: str) -> Mapping[str, Any]:
+        """One entry, which must have these fields. Raises BundleError."""
+        found = self.tree.get(entry, {})
+        missing = [field for field in fields if field not in found]
+        if missing:
+            raise BundleError(f"{self.folder}/manifest.json: {entry} lacks {', '.join(missing)}; export it again")
+        return found
 
     def check_files(self, names: Sequence[str], hashes: bool) -> None:
         """Raise FileNotFoundError or BundleError where a file is missing, of another size or of another content."""
@@ -93,8 +105,8 @@ class Manifest:
 
     def session(self, graph: str, options: ort.SessionOptions, providers: Sequence[str], hashes: bool) -> "Graph":
         """Open one graph. Raises FileNotFoundError, BundleError."""
-        if graph not in self.tree["graphs"]:
-            raise BundleError(f"{self.folder}: holds no {graph}, only {', '.join(self.tree['graphs'])}")
+        if graph not in self.need("graphs"):
+            raise BundleError(f"{self.folder}: holds no {graph}, only {list(self.tree['graphs'])}")
         entry = self.tree["graphs"][graph]
         self.check_files([name for name in self.tree["files"] if name.startswith(f"{entry['file']}")], hashes)
         path = self.folder / entry["file"]
@@ -150,15 +162,20 @@ class Decoder:
         self.position, self.uniform = graph.zeros("position", sizes), graph.zeros("uniform", sizes)
         self.next_codes, self.logits = graph.zeros("next_codes", sizes), graph.zeros("logits", sizes)
         self.inputs = {**self.caches, **cross, "position": self.position, "uniform": self.uniform}
-        for name in ("cfg_coef", "temperature", "top_k", "top_p"):
+        for name in SETTINGS:
             self.inputs[name] = graph.zeros(name, sizes)
             self.inputs[name][...] = getattr(sampling, name)
         self.inputs["temperature"] *= sampling.use_sampling
         self.step = self._bind(graph.zeros("codes", sizes))
 
     def __call__(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Read columns int64 [B, K, S] and draw the one after the last with uniform [B, K] -> int64 [B, K]."""
+        """Read columns int64 [B, K, S] and draw the one after the last with uniform [B, K] -> int64 [B, K].
+
+        The first call takes any number of columns, those after it one. Raises ValueError where they do not fit.
+        """
         new = codes.shape[2]
+        if self.columns and new != 1:
+            raise ValueError(f"{new} columns after the first {self.columns}: expected one at a time")
         if self.columns + new > self.capacity:
             raise ValueError(f"{self.columns} + {new} columns do not fit the caches' capacity of {self.capacity}")
         rows = np.concatenate([codes] * (self.rows // codes.shape[0]))  # conditioned rows, then unconditioned
@@ -194,7 +211,7 @@ class LanguageModel:
 
     def __init__(self, manifest: Manifest, lm: Graph, condition: Graph):
         self.manifest, self.lm, self.condition = manifest, lm, condition
-        model = manifest.tree["model"]
+        model = manifest.need("model", "delays", "codebooks", "card", "special_token", "text_dim", "frame_rate")
         self.delays: list[int] = model["delays"]
         self.codebooks: int = model["codebooks"]
         self.card: int = model["card"]
@@ -202,8 +219,8 @@ class LanguageModel:
         self.text_dim: int = model["text_dim"]
         self.frame_rate: float | None = model["frame_rate"]
         self.in_place = manifest.tree["cache_update"] == "in_place"
-        defaults = manifest.tree["defaults"]
-        self.sampling = Sampling(**{k: defaults[k] for k in ("temperature", "top_k", "top_p", "cfg_coef")})
+        defaults = manifest.need("defaults", *SETTINGS)
+        self.sampling = Sampling(use_sampling=True, **{name: defaults[name] for name in SETTINGS})
 
     @classmethod
     def load(
@@ -290,6 +307,8 @@ class LanguageModel:
         for row, text in enumerate(text_states):
             if text is not None and (text.ndim != 2 or text.shape[1] != self.text_dim or not len(text)):
                 raise ValueError(f"text_states[{row}]: got {list(text.shape)}, expected [N, {self.text_dim}], N > 0")
+            if text is not None and not np.isfinite(text).all():
+                raise ValueError(f"text_states[{row}]: got NaN or infinity, expected finite numbers")
         longest = max((len(text) for text in text_states if text is not None), default=1)
         sizes = {"rows": len(text_states) + nulls, "text": longest}
         states, mask = self.condition.zeros("text_states", sizes), self.condition.zeros("text_mask", sizes)
@@ -327,10 +346,11 @@ class LanguageModel:
             if self.frame_rate is None:
                 raise ValueError("duration: this bundle does not know its frame rate (no codec in it); give frames")
             frames = int(duration * self.frame_rate)
-        assert frames is not None
+        if frames is None or frames != int(frames):
+            raise ValueError(f"frames: got {frames}, expected a whole number")
         if frames <= prompt:
             raise ValueError(f"{frames} frames in all, the prompt has {prompt}: expected more than the prompt")
-        return frames
+        return int(frames)
 
     def _uniform(
         self, uniform: np.ndarray | None, seed: int | Sequence[int] | None, steps: int, batch: int
