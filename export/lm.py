@@ -47,6 +47,8 @@ def main() -> None:
         export(args.ckpt, args.out, args.attention, args.dtype)
     except (CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing was written")
 
 
 def export(ckpt: Path, out: Path, attention: str = "ort", dtype: str = "float32") -> None:
