@@ -213,6 +213,15 @@ def summary(steps: list[Comparison], reference: str) -> str:
     )
 
 
+def same_model(bundle: Path, model: Model) -> None:
+    """Raise BundleError where the bundle's sizes are not the checkpoint's."""
+    said = {name: tuple(v) if isinstance(v, list) else v for name, v in Manifest.read(bundle).need("model").items()}
+    has = {name: getattr(model.config, name, value) for name, value in said.items()}
+    other = [f"{name} {said[name]} (the checkpoint has {has[name]})" for name in said if said[name] != has[name]]
+    if other:
+        raise BundleError(f"{bundle}: exported from another model than {model.checkpoint.path}: {', '.join(other)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
@@ -229,6 +238,7 @@ def main() -> None:
 def verify(bundle: Path, ckpt: Path, folder: Path | None) -> bool:
     """Print the tables; whether everything agrees."""
     model = load(ckpt)
+    same_model(bundle, model)
     checks = {"the PyTorch modules": parity(bundle, model)}
     wrong = []
     if folder:

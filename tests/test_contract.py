@@ -1,0 +1,55 @@
+"""CONTRACT.md: its loop runs and gives upstream's codes, and its tables name the graph's tensors."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ATTENTION, NAMES
+
+from clean_lm.philox import uniforms
+from clean_lm.runtime import Manifest
+
+CONTRACT = (Path(__file__).parents[1] / "export" / "CONTRACT.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def generate():
+    [block] = re.findall(r"```python\n(.*?)```", CONTRACT, re.DOTALL)
+    namespace = {}
+    exec(compile(block, "CONTRACT.md", "exec"), namespace)
+    return namespace["generate"]
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ["desc_p17", "none", "p1"])
+def test_the_loop(golden, bundle, generate, name, attention, case):
+    g = golden(name)
+    tokens = g[f"gen.{case}.tokens"]
+    prompt = g.get(f"gen.{case}.prompt")
+    prompt = tokens[:, :, :0] if prompt is None else prompt
+    texts = g.texts(g.meta["gen"][case]["descriptions"])
+    texts = None if texts[0] is None else np.stack(texts)
+    uniform = np.zeros((200, 1, tokens.shape[1]), dtype=np.float32)
+    ours = generate(bundle(name, attention), prompt, texts, tokens.shape[2], uniform, temperature=0)
+    np.testing.assert_array_equal(ours, tokens)
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_seeds(golden, bundle, language_model, generate, attention):
+    g = golden("text")
+    prompt, texts = g["gen.mixed_p9.prompt"], g.texts([g.meta["D1"]] * 2)
+    uniform = np.stack([uniforms(seed, 24, 4) for seed in (5, 6)], axis=1)
+    ours = generate(bundle("text", attention), prompt, np.stack(texts), 30, uniform)
+    lm = language_model("text", attention)
+    np.testing.assert_array_equal(ours, lm.generate_codes(prompt, texts, frames=30, seed=5))
+
+
+def test_the_tables_name_every_tensor(bundle):
+    for graph, entry in Manifest.read(bundle("text")).tree["graphs"].items():
+        section = re.split(r"^## ", CONTRACT, flags=re.MULTILINE)
+        [section] = [text for text in section if text.startswith(f"{graph}\n")]
+        named = set(re.findall(r"^\| `([\w.{}]+)`", section, re.MULTILINE))
+        found = {re.sub(r"\.0\.key$", ".{i}.key", t["name"]) for t in entry["inputs"] + entry["outputs"]}
+        assert named == {name for name in found if not re.search(r"\.\d+\.(key|value)$", name)}
