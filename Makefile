@@ -1,6 +1,7 @@
 # Two commands on a fresh machine with Python 3.11 or newer:
 #   make demo    export the demo checkpoint and continue a prompt with it
-#   make test    everything that the tests need, and the tests
+#   make test    the tests
+# and, for whoever changes the code, make check: ruff and pyright
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -11,13 +12,13 @@ demo: $(VENV)/.installed
 	$(BIN)/python export/lm.py --ckpt demo/state_dict.bin --out build/demo
 	$(BIN)/python demo/generate.py --bundle build/demo
 
-test: check
+test: $(VENV)/.installed
 	$(BIN)/pytest
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf build $(VENV)

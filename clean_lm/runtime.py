@@ -317,7 +317,7 @@ class LanguageModel:
                 states[row, : len(text)], mask[row, : len(text)] = text, 1
         names = list(self.condition.outputs)
         caches = self.condition.session.run(names, {"text_states": states, "text_mask": mask})
-        return dict(zip(names, caches, strict=True))
+        return {name: np.asarray(cache) for name, cache in zip(names, caches, strict=True)}
 
     def _batch(self, prompt: np.ndarray | None, texts: Sequence[np.ndarray | None] | None, batch: int | None) -> int:
         said = {"prompt_codes": len(prompt) if prompt is not None else None, "batch": batch}

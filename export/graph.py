@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def warnings_are_errors() -> Iterator[None]:
         log.removeFilter(quiet)
 
 
-def _name(values: list[ir.Value], ports: list[Port]) -> None:
+def _name(values: Sequence[ir.Value], ports: list[Port]) -> None:
     """Give the graph's inputs or outputs their names and symbolic sizes, which the exporter makes up."""
     assert len(values) == len(ports)
     for value, port in zip(values, ports, strict=True):

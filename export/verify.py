@@ -13,7 +13,7 @@ generation of --golden has other tokens than upstream's.
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def compare(
 
 @torch.inference_mode()
 def reference_logits(
-    model: Model, columns: np.ndarray, prefill: int, texts: list[np.ndarray] | None, dtype: torch.dtype
+    model: Model, columns: np.ndarray, prefill: int, texts: Sequence[np.ndarray | None] | None, dtype: torch.dtype
 ) -> np.ndarray:
     """The PyTorch modules in `dtype` on given columns int64 [B, K, S]: a prefill, then one by one.
 
@@ -111,18 +111,21 @@ def reference_logits(
     return np.stack([guide(shell.logits(x[:, -1]).to(wide), batch, torch.tensor(CFG_COEF)).numpy() for x in xs])
 
 
-def reference_cross(model: Model, batch: int, texts: list[np.ndarray] | None, dtype: torch.dtype) -> list[Cache]:
+def reference_cross(
+    model: Model, batch: int, texts: Sequence[np.ndarray | None] | None, dtype: torch.dtype
+) -> list[Cache]:
     """What every layer attends to: texts then as many nulls, or one row of null text each."""
     condition = fill(Condition(model.config), model.weights("condition", dtype))
-    size = (2 * batch, max(map(len, texts))) if texts else (batch, 1)
+    size = (2 * batch, max(len(text) for text in texts if text is not None)) if texts else (batch, 1)
     states, mask = torch.zeros(*size, model.config.text_dim, dtype=dtype), torch.zeros(size, dtype=torch.int64)
-    for row, text in enumerate(texts or []):
-        states[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text), 1
+    for row, text in enumerate(texts or ()):
+        if text is not None:
+            states[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text), 1
     return condition(states, mask)
 
 
 def bundle_logits(
-    lm: LanguageModel, columns: np.ndarray, prefill: int, texts: list[np.ndarray] | None, cfg_coef: float
+    lm: LanguageModel, columns: np.ndarray, prefill: int, texts: Sequence[np.ndarray | None] | None, cfg_coef: float
 ) -> np.ndarray:
     """The graphs on the same: [calls, B, K, card]."""
     batch, _, length = columns.shape

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from weights.checkpoint import Checkpoint, Spec, open_lm
 
 TEXT = "condition_provider.conditioners.description.output_proj"
 MELODY = "condition_provider.conditioners.self_wav"
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def describe(checkpoint: Checkpoint) -> tuple[LMConfig, dict[str, Source]]:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
 
 
-def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+def fill(module: Module, weights: Mapping[str, Tensor]) -> Module:
     """Give a module its weights, without a copy where they are memory-mapped."""
     module.load_state_dict(dict(weights), strict=True, assign=True)
     return module.eval()
