@@ -77,8 +77,9 @@ def open_text(path: Path) -> Checkpoint:
             "(or pytorch_model.bin) of a T5"
         )
     layout, config = _text_config(folder / "config.json")
-    specs, read = open_safetensors(folder) if _has_safetensors(folder) else _open_pytorch(folder)
-    return Checkpoint(folder, layout, config, specs, read)
+    tensors = open_safetensors if _has_safetensors(folder) else _open_pytorch
+    specs, _ = tensors(folder)
+    return Checkpoint(folder, layout, config, specs, lambda: tensors(folder)[1])
 
 
 def _text_config(path: Path) -> tuple[str, dict[str, Any]]:
@@ -122,8 +123,6 @@ def open_layout(layout: Path, config: Path) -> Checkpoint:
         specs = {name: Spec(tuple(shape), dtypes[dtype]) for name, (shape, dtype) in listed.items()}
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{layout}: expected {{name: [shape, dtype]}} ({error})") from None
-    if config.suffix == ".json" and read_json(config).get("model_type") == "t5":
-        return Checkpoint(layout, *_text_config(config), specs, read)
     if config.suffix == ".json":
         return Checkpoint(layout, "huggingface", _huggingface_config(config), specs, refuse)
     tree = _yaml(config, config.read_text(encoding="utf-8", errors="replace"))

@@ -21,7 +21,7 @@ def load(path: Path) -> Model[TextConfig]:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
     model = match(checkpoint, config, table(checkpoint, config), dropped(checkpoint))
     names = embeddings(checkpoint)
-    if len(names) == 2 and not torch.equal(*map(checkpoint.read, names)):
+    if len(names) == 2 and not torch.equal(*map(checkpoint.open(), names)):
         raise MappingError(f"{checkpoint.path}: {' and '.join(names)} differ, expected the same numbers in both")
     return model
 
