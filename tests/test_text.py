@@ -520,10 +520,12 @@ def test_tokens_of_transformers(tokenizers: Any, text: str):
 
 
 def test_tokens(tokenizers: Any):
-    ours, _ = tokenizers
+    ours, theirs = tokenizers
     assert (ours.token_to_id("<pad>"), ours.token_to_id("</s>"), ours.token_to_id("<unk>")) == (0, 1, 2)
     assert (ours.token_to_id("<extra_id_99>"), ours.token_to_id("<extra_id_0>")) == (180, 279)
     assert ours.encode(" ").ids == [1]
+    fullwidth = "a＜/s＞b"  # not a special token before it is normalised, though a piece after it
+    assert ours.encode(fullwidth).ids == theirs(fullwidth).input_ids
     assert ours.encode("🎸").tokens == ["▁", "🎸", "</s>"]
     assert ours.encode("🎸").ids[1] == 2
 

@@ -51,7 +51,12 @@ def open_tokenizer(folder: Path, config: TextConfig) -> Tokenizer:
 
 
 def from_sentencepiece(path: Path, extra_ids: int = EXTRA_IDS) -> Tokenizer:
-    """Read a `spiece.model`: a Unigram model whose spaces stand before words. Raises CheckpointError."""
+    """Read a `spiece.model`: a Unigram model whose spaces stand before words. Raises CheckpointError.
+
+    The tokens are those of transformers' T5Tokenizer, which also runs on the tokenizers library. The sentencepiece
+    package itself, of which transformers before 5 could be made, has others for two oddities: an accent that
+    follows a character which normalisation changes ("½" and U+0301), and special tokens that are spelled out.
+    """
     refuse_pointer(path)
     try:
         pieces, settings = _parse(path.read_bytes())
