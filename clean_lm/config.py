@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: frozen dataclasses filled from `xp.cfg`, nothing guessed."""
+"""What a checkpoint says about itself: frozen dataclasses filled from its configuration, nothing guessed."""
 
 import math
 import re
@@ -37,6 +37,9 @@ IMPLEMENTED: dict[str, tuple[Any, Any]] = {
     "interleave_stereo_codebooks.per_timestep": (False, False),
 }
 
+# T5's feed_forward_proj: what transformers makes of it, (dense_act_fn, is_gated_act)
+T5_FEED_FORWARD = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True)}
+
 _ABSENT: Any = object()
 
 
@@ -71,9 +74,12 @@ class Fields:
             raise ConfigError(f"configuration field {via[0]} refers to {name}, which is absent: {chain}")
         return value
 
-    def need(self, name: str, kind: type) -> Any:
-        """The value of `name`, converted to `kind`. Raises ConfigError where it is absent or of another kind."""
-        value = self.get(name)
+    def need(self, name: str, kind: type, default: Any = None) -> Any:
+        """The value of `name`, converted to `kind`; `default` where it is absent.
+
+        Raises ConfigError where it is absent without a default, or of another kind.
+        """
+        value = self.get(name, default)
         if value is None:
             raise ConfigError(f"the configuration has no {name}: it is needed to build the model")
         if isinstance(value, str) and "${" in value:
@@ -219,6 +225,80 @@ class LMConfig:
             raise ConfigError(f"dim {self.dim} is not an even multiple of the {self.heads} heads")
         if len(self.delays) != self.codebooks or list(self.delays) != sorted(self.delays) or min(self.delays) < 0:
             raise ConfigError(f"delays {list(self.delays)}: expected {self.codebooks} ascending numbers from 0 up")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text encoder: T5's, whose checkpoint is Hugging Face's."""
+
+    layers: int
+    heads: int
+    head_dim: int  # T5 chooses it freely: heads x head_dim need not be dim
+    dim: int
+    hidden: int  # the feed-forward's width
+    gated: bool  # feed-forward: gated gelu (T5 v1.1, flan), or relu
+    vocab: int  # rows of the embedding: more than the tokenizer has tokens
+    buckets: int  # of relative positions, for both directions together
+    max_distance: int  # from which on all relative positions share a bucket
+    eps: float  # of the norms
+    pad_token: int
+    eos_token: int
+
+    @classmethod
+    def from_huggingface(cls, tree: Mapping[str, Any], at: str = "") -> "TextConfig":
+        """Read the config.json of a T5, or what stands in another model's under `at` ("text_encoder.").
+
+        Raises ConfigError with every field that asks for another model, or with the first that is missing.
+        """
+        fields = Fields(tree)
+        feed_forward = fields.get(f"{at}feed_forward_proj", "relu")
+        problems = []
+        if fields.get(f"{at}model_type") != "t5":
+            problems.append(f"config.json {at}model_type: found {fields.get(f'{at}model_type')!r}, supported: 't5'")
+        if not isinstance(feed_forward, str) or feed_forward not in T5_FEED_FORWARD:
+            supported = ", ".join(map(repr, T5_FEED_FORWARD))
+            problems.append(f"config.json {at}feed_forward_proj: found {feed_forward!r}, supported: {supported}")
+        else:
+            for name, ours in zip(("dense_act_fn", "is_gated_act"), T5_FEED_FORWARD[feed_forward], strict=True):
+                if (value := fields.get(at + name, ours)) != ours:
+                    problems.append(
+                        f"config.json {at}{name}: found {value!r}, supported with {feed_forward!r}: {ours!r}"
+                    )
+        if problems:
+            raise ConfigError("this text encoder is not one that clean_lm implements:\n  " + "\n  ".join(problems))
+        # defaults: what transformers' T5Config takes where a field is left out, as in the files of t5-base, t5-large
+        config = cls(
+            layers=fields.need(f"{at}num_layers", int),
+            heads=fields.need(f"{at}num_heads", int),
+            head_dim=fields.need(f"{at}d_kv", int),
+            dim=fields.need(f"{at}d_model", int),
+            hidden=fields.need(f"{at}d_ff", int),
+            gated=T5_FEED_FORWARD[feed_forward][1],
+            vocab=fields.need(f"{at}vocab_size", int),
+            buckets=fields.need(f"{at}relative_attention_num_buckets", int, 32),
+            max_distance=fields.need(f"{at}relative_attention_max_distance", int, 128),
+            eps=fields.need(f"{at}layer_norm_epsilon", float, 1e-6),
+            pad_token=fields.need(f"{at}pad_token_id", int, 0),
+            eos_token=fields.need(f"{at}eos_token_id", int, 1),
+        )
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise ConfigError where the sizes are none or contradict each other."""
+        for name in ("layers", "heads", "head_dim", "dim", "hidden", "vocab"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)}: expected a number above 0")
+        if self.buckets < 4 or self.max_distance <= self.buckets // 4:
+            raise ConfigError(
+                f"relative_attention_num_buckets {self.buckets}, relative_attention_max_distance {self.max_distance}: "
+                "expected 4 buckets or more, and a distance over a quarter of them"
+            )
+        if not 0 < self.eps < math.inf:
+            raise ConfigError(f"layer_norm_epsilon {self.eps}: expected a number above 0")
+        for name in ("pad_token", "eos_token"):
+            if not 0 <= getattr(self, name) < self.vocab:
+                raise ConfigError(f"{name}_id {getattr(self, name)}: expected a token of the {self.vocab}")
 
 
 def unimplemented(fields: Fields) -> list[str]:

@@ -75,8 +75,6 @@ class Manifest:
             raise BundleError(f"{path}: format is {found!r}, expected {FORMAT!r}")
         if tree.get("version") != VERSION:
             raise BundleError(f"{path}: version is {tree.get('version')!r}, this clean_lm reads {VERSION}")
-        if tree.get("cache_update") not in CACHE_UPDATES:
-            raise BundleError(f"{path}: cache_update is {tree.get('cache_update')!r}, expected one of {CACHE_UPDATES}")
         return cls(Path(folder), tree)
 
     def need(self, entry: str, *fields: str) -> Mapping[str, Any]:
@@ -218,7 +216,10 @@ class LanguageModel:
         self.special_token: int = model["special_token"]
         self.text_dim: int = model["text_dim"]
         self.frame_rate: float | None = model["frame_rate"]
-        self.in_place = manifest.tree["cache_update"] == "in_place"
+        update = manifest.tree.get("cache_update")
+        if update not in CACHE_UPDATES:
+            raise BundleError(f"{manifest.folder}: cache_update is {update!r}, expected one of {CACHE_UPDATES}")
+        self.in_place = update == "in_place"
         defaults = manifest.need("defaults", *SETTINGS)
         self.sampling = Sampling(use_sampling=True, **{name: defaults[name] for name in SETTINGS})
 

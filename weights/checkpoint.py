@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 RAW = "a raw training checkpoint: audiocraft.utils.export.export_lm makes a state_dict.bin of it"
+CONTENTS = {"state_dict.bin": "a dict with best_state and xp.cfg", "pytorch_model.bin": "a dict of tensors"}
 
 
 class CheckpointError(ValueError):
@@ -31,7 +32,7 @@ class Spec:
 @dataclass(frozen=True)
 class Checkpoint:
     path: Path
-    layout: str  # "audiocraft" or "huggingface": which names the tensors have
+    layout: str  # "audiocraft", "huggingface" (MusicGen's) or "t5": which names the tensors have
     config: Mapping[str, Any]  # audiocraft: xp.cfg, unresolved; Hugging Face: config.json
     specs: Mapping[str, Spec]
     open: Callable[[], Callable[[str], Tensor]]  # maps the file: tensors by name, as stored, while the result lives
@@ -61,6 +62,51 @@ def open_lm(path: Path) -> Checkpoint:
     )
 
 
+def open_text(path: Path) -> Checkpoint:
+    """Open a text encoder: Hugging Face's folder of a T5, or of a MusicGen, which has one in it; or a file in it.
+
+    Raises CheckpointError where it is something else, FileNotFoundError where there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder}: no text encoder found; expected Hugging Face's config.json and model.safetensors "
+            "(or pytorch_model.bin) of a T5"
+        )
+    layout, config = _text_config(folder / "config.json")
+    tensors = open_safetensors if _has_safetensors(folder) else _open_pytorch
+    specs, _ = tensors(folder)
+    return Checkpoint(folder, layout, config, specs, lambda: tensors(folder)[1])
+
+
+def _text_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The layout of a folder's tensors, and its config.json."""
+    config = read_json(path)
+    layouts = {"t5": "t5", "musicgen": "huggingface"}
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in layouts:
+        raise CheckpointError(f"{path}: model_type is {kind!r}, expected 't5', or 'musicgen' with a T5 in it")
+    return layouts[kind], config
+
+
+def _has_safetensors(folder: Path) -> bool:
+    """Whether that is the format of a folder's tensors: also where it holds no tensors at all."""
+    safetensors, pytorch = ("model.safetensors", "model.safetensors.index.json"), "pytorch_model.bin"
+    found = [name for name in (*safetensors, pytorch, f"{pytorch}.index.json") if (folder / name).exists()]
+    return not found or found[0] in safetensors
+
+
+def _open_pytorch(folder: Path) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
+    """The tensors of `pytorch_model.bin`, or of the shards that `pytorch_model.bin.index.json` names."""
+    tensors: dict[str, Tensor] = {}
+    for path in _shards(folder, "pytorch_model.bin"):
+        tensors |= _plain_tensors(path, load_package(path, "pytorch_model.bin"), "the file")
+    return {name: Spec(tuple(t.shape), t.dtype) for name, t in tensors.items()}, tensors.__getitem__
+
+
 def open_layout(layout: Path, config: Path) -> Checkpoint:
     """A list of tensors without the tensors, as JSON {name: [shape, "torch.float32"]}: nothing can be read from it.
 
@@ -84,22 +130,20 @@ def open_layout(layout: Path, config: Path) -> Checkpoint:
     return Checkpoint(layout, "audiocraft", tree, {_plain(name): spec for name, spec in specs.items()}, refuse)
 
 
-def load_package(path: Path) -> dict[str, Any]:
+def load_package(path: Path, kind: str = "state_dict.bin") -> dict[str, Any]:
     """Read a file of torch.save without running code from it. Raises CheckpointError."""
     refuse_pointer(path)
     with path.open("rb") as file:
         head = file.read(8)
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         size = path.stat().st_size
-        raise CheckpointError(
-            f"{path}: not a file of torch.save ({size} bytes that begin {head!r}); expected state_dict.bin"
-        )
+        raise CheckpointError(f"{path}: not a file of torch.save ({size} bytes that begin {head!r}); expected {kind}")
     try:
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
     except Exception as error:  # a damaged pickle fails in any way: OSError, KeyError, UnicodeDecodeError, ...
-        raise CheckpointError(_refused(path, error) or _damaged(path, error)) from None
+        raise CheckpointError(_refused(path, kind, error) or _damaged(path, error)) from None
     if not isinstance(package, dict):
-        raise CheckpointError(f"{path}: holds a {type(package).__name__}, expected a dict with best_state and xp.cfg")
+        raise CheckpointError(f"{path}: holds a {type(package).__name__}, expected {CONTENTS[kind]}")
     return package
 
 
@@ -110,7 +154,7 @@ def refuse_pointer(path: Path) -> None:
             raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for; run `git lfs pull`")
 
 
-def _refused(path: Path, error: Exception) -> str | None:
+def _refused(path: Path, kind: str, error: Exception) -> str | None:
     """Name what the file would have run: read from its opcodes, not by running it. None: it would run nothing."""
     if not isinstance(error, pickle.UnpicklingError):
         return None
@@ -123,7 +167,7 @@ def _refused(path: Path, error: Exception) -> str | None:
     if any(name.startswith("omegaconf.") for name in names):
         hint = RAW
     else:
-        hint = "save it again with nothing but tensors in best_state and yaml text in xp.cfg"
+        hint = f"save it again as {CONTENTS[kind]}, with nothing but tensors and text in it"
     return f"{path}: refused, because reading it would run code from the file: {', '.join(names)}; {hint}"
 
 
@@ -161,13 +205,18 @@ def _yaml(path: Path, text: object) -> dict[str, Any]:
 
 def _tensors(path: Path, state: object) -> dict[str, Tensor]:
     """best_state by plain names."""
+    return {_plain(name): tensor for name, tensor in _plain_tensors(path, state, "best_state").items()}
+
+
+def _plain_tensors(path: Path, state: object, where: str) -> dict[str, Tensor]:
+    """A dict that is names and tensors only. Raises CheckpointError."""
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: best_state is a {type(state).__name__}, expected a dict of tensors")
+        raise CheckpointError(f"{path}: {where} is a {type(state).__name__}, expected a dict of tensors")
     odd = [str(name) for name, value in state.items() if not (isinstance(name, str) and _has_values(value))]
     if odd:
         hint = RAW if "model" in odd else "expected names and tensors"
-        raise CheckpointError(f"{path}: best_state holds {', '.join(odd[:5])}, which are not plain tensors; {hint}")
-    return {_plain(name): tensor for name, tensor in state.items()}
+        raise CheckpointError(f"{path}: {where} holds {', '.join(odd[:5])}, which are not plain tensors; {hint}")
+    return state
 
 
 def _has_values(value: object) -> bool:
@@ -215,36 +264,36 @@ def _huggingface_config(path: Path) -> dict[str, Any]:
 
 def open_safetensors(folder: Path) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
     """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names."""
-    names = _shards(folder / "model.safetensors.index.json")
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        raise FileNotFoundError(f"{folder}: {', '.join(missing)} not found; fetch or copy the whole folder")
     files: dict[str, Any] = {}
     specs: dict[str, Spec] = {}
-    for name in names:
-        refuse_pointer(folder / name)
+    for path in _shards(folder, "model.safetensors"):
+        refuse_pointer(path)
         try:
-            file = safe_open(folder / name, framework="pt")
+            file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder / name}: truncated or damaged ({error}); fetch or copy it again") from None
+            raise CheckpointError(f"{path}: truncated or damaged ({error}); fetch or copy it again") from None
         for key in file.keys():  # noqa: SIM118 (a handle, not a dict)
             part = file.get_slice(key)
             dtype = _DTYPES.get(part.get_dtype())
             if dtype is None:
-                raise CheckpointError(f"{folder / name}: {key} is {part.get_dtype()}, which no model is made of")
+                raise CheckpointError(f"{path}: {key} is {part.get_dtype()}, which no model is made of")
             specs[key] = Spec(tuple(part.get_shape()), dtype)
             files[key] = file
     return specs, lambda key: files[key].get_tensor(key)
 
 
-def _shards(index: Path) -> list[str]:
+def _shards(folder: Path, whole: str) -> list[Path]:
     """The files of a model: those that its index names, or the one that needs none."""
-    if not index.exists():
-        return ["model.safetensors"]
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise CheckpointError(f"{index}: its weight_map is not {{tensor: file}}; fetch or copy it again")
-    return sorted(set(shards.values()))
+    index, names = folder / f"{whole}.index.json", [whole]
+    if index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(f"{index}: its weight_map is not {{tensor: file}}; fetch or copy it again")
+        names = sorted(set(shards.values()))
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"{folder}: {', '.join(missing)} not found; fetch or copy the whole folder")
+    return [folder / name for name in names]
 
 
 _DTYPES = {

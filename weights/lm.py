@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from weights.checkpoint import Checkpoint, Spec, open_lm
 TEXT = "condition_provider.conditioners.description.output_proj"
 MELODY = "condition_provider.conditioners.self_wav"
 
+Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -50,11 +51,11 @@ class MappingError(ValueError):
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Generic[Config]):
     """A checkpoint whose tensors are exactly those that its configuration asks for."""
 
     checkpoint: Checkpoint
-    config: LMConfig
+    config: Config
     rows: Mapping[str, Source]
 
     @property
@@ -64,7 +65,7 @@ class Model:
         return sum(math.prod(self.checkpoint.specs[name].shape) for name in names)
 
     def weights(self, component: str, dtype: torch.dtype = torch.float32) -> "Weights":
-        """The tensors of "lm" or "condition", by the names that its module has for them."""
+        """The tensors of one component ("lm", "condition"), by the names that its module has for them."""
         return Weights(self.checkpoint, self.rows, f"{component}.", dtype)
 
 
@@ -96,11 +97,15 @@ class Weights(Mapping[str, Tensor]):
         return len(self.rows)
 
 
-def load(path: Path) -> Model:
+def load(path: Path) -> Model[LMConfig]:
     """Open a checkpoint and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
     checkpoint = open_lm(path)
-    config, rows = describe(checkpoint)
-    problems = differences(rows, dropped(checkpoint), checkpoint.specs)
+    return match(checkpoint, *describe(checkpoint), dropped(checkpoint))
+
+
+def match(checkpoint: Checkpoint, config: Config, rows: Mapping[str, Source], drop: list[Dropped]) -> Model[Config]:
+    """A checkpoint as the model that its table makes of it. Raises MappingError with every difference."""
+    problems = differences(rows, drop, checkpoint.specs)
     if problems:
         listing = "\n  ".join(problems)
         raise MappingError(f"{checkpoint.path}: its tensors are not those of its configuration:\n  {listing}")

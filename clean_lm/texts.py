@@ -1,0 +1,72 @@
+"""Descriptions to text states, in ONNX Runtime: what `LanguageModel.generate_codes` takes for `text_states`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from tokenizers import Tokenizer
+
+from clean_lm.runtime import BundleError, Graph, Manifest
+
+TOKENIZER = "tokenizer.json"
+
+
+class TextEncoder:
+    """text_encoder and tokenizer.json of a bundle. Safe to call from several threads."""
+
+    def __init__(self, graph: Graph, tokenizer: Tokenizer):
+        self.graph, self.tokenizer = graph, tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Path | str,
+        threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        hashes: bool = True,
+    ) -> "TextEncoder":
+        """Open a bundle. `threads`: None for one per physical core; `hashes`: compare every file's SHA-256 first.
+
+        Raises FileNotFoundError and BundleError, naming the file.
+        """
+        manifest = Manifest.read(Path(bundle))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        graph = manifest.session("text_encoder", options, providers, hashes)
+        if TOKENIZER not in manifest.tree["files"]:
+            raise BundleError(f"{manifest.folder}: holds no {TOKENIZER}; export the text encoder again")
+        manifest.check_files([TOKENIZER], hashes)
+        try:
+            tokenizer = Tokenizer.from_file(str(manifest.folder / TOKENIZER))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise BundleError(f"{manifest.folder / TOKENIZER}: not readable: {error}") from None
+        return cls(graph, tokenizer)
+
+    def encode(self, descriptions: Sequence[str | None]) -> list[np.ndarray | None]:
+        """The text encoder's last hidden state float [N, E] of each description, without padding.
+
+        None and "" are null text and give None; " " is a text like any other. Nothing is cut off, however long a
+        text is: audiocraft does not either, though T5 was trained on 512 tokens; time and memory grow with N^2.
+        What no token stands for, emoji for example, becomes the unknown token. Raises ValueError.
+        """
+        if isinstance(descriptions, str):
+            raise ValueError(f"descriptions: got {descriptions!r}, expected a list, one per row")
+        texts = [text or None for text in descriptions]
+        states = {text: self.states(self.tokens(text)) for text in set(texts) if text is not None}
+        return [None if text is None else states[text] for text in texts]
+
+    def tokens(self, text: str) -> list[int]:
+        """A text's tokens, the eos token last. Raises ValueError."""
+        try:
+            return self.tokenizer.encode(text).ids
+        except (TypeError, UnicodeEncodeError):  # a surrogate without its other half is not Unicode
+            raise ValueError(f"descriptions: got {text!r}, expected Unicode text or None") from None
+
+    def states(self, tokens: Sequence[int]) -> np.ndarray:
+        """tokens [N] -> float [N, E]. One text at a time: nothing is padded, and so nothing needs a mask."""
+        input_ids = np.array([tokens], dtype=np.int64)
+        inputs = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
+        (hidden,) = self.graph.session.run(["last_hidden_state"], inputs)
+        return np.asarray(hidden)[0]

@@ -1,0 +1,120 @@
+"""Export a T5 text encoder to ONNX: text_encoder.onnx, tokenizer.json and manifest.json in a new folder.
+
+  python export/text.py --text t5-base
+  python export/text.py --text musicgen-small --out bundle
+
+--text is a Hugging Face folder of a T5 (t5-base, t5-large, flan) or of a MusicGen, whose text encoder is then taken:
+config.json, model.safetensors or pytorch_model.bin, and tokenizer.json or spiece.model. The graph is then run beside
+the PyTorch modules, and the largest difference is printed.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from clean_lm.config import ConfigError, TextConfig
+from clean_lm.runtime import Manifest
+from clean_lm.text import T5Encoder, TextLayer
+from clean_lm.texts import TOKENIZER
+from export.folder import ExportError, new_folder, write_manifest
+from export.graph import Port, say, write
+from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
+from weights.checkpoint import CheckpointError
+from weights.lm import MappingError, Model, fill
+from weights.text import load
+from weights.tokenizer import open_tokenizer
+
+DTYPE = torch.float32  # T5's activations leave float16's range
+LENGTHS = (20, 7)  # tokens of the texts that are compared: one of them padded
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True, help="a Hugging Face folder of a T5, or of a MusicGen")
+    parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
+    args = parser.parse_args()
+    try:
+        export(args.text, args.out)
+    except (CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def export(text: Path, out: Path) -> None:
+    """Write the bundle, and print what was written and how far it is from PyTorch."""
+    start = time.perf_counter()
+    model = load(text)
+    tokenizer = open_tokenizer(model.checkpoint.path, model.config)
+    with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
+        write_graphs(model, folder)
+        tokenizer.save(str(folder / TOKENIZER))
+        write_manifest(folder, describe(model.config), {}, None, ["text_encoder"])
+        say("comparing with the PyTorch modules")
+        verdict = parity(folder, model)
+        if not verdict.startswith(AGREES):
+            raise ExportError(f"nothing was written: the graph is not what PyTorch computes. {verdict}")
+    for path in sorted(out.iterdir()):
+        print(f"{path.stat().st_size / 1e6:10.2f} MB  {path}")
+    print(f"{model.parameters / 1e6:10.2f} M parameters")
+    print(f"{time.perf_counter() - start:10.1f} s")
+    print(verdict)
+
+
+def write_graphs(model: Model[TextConfig], folder: Path) -> None:
+    """Write text_encoder.onnx with its weights."""
+    inputs, outputs = text_ports(model.config)
+    weights = model.weights("text_encoder", DTYPE)
+    write(T5Encoder(model.config), weights, DTYPE, inputs, outputs, folder / "text_encoder.onnx")
+
+
+def text_ports(c: TextConfig) -> tuple[dict[str, Any], list[Port]]:
+    """What goes into text_encoder, by argument, and what comes out."""
+    inputs = {name: Port(name, torch.int64, ("rows", "text")) for name in ("input_ids", "attention_mask")}
+    return inputs, [Port("last_hidden_state", DTYPE, ("rows", "text", c.dim))]
+
+
+def describe(c: TextConfig) -> dict[str, Any]:
+    """What the manifest's `model` says of the text encoder: the width of its states, and its tokens."""
+    return {"text_dim": c.dim, "text_vocab": c.vocab, "text_pad_token": c.pad_token, "text_eos_token": c.eos_token}
+
+
+def parity(bundle: Path, model: Model[TextConfig], seed: int = 0) -> str:
+    """One line on the graph beside the PyTorch modules in float64, on random tokens; it begins with the verdict."""
+    rng = np.random.default_rng(seed)
+    mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
+    tokens = np.where(mask, rng.integers(0, model.config.vocab, mask.shape), model.config.pad_token)
+    exact, own = (reference_states(model, tokens, mask, dtype) for dtype in (torch.float64, DTYPE))
+    # The bundle is opened last: its weights and PyTorch's are not in memory at once.
+    graph = Manifest.read(bundle).session("text_encoder", ort.SessionOptions(), ["CPUExecutionProvider"], hashes=False)
+    (ours,) = graph.session.run(["last_hidden_state"], {"input_ids": tokens, "attention_mask": mask})
+    text = mask.astype(bool)
+    largest = np.abs(exact[text]).max()
+    difference, rounding = (float(np.abs(np.asarray(x)[text] - exact[text]).max() / largest) for x in (ours, own))
+    tolerance = max(TOLERANCE, SHARP * rounding)
+    return (
+        f"{AGREES if difference <= tolerance else DISAGREES} with the PyTorch modules: texts of {LENGTHS} tokens, "
+        f"largest difference {difference:.1e} of the largest state (tolerance {tolerance:.1e}, "
+        f"PyTorch's own {rounding:.1e})"
+    )
+
+
+@torch.inference_mode()
+def reference_states(model: Model[TextConfig], tokens: np.ndarray, mask: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """The PyTorch modules in `dtype` on tokens and mask int64 [R, N] -> [R, N, E], one layer's weights at a time."""
+    c, weights = model.config, model.weights("text_encoder", dtype)
+    ends = {name: weights[name] for name in weights if not name.startswith("layers.")}
+    shell = fill(T5Encoder(replace(c, layers=0)), ends)
+    x, bias = shell.embed(torch.from_numpy(tokens)), shell.bias(torch.from_numpy(mask))
+    for i in range(c.layers):
+        x = fill(TextLayer(c), model.weights(f"text_encoder.layers.{i}", dtype))(x, bias)
+    return shell.out_norm(x).numpy()
+
+
+if __name__ == "__main__":
+    main()

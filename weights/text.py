@@ -1,0 +1,87 @@
+"""Which tensor of a Hugging Face T5 becomes which of the text encoder's: one table, checked name by name."""
+
+from pathlib import Path
+
+import torch
+
+from clean_lm.config import ConfigError, TextConfig
+from weights.checkpoint import Checkpoint, open_text
+from weights.lm import Dropped, MappingError, Model, Piece, Source, match
+
+PREFIX = {"t5": "", "huggingface": "text_encoder."}  # by layout: where a T5's tensors and settings stand
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor by two names: files have either or both
+
+
+def load(path: Path) -> Model[TextConfig]:
+    """Open a text encoder and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
+    checkpoint = open_text(path)
+    try:
+        config = read_config(checkpoint)
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint.path}: {error}") from None
+    model = match(checkpoint, config, table(checkpoint, config), dropped(checkpoint))
+    names = embeddings(checkpoint)
+    if len(names) == 2 and not torch.equal(*map(checkpoint.open(), names)):
+        raise MappingError(f"{checkpoint.path}: {' and '.join(names)} differ, expected the same numbers in both")
+    return model
+
+
+def read_config(checkpoint: Checkpoint) -> TextConfig:
+    """The text encoder that config.json describes. Raises ConfigError."""
+    return TextConfig.from_huggingface(checkpoint.config, PREFIX[checkpoint.layout])
+
+
+def embeddings(checkpoint: Checkpoint) -> list[str]:
+    """The names that the token embedding has in a checkpoint: one or two, none if it is missing."""
+    names = [PREFIX[checkpoint.layout] + name for name in EMBEDDINGS]
+    return [name for name in names if name in checkpoint.specs]
+
+
+def table(checkpoint: Checkpoint, c: TextConfig) -> dict[str, Source]:
+    """Ours <- theirs."""
+    at = PREFIX[checkpoint.layout]
+    embedding = next(iter(embeddings(checkpoint)), at + EMBEDDINGS[0])
+    inner = c.heads * c.head_dim
+    first = f"{at}encoder.block.0.layer.0.SelfAttention"
+    rows = {
+        "embedding": _one("embeddings", embedding, (c.vocab, c.dim)),
+        "relative_bias": _one("relative bias", f"{first}.relative_attention_bias.weight", (c.buckets, c.heads)),
+        "out_norm.weight": _one("norms", f"{at}encoder.final_layer_norm.weight", (c.dim,)),
+    }
+    for i in range(c.layers):
+        ours, attention, ff = f"layers.{i}", *(f"{at}encoder.block.{i}.layer.{part}" for part in (0, 1))
+        qkv = tuple(Piece(f"{attention}.SelfAttention.{x}.weight", (inner, c.dim)) for x in "qkv")
+        linear1 = tuple(
+            Piece(f"{ff}.DenseReluDense.{x}.weight", (c.hidden, c.dim))
+            for x in (("wi_0", "wi_1") if c.gated else ("wi",))
+        )
+        rows[f"{ours}.norm1.weight"] = _one("norms", f"{attention}.layer_norm.weight", (c.dim,))
+        rows[f"{ours}.qkv"] = Source("self-attention", qkv, transpose=True)
+        rows[f"{ours}.out"] = _one("self-attention", f"{attention}.SelfAttention.o.weight", (c.dim, inner), True)
+        rows[f"{ours}.norm2.weight"] = _one("norms", f"{ff}.layer_norm.weight", (c.dim,))
+        rows[f"{ours}.linear1"] = Source("feed-forward", linear1, transpose=True)
+        rows[f"{ours}.linear2"] = _one("feed-forward", f"{ff}.DenseReluDense.wo.weight", (c.dim, c.hidden), True)
+    return {f"text_encoder.{name}": source for name, source in rows.items()}
+
+
+def dropped(checkpoint: Checkpoint) -> list[Dropped]:
+    """What is left out on purpose, and why."""
+    drop = [Dropped(name, f"the same tensor as {EMBEDDINGS[0]}") for name in embeddings(checkpoint)[1:]]
+    return drop + _DROPPED[checkpoint.layout]
+
+
+_DROPPED = {
+    "t5": [
+        Dropped("decoder.*", "T5's decoder writes text; a text is only read here"),
+        Dropped("lm_head.weight", "T5's decoder writes text; a text is only read here"),
+    ],
+    "huggingface": [
+        Dropped("decoder.*", "the language model is exported by export/lm.py"),
+        Dropped("enc_to_dec_proj.*", "the language model is exported by export/lm.py"),
+        Dropped("audio_encoder.*", "the codec is exported by export/codec.py"),
+    ],
+}
+
+
+def _one(component: str, name: str, shape: tuple[int, ...], transpose: bool = False) -> Source:
+    return Source(component, (Piece(name, shape),), transpose)
