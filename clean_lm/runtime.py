@@ -10,10 +10,10 @@ codes   = undelay(columns)
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import onnxruntime as ort
@@ -101,13 +101,22 @@ class Manifest:
         entry = self.tree["graphs"][graph]
         return next(tensor for tensor in entry["inputs"] + entry["outputs"] if tensor["name"] == name)
 
-    def session(self, graph: str, options: ort.SessionOptions, providers: Sequence[str], hashes: bool) -> "Graph":
-        """Open one graph. Raises FileNotFoundError, BundleError."""
+    def session(
+        self,
+        graph: str,
+        threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        hashes: bool = True,
+    ) -> "Graph":
+        """Open one graph. `threads`: None for one per physical core. Raises FileNotFoundError, BundleError."""
         if graph not in self.need("graphs"):
             raise BundleError(f"{self.folder}: holds no {graph}, only {list(self.tree['graphs'])}")
         entry = self.tree["graphs"][graph]
         self.check_files([name for name in self.tree["files"] if name.startswith(f"{entry['file']}")], hashes)
         path = self.folder / entry["file"]
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
         try:
             session = ort.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # onnxruntime has no common base class for its own
@@ -204,6 +213,44 @@ class Decoder:
         return binding, codes, presents
 
 
+class Generation:
+    """One generation under way. Iterating draws column after column: the loop that a port writes."""
+
+    def __init__(self, decoder: Decoder, columns: np.ndarray, delays: Sequence[int], prefill: int, uniform: np.ndarray):
+        self.decoder, self.columns, self.delays, self.uniform = decoder, columns, delays, uniform
+        self.known, self.total = prefill, columns.shape[2] - prefill
+
+    def __iter__(self) -> Iterator[int]:
+        """Gives how many columns of `total` are drawn, after each."""
+        columns, new = self.columns, self.columns[:, :, : self.known]
+        for step, s in enumerate(range(self.known, columns.shape[2])):
+            codes = self.decoder(new, self.uniform[step])
+            columns[:, :, s] = np.where(columns[:, :, s] == UNKNOWN, codes, columns[:, :, s])
+            new = columns[:, :, s : s + 1]
+            self.known = s + 1
+            yield step + 1
+
+    @property
+    def frames(self) -> int:
+        """How many frames have all their codes."""
+        return max(0, self.known - max(self.delays) - 1)
+
+    def codes(self) -> np.ndarray:
+        """Those frames: int64 [B, K, frames]."""
+        return undelay(self.columns[:, :, : max(self.known, max(self.delays) + 1)], self.delays)
+
+
+class How(TypedDict, total=False):
+    """How to generate: the arguments of LanguageModel.generate_codes by name."""
+
+    frames: int | None  # in all, the prompt included: more than the prompt has
+    duration: float | None  # or seconds, where the bundle knows its frame rate
+    batch: int | None  # rows, where neither a prompt nor texts say it
+    sampling: Sampling | None  # None: the bundle's defaults
+    seed: int | Sequence[int] | None  # take b is drawn with seed + b, or its own of a list; None: a new one each time
+    uniform: np.ndarray | None  # float32 [steps, B, K] in [0, 1) in place of a seed
+
+
 class LanguageModel:
     """lm_inference and lm_condition of a bundle. Safe to call from several threads."""
 
@@ -236,11 +283,8 @@ class LanguageModel:
         Raises FileNotFoundError and BundleError, naming the file.
         """
         manifest = Manifest.read(Path(bundle))
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        lm = manifest.session("lm_inference", options, providers, hashes)
-        condition = manifest.session("lm_condition", options, providers, hashes)
+        lm = manifest.session("lm_inference", threads, providers, hashes)
+        condition = manifest.session("lm_condition", threads, providers, hashes)
         return cls(manifest, lm, condition)
 
     def generate_codes(
@@ -248,44 +292,39 @@ class LanguageModel:
         prompt_codes: np.ndarray | None = None,
         text_states: Sequence[np.ndarray | None] | None = None,
         *,
-        frames: int | None = None,
-        duration: float | None = None,
-        batch: int | None = None,
-        sampling: Sampling | None = None,
-        seed: int | Sequence[int] | None = None,
-        uniform: np.ndarray | None = None,
         callback: Callable[[int, int], None] | None = None,
+        **how: Unpack[How],
     ) -> np.ndarray:
         """Continue codes to `frames` in all, the prompt included.
 
         prompt_codes: int [B, K, P] in 0 .. card - 1, or None for no prompt.
         text_states: per row the text encoder's last hidden state [N, E] without padding, or None for null text.
-        frames, or duration in seconds where the bundle knows its frame rate: more than the prompt has.
-        batch: rows, where neither a prompt nor texts say it.
-        seed: take b of a batch is drawn with seed + b, or with its own of a list; None: another one each time.
-        uniform: float32 [steps, B, K] in [0, 1) in place of a seed.
         callback: called with (columns done, columns in all) after each; what it raises ends the generation.
-        Returns int64 [B, K, frames]. Raises ValueError before anything is generated.
+        how: see How. Returns int64 [B, K, frames]. Raises ValueError before anything is generated.
         """
-        sampling = sampling or self.sampling
-        sampling.check()
-        batch = self._batch(prompt_codes, text_states, batch)
-        prompt = self._prompt(prompt_codes, batch)
-        frames = self._frames(frames, duration, prompt.shape[2])
-        prefill = prefill_length(prompt.shape[2], self.delays)
-        steps = frames + max(self.delays) + 1 - prefill
-        uniform = self._uniform(uniform, seed, steps, batch)
-        decoder = self.decoder(batch, frames + max(self.delays), text_states, sampling)
-
-        columns = delay(prompt, self.delays, frames, self.special_token)
-        new = columns[:, :, :prefill]
-        for step, s in enumerate(range(prefill, columns.shape[2])):
-            codes = decoder(new, uniform[step])
-            columns[:, :, s] = np.where(columns[:, :, s] == UNKNOWN, codes, columns[:, :, s])
-            new = columns[:, :, s : s + 1]
+        generation = self.begin(prompt_codes, text_states, **how)
+        for done in generation:
             if callback:
-                callback(step + 1, steps)
-        return undelay(columns, self.delays)
+                callback(done, generation.total)
+        return generation.codes()
+
+    def begin(
+        self,
+        prompt_codes: np.ndarray | None = None,
+        text_states: Sequence[np.ndarray | None] | None = None,
+        **how: Unpack[How],
+    ) -> Generation:
+        """What generate_codes iterates over, for whoever wants the frames as they come."""
+        sampling = how.get("sampling") or self.sampling
+        sampling.check()
+        batch = self._batch(prompt_codes, text_states, how.get("batch"))
+        prompt = self._prompt(prompt_codes, batch)
+        frames = self._frames(how.get("frames"), how.get("duration"), prompt.shape[2])
+        columns = delay(prompt, self.delays, frames, self.special_token)
+        prefill = prefill_length(prompt.shape[2], self.delays)
+        uniform = self._uniform(how.get("uniform"), how.get("seed"), columns.shape[2] - prefill, batch)
+        decoder = self.decoder(batch, columns.shape[2] - 1, text_states, sampling)
+        return Generation(decoder, columns, self.delays, prefill, uniform)
 
     def decoder(
         self, batch: int, capacity: int, text_states: Sequence[np.ndarray | None] | None, sampling: Sampling

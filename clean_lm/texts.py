@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from clean_lm.runtime import BundleError, Graph, Manifest
@@ -31,10 +30,7 @@ class TextEncoder:
         Raises FileNotFoundError and BundleError, naming the file.
         """
         manifest = Manifest.read(Path(bundle))
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        graph = manifest.session("text_encoder", options, providers, hashes)
+        graph = manifest.session("text_encoder", threads, providers, hashes)
         if TOKENIZER not in manifest.tree["files"]:
             raise BundleError(f"{manifest.folder}: holds no {TOKENIZER}; export the text encoder again")
         manifest.check_files([TOKENIZER], hashes)
