@@ -57,11 +57,17 @@ def _sync(path: Path) -> None:
 
 
 def write_manifest(
-    folder: Path, model: dict[str, Any], defaults: dict[str, Any], cache_update: str | None, graphs: list[str]
+    folder: Path,
+    model: dict[str, Any],
+    defaults: dict[str, Any],
+    cache_update: str | None,
+    graphs: list[str],
+    shared_graphs: dict[str, Any] | None = None,
+    shared_files: dict[str, Any] | None = None,
 ) -> None:
     """Write manifest.json: every tensor as read back from its file, every file with its size and SHA-256.
 
-    cache_update: None where no graph has a cache.
+    cache_update: None where no graph has a cache. shared: entries of another bundle's manifest, which stay there.
     """
     manifest = {
         "format": FORMAT,
@@ -69,10 +75,19 @@ def write_manifest(
         "model": model,
         "defaults": defaults,
         "cache_update": cache_update,
-        "graphs": {name: describe(folder / f"{name}.onnx") for name in graphs},
-        "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())},
+        "graphs": {name: describe(folder / f"{name}.onnx") for name in graphs} | (shared_graphs or {}),
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
+        | (shared_files or {}),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def print_files(out: Path, parameters: int, seconds: float) -> None:
+    """Say what was written, and in what time."""
+    for path in sorted(out.iterdir()):
+        print(f"{path.stat().st_size / 1e6:10.2f} MB  {path}")
+    print(f"{parameters / 1e6:10.2f} M parameters")
+    print(f"{seconds:10.1f} s")
 
 
 def describe(path: Path) -> dict[str, Any]:

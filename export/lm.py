@@ -18,7 +18,7 @@ from clean_lm.config import ConfigError, LMConfig
 from clean_lm.layers import GroupQueryAttention, StandardAttention
 from clean_lm.lm import LM, Condition
 from clean_lm.runtime import Sampling
-from export.folder import ExportError, new_folder, write_manifest
+from export.folder import ExportError, new_folder, print_files, write_manifest
 from export.graph import Port, say, write
 from export.verify import AGREES, parity, summary
 from weights.checkpoint import CheckpointError
@@ -35,13 +35,7 @@ def main() -> None:
         "--ckpt", type=Path, required=True, help="audiocraft's state_dict.bin, or a Hugging Face folder"
     )
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
-    parser.add_argument(
-        "--attention",
-        choices=ATTENTION,
-        default="ort",
-        help="ort: ONNX Runtime's own operator, fast (default); standard: ai.onnx operators only, for other engines",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and caches (default: float32)")
+    add_options(parser)
     args = parser.parse_args()
     try:
         export(args.ckpt, args.out, args.attention, args.dtype)
@@ -49,6 +43,17 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing was written")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that exports a language model."""
+    parser.add_argument(
+        "--attention",
+        choices=ATTENTION,
+        default="ort",
+        help="ort: ONNX Runtime's own operator, fast (default); standard: ai.onnx operators only, for other engines",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and caches (default: float32)")
 
 
 def export(ckpt: Path, out: Path, attention: str = "ort", dtype: str = "float32") -> None:
@@ -64,10 +69,7 @@ def export(ckpt: Path, out: Path, attention: str = "ort", dtype: str = "float32"
         verdict = summary(parity(folder, model), "the PyTorch modules")
         if not verdict.startswith(AGREES):
             raise ExportError(f"nothing was written: the graphs are not what PyTorch computes. {verdict}")
-    for path in sorted(out.iterdir()):
-        print(f"{path.stat().st_size / 1e6:10.2f} MB  {path}")
-    print(f"{model.parameters / 1e6:10.2f} M parameters, {dtype}, {attention} attention")
-    print(f"{time.perf_counter() - start:10.1f} s")
+    print_files(out, model.parameters, time.perf_counter() - start)
     print(verdict)
 
 

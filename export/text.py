@@ -22,7 +22,7 @@ from clean_lm.config import ConfigError, TextConfig
 from clean_lm.runtime import Manifest
 from clean_lm.text import T5Encoder, TextLayer
 from clean_lm.texts import TOKENIZER
-from export.folder import ExportError, new_folder, write_manifest
+from export.folder import ExportError, new_folder, print_files, write_manifest
 from export.graph import Port, say, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
 from weights.checkpoint import CheckpointError
@@ -58,10 +58,7 @@ def export(text: Path, out: Path) -> None:
         verdict = parity(folder, model)
         if not verdict.startswith(AGREES):
             raise ExportError(f"nothing was written: the graph is not what PyTorch computes. {verdict}")
-    for path in sorted(out.iterdir()):
-        print(f"{path.stat().st_size / 1e6:10.2f} MB  {path}")
-    print(f"{model.parameters / 1e6:10.2f} M parameters")
-    print(f"{time.perf_counter() - start:10.1f} s")
+    print_files(out, model.parameters, time.perf_counter() - start)
     print(verdict)
 
 

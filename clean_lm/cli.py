@@ -1,0 +1,278 @@
+"""clean-lm: continue music from the command line.
+
+  clean-lm continue track.wav -o out.wav --bundle bundle
+  clean-lm continue track.wav -o out.wav --bundle bundle --from end --splice --text "drum and bass" --takes 3
+  clean-lm generate -o out.wav --bundle bundle --text "slow house"
+  clean-lm codec track.wav -o decoded.wav --bundle bundle
+  clean-lm info bundle
+  clean-lm plot out.wav --seam 6
+
+`clean-lm COMMAND --help` lists the options of a command.
+"""
+
+import argparse
+import json
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from clean_lm import audio
+from clean_lm.audio import AudioError
+from clean_lm.musicgen import Codec, MusicGen
+from clean_lm.runtime import BundleError, Manifest
+
+CROSSFADE = 0.02  # seconds: short enough not to smear a beat, long enough not to click
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    args = parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except (AudioError, BundleError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing more was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser("clean-lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    add = commands.add_parser("continue", help="continue a track", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add.set_defaults(run=run_continue)
+    add.add_argument("input", type=Path, help="WAV, FLAC, OGG or MP3")
+    add_generation(add)
+    add.add_argument("--prompt-seconds", type=float, default=6.0, help="how much of the track to continue from")
+    add.add_argument("--from", dest="side", choices=("end", "start"), default="end", help="which end of it")
+    add.add_argument("--splice", action="store_true", help="join the new part to the untouched track, "
+                     "in place of returning the prompt as the codec renders it")  # fmt: skip
+    add.add_argument("--rate", choices=("source", "codec"), default="source", help="whose sample rate and channels")
+
+    add = commands.add_parser("generate", help="music from a text", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add.set_defaults(run=run_generate)
+    add_generation(add)
+
+    add = commands.add_parser("codec", help="encode and decode alone: what the codec does to a track")
+    add.set_defaults(run=run_codec)
+    add.add_argument("input", type=Path)
+    add_bundle(add)
+
+    add = commands.add_parser("info", help="what a bundle holds")
+    add.set_defaults(run=run_info)
+    add.add_argument("bundle", type=Path)
+    add.add_argument("--json", action="store_true", help="the manifest itself")
+
+    add = commands.add_parser("plot", help="waveform and spectrogram as a picture (needs clean_lm[plot])")
+    add.set_defaults(run=run_plot)
+    add.add_argument("input", type=Path)
+    add.add_argument("-o", "--output", type=Path, help="default: the input's name with .png")
+    add.add_argument("--seam", type=float, help="seconds at which to draw a line: where the prompt ends")
+    return top
+
+
+def add_bundle(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-o", "--output", type=Path, required=True, help=".wav, .flac, .ogg or .mp3")
+    command.add_argument("--bundle", type=Path, required=True, help="the folder that export/bundle.py wrote")
+    command.add_argument("--threads", type=int, help="one per physical core where not given")
+    command.add_argument("--json", action="store_true", help="progress and result as lines of JSON")
+
+
+def add_generation(command: argparse.ArgumentParser) -> None:
+    add_bundle(command)
+    command.add_argument("--text", help="a description")
+    command.add_argument("--duration", type=float, default=30.0, help="seconds in all, the prompt included")
+    command.add_argument("--takes", type=int, default=1, help="more than one: out-1.wav, out-2.wav, ...")
+    command.add_argument("--seed", type=int, help="take b is drawn with seed + b - 1; a new one where not given")
+    command.add_argument("--top-k", type=int, default=250, help="0: off")
+    command.add_argument("--top-p", type=float, default=0.0, help="0: off; goes before --top-k")
+    command.add_argument("--temperature", type=float, default=1.0, help="0: greedy")
+    command.add_argument("--cfg-coef", type=float, default=3.0, help="guidance: how much the text counts")
+    command.add_argument("--strategy", choices=("clip", "peak", "rms", "loudness"), default="clip",
+                         help="level, as audiocraft's audio_write has it")  # fmt: skip
+
+
+def run_continue(args: argparse.Namespace) -> None:
+    at_end = args.side == "end"
+    prompt, rate = audio.read(args.input, seconds=args.prompt_seconds, from_end=at_end)
+    model = load(args)
+    takes, said = generate(args, model, prompt=np.repeat(prompt[None], args.takes, axis=0), prompt_rate=rate)
+    # A prompt is encoded in whole frames: what was generated begins where its last frame ends.
+    frames = int(np.ceil(prompt.shape[1] / rate * model.frame_rate - 1e-6))
+    prompt_seconds = frames / model.frame_rate
+    said["seam"] = prompt_seconds
+    if args.rate == "source" or args.splice:
+        takes = [audio.to_source(take, model.sample_rate, rate, len(prompt)) for take in takes]
+    else:
+        rate = model.sample_rate
+    if args.splice:
+        track = audio.read(args.input)[0] if at_end else prompt
+        seam, fade = track.shape[1], round(CROSSFADE * rate)
+        takes = [audio.splice(track, take, seam, fade, lead_samples=prompt.shape[1]) for take in takes]
+        said["seam"] = seam / rate
+    finish(args, takes, rate, said)
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    model = load(args)
+    takes, said = generate(args, model)
+    finish(args, takes, model.sample_rate, said)
+
+
+def load(args: argparse.Namespace) -> MusicGen:
+    """The model, with the command line's parameters. What can be refused is refused before it is loaded."""
+    if args.takes < 1:
+        raise ValueError(f"--takes: got {args.takes}, expected 1 or more")
+    writable(args.output)
+    model = MusicGen.load(args.bundle, threads=args.threads)
+    model.set_generation_params(
+        top_k=args.top_k, top_p=args.top_p, temperature=args.temperature, duration=args.duration, cfg_coef=args.cfg_coef
+    )
+    return model
+
+
+def writable(path: Path) -> None:
+    """Raise AudioError where the result could not be written in the end."""
+    if path.suffix.lower() not in audio.FORMATS:
+        raise AudioError(f"{path}: the extension is {path.suffix!r}, expected one of {', '.join(audio.FORMATS)}")
+    if not path.parent.is_dir():
+        raise AudioError(f"{path.parent}: no such folder; make it first")
+
+
+def generate(
+    args: argparse.Namespace, model: MusicGen, prompt: np.ndarray | None = None, prompt_rate: int = 0
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """The takes, each [channels, samples] at the codec's rate, and what to say of them."""
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    texts = [args.text] * args.takes
+    start = time.perf_counter()
+    with Bar(args, model) as bar:
+        model.set_custom_progress_callback(bar)
+        if prompt is None:
+            sound = model.generate(texts, seed=seed)
+        else:
+            sound = model.generate_continuation(prompt, prompt_rate, texts, seed=seed)
+    assert isinstance(sound, np.ndarray)
+    seconds = time.perf_counter() - start
+    new = sound.shape[2] / model.sample_rate - (0 if prompt is None else prompt.shape[2] / prompt_rate)
+    said = {"seed": seed, "seconds": round(seconds, 3), "real_time_factor": round(new * args.takes / seconds, 3)}
+    return list(sound), said
+
+
+class Bar:
+    """Progress on a terminal, or as lines of JSON."""
+
+    def __init__(self, args: argparse.Namespace, model: MusicGen):
+        self.json, self.takes, self.frame_rate = args.json, args.takes, model.frame_rate
+        layout = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
+        self.bar = tqdm(desc="generating", bar_format=layout, disable=True if self.json else None)
+        self.start, self.percent = time.perf_counter(), -1
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` columns: a frame of every take each."""
+        factor = done * self.takes / self.frame_rate / (time.perf_counter() - self.start)
+        if self.json and done * 100 // total > self.percent:
+            self.percent = done * 100 // total
+            event = {"event": "progress", "done": done, "total": total, "real_time_factor": round(factor, 3)}
+            print(json.dumps(event), flush=True)
+        self.bar.total = total
+        self.bar.set_postfix_str(f"{factor:.2f} x real time", refresh=False)
+        self.bar.update(done - self.bar.n)
+
+
+def finish(args: argparse.Namespace, takes: list[np.ndarray], rate: int, said: dict[str, Any]) -> None:
+    """Write the takes and say what was done."""
+    files, clipped = [], 0
+    for number, take in enumerate(takes, start=1):
+        stem = args.output.stem if len(takes) == 1 else f"{args.output.stem}-{number}"
+        files.append(args.output.with_name(stem + args.output.suffix))
+        clipped += audio.write(files[-1], take, rate, strategy=args.strategy)
+    said |= {"sample_rate": rate, "channels": len(takes[0]), "duration": round(takes[0].shape[1] / rate, 3)}
+    if args.json:
+        print(json.dumps({"event": "done", "files": [str(file) for file in files], "clipped": clipped, **said}))
+        return
+    for file in files:
+        print(f"{file}: {said['duration']} s, {rate} Hz, {said['channels']} channels")
+    seam = f", new from {said['seam']:.2f} s on" if "seam" in said else ""
+    print(f"seed {said['seed']}{seam}; {said['seconds']:.1f} s, {said['real_time_factor']:.2f} x real time")
+    if clipped:
+        print(f"{clipped} samples were clipped; --strategy peak keeps them")
+
+
+def run_codec(args: argparse.Namespace) -> None:
+    writable(args.output)
+    wav, rate = audio.read(args.input)
+    codec = Codec.load(args.bundle, threads=args.threads)
+    sound = audio.convert_audio(wav, rate, codec.sample_rate, codec.channels)
+    start = time.perf_counter()
+    codes = codec.encode(sound[None])
+    middle = time.perf_counter()
+    decoded = codec.decode(codes)[0, :, : sound.shape[1]]
+    end = time.perf_counter()
+    seconds = sound.shape[1] / codec.sample_rate
+    said = {
+        "si_sdr_db": round(si_sdr(decoded, sound), 2),
+        "frames": codes.shape[2],
+        "codes_used": [len(np.unique(codes[0, k])) for k in range(codes.shape[1])],
+        "encode_real_time_factor": round(seconds / (middle - start), 2),
+        "decode_real_time_factor": round(seconds / (end - middle), 2),
+        "sample_rate": codec.sample_rate,
+    }
+    audio.write(args.output, decoded, codec.sample_rate, strategy="clip")
+    if args.json:
+        print(json.dumps({"event": "done", "files": [str(args.output)], **said}))
+        return
+    print(f"{args.output}: {seconds:.2f} s, {codec.sample_rate} Hz, {codes.shape[2]} frames of {codes.shape[1]} codes")
+    print(f"SI-SDR {said['si_sdr_db']} dB; different codes used: {' '.join(map(str, said['codes_used']))}")
+    encode, decode = said["encode_real_time_factor"], said["decode_real_time_factor"]
+    print(f"encoded at {encode} x real time, decoded at {decode} x")
+
+
+def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, "SDR - half-baked or well done?")."""
+    x, y = estimate.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    target = y * (x @ y) / max(y @ y, 1e-12)
+    return float(10 * np.log10(max(target @ target, 1e-12) / max(((x - target) ** 2).sum(), 1e-12)))
+
+
+def run_info(args: argparse.Namespace) -> None:
+    manifest = Manifest.read(args.bundle)
+    if args.json:
+        print(json.dumps(manifest.tree, indent=1))
+        return
+    model, defaults = manifest.need("model"), manifest.need("defaults")
+    print(f"{args.bundle}: {', '.join(manifest.need('graphs'))}")
+    for title, fields in (("model", model), ("defaults", defaults)):
+        print(f"{title:10}" + ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None))
+    for name, entry in manifest.need("files").items():
+        there = "" if (manifest.folder / name).exists() else "   MISSING"
+        print(f"{entry['bytes'] / 1e6:12.2f} MB  {name}{there}")
+
+
+def run_plot(args: argparse.Namespace) -> None:
+    try:
+        from clean_lm.plot import plot
+    except ImportError:
+        raise ValueError("plot needs matplotlib: pip install 'clean_lm[plot]'") from None
+    output = args.output or args.input.with_suffix(".png")
+    plot(args.input, output, args.seam)
+    print(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

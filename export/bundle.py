@@ -1,0 +1,188 @@
+"""Export everything that continues music into one folder: language model, codec and text encoder.
+
+  python export/bundle.py --lm state_dict.bin --codec compression_state_dict.bin --text t5-base --out bundle
+  python export/bundle.py --lm other.bin --codec bundle --text bundle --out other      shares the first one's files
+  python export/bundle.py --hub facebook/musicgen-small --text t5-base --out bundle
+
+--lm is audiocraft's state_dict.bin or a Hugging Face MusicGen folder. --codec is audiocraft's
+compression_state_dict.bin, a Hugging Face EnCodec folder, or a bundle that has one; without it, the file beside --lm.
+--text is a Hugging Face T5 folder or a bundle that has one; without it, the bundle continues music without descriptions.
+Each graph is then run beside the PyTorch modules; a bundle that disagrees is not kept.
+"""
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import weights.codec
+import weights.text
+from clean_lm.config import CodecConfig, ConfigError, LMConfig, TextConfig
+from clean_lm.runtime import BundleError, Manifest
+from clean_lm.texts import TOKENIZER
+from export import codec, lm, text, verify
+from export.folder import ExportError, new_folder, print_files, write_manifest
+from export.graph import say
+from weights.checkpoint import CheckpointError
+from weights.lm import MappingError, Model, load
+from weights.tokenizer import open_tokenizer
+
+CODEC, TEXT = ("compression_encode", "compression_decode"), ("text_encoder",)
+CODEC_FILE = "compression_state_dict.bin"
+ERRORS = (BundleError, CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Graphs of another bundle, which stay where they are."""
+
+    manifest: Manifest
+    graphs: tuple[str, ...]
+    others: tuple[str, ...] = ()  # files that belong to them
+
+    def entries(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Their part of the manifest of a bundle in `folder`: graphs and files, by paths relative to it."""
+        tree = self.manifest.tree
+        there = Path(os.path.relpath(self.manifest.folder, folder)).as_posix()
+        graphs = {name: tree["graphs"][name] for name in self.graphs}
+        files = [n for n in tree["files"] if n in self.others or any(n.startswith(g["file"]) for g in graphs.values())]
+        moved = {name: {**graph, "file": f"{there}/{graph['file']}"} for name, graph in graphs.items()}
+        return moved, {f"{there}/{name}": tree["files"][name] for name in files}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--lm", type=Path, help="state_dict.bin, or a Hugging Face MusicGen folder")
+    source.add_argument("--hub", help="a repository of the Hugging Face hub that holds both checkpoints")
+    parser.add_argument("--codec", type=Path, help=f"{CODEC_FILE}, a Hugging Face EnCodec folder, or a bundle")
+    parser.add_argument("--text", type=Path, help="a Hugging Face T5 folder, or a bundle")
+    parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
+    lm.add_options(parser)
+    args = parser.parse_args()
+    try:
+        checkpoint = download(args.hub) if args.hub else args.lm
+        export(checkpoint, args.codec or beside(checkpoint), args.text, args.out, args.attention, args.dtype)
+    except ERRORS as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing was written")
+
+
+def beside(checkpoint: Path) -> Path:
+    """The codec that lies where the language model does. Raises ExportError."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if (folder / CODEC_FILE).exists():
+        return folder / CODEC_FILE
+    raise ExportError(f"{folder}: no {CODEC_FILE} beside the language model; give --codec")
+
+
+def download(repository: str) -> Path:
+    """The folder of a hub repository's checkpoints in the local cache, fetched where they are not there."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise ExportError("--hub needs huggingface_hub: pip install 'clean_lm[hub]'") from None
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*state_dict.bin"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+        raise ExportError(f"{repository}: not in the local cache and not to be fetched: {error}") from None
+
+
+def export(checkpoint: Path, codec_path: Path, text_path: Path | None, out: Path, attention: str, dtype: str) -> None:
+    """Write the bundle; print its files and how far each graph is from PyTorch."""
+    start = time.perf_counter()
+    model = load(checkpoint)
+    lm.refuse(model.config)
+    sound = open_part(codec_path, CODEC, weights.codec.load)
+    texts = text_path and open_part(text_path, TEXT, weights.text.load)
+    check(model.config, describe(sound), describe(texts) if texts else None)
+
+    parts = [part for part in (model, sound, texts) if isinstance(part, Model)]
+    with new_folder(out, sum(part.parameters * 4 for part in parts)) as folder:
+        lm.write_graphs(model, folder, attention, lm.DTYPES[dtype])
+        if isinstance(sound, Model):
+            codec.write_graphs(sound, folder)
+        if isinstance(texts, Model):
+            text.write_graphs(texts, folder)
+            open_tokenizer(texts.checkpoint.path, texts.config).save(str(folder / TOKENIZER))
+        manifest(folder, model.config, sound, texts, attention)
+        say("comparing with the PyTorch modules")
+        steps = verify.parity(folder, model)
+        verdicts = [f"language model {verify.summary(steps, 'the PyTorch modules')}"]
+        if isinstance(sound, Model):
+            verdicts.append(f"codec {codec.parity(folder, sound)}")
+        if isinstance(texts, Model):
+            verdicts.append(f"text encoder {text.parity(folder, texts)}")
+        if any(verify.DISAGREES in verdict for verdict in verdicts):
+            raise ExportError("nothing was written: the graphs are not what PyTorch computes.\n" + "\n".join(verdicts))
+    print("\n".join(verify.table(steps)), end="\n\n")
+    print_files(out, sum(part.parameters for part in parts), time.perf_counter() - start)
+    print("\n".join(verdicts))
+
+
+def open_part(path: Path, graphs: tuple[str, ...], load: Any) -> Model[Any] | Shared:
+    """A checkpoint, or the same part of a bundle."""
+    if not (path / "manifest.json").exists():
+        return load(path)
+    shared = Shared(Manifest.read(path), graphs, (TOKENIZER,) if graphs == TEXT else ())
+    missing = [name for name in graphs if name not in shared.manifest.need("graphs")]
+    if missing:
+        raise ExportError(f"{path}: this bundle has no {' and no '.join(missing)} to share")
+    return shared
+
+
+def describe(part: Model[Any] | Shared) -> dict[str, Any]:
+    """What the manifest's `model` says of the codec or the text encoder."""
+    if isinstance(part, Model):
+        return codec.describe(part.config) if isinstance(part.config, CodecConfig) else text.describe(part.config)
+    said = dict(part.manifest.need("model"))
+    if part.graphs == CODEC:  # a stereo model's bundle counts both voices of its codec
+        said["channels"] = part.manifest.tensor("compression_encode", "audio")["shape"][1]
+        said["codebooks"] = part.manifest.tensor("compression_encode", "codes")["shape"][1]
+    return said
+
+
+def check(config: LMConfig, sound: dict[str, Any], texts: dict[str, Any] | None) -> None:
+    """Raise ExportError where the parts do not belong together."""
+    voices = config.channels // sound["channels"]  # a stereo model has a mono codec for each side
+    pairs = {
+        "sample rate": (sound["sample_rate"], config.sample_rate),
+        "codes": (sound["card"], config.card),
+        f"codebooks of {voices} x {sound['channels']} channels": (sound["codebooks"] * voices, config.codebooks),
+    }
+    wrong = [
+        f"{name} {codec} in the codec, {lm} in the language model" for name, (codec, lm) in pairs.items() if codec != lm
+    ]
+    if texts and texts["text_dim"] != config.text_dim:
+        wrong.append(f"states {texts['text_dim']} wide in the text encoder, {config.text_dim} in the language model")
+    if wrong:
+        raise ExportError(f"these parts do not belong together: {'; '.join(wrong)} (its text: {config.text_encoder})")
+
+
+def manifest(
+    folder: Path, config: LMConfig, sound: Model[Any] | Shared, texts: Model[Any] | Shared | None, attention: str
+) -> None:
+    """Write manifest.json over all parts."""
+    said, names = describe(sound), ["lm_inference", "lm_condition"]
+    model = lm.describe(config) | {name: said[name] for name in ("sample_rate", "hop", "frame_rate")}
+    if texts:
+        model |= {name: value for name, value in describe(texts).items() if name.startswith("text_")}
+    model["text_encoder"] = config.text_encoder
+    graphs, files = {}, {}
+    for part, own in ((sound, CODEC), (texts, TEXT)):
+        if isinstance(part, Model):
+            names += own
+        elif part:
+            theirs = part.entries(folder)
+            graphs, files = graphs | theirs[0], files | theirs[1]
+    update = lm.CACHE_UPDATE[attention]
+    write_manifest(folder, model, lm.defaults(config), update, names, graphs, files)
+
+
+if __name__ == "__main__":
+    main()
