@@ -57,9 +57,12 @@ def _sync(path: Path) -> None:
 
 
 def write_manifest(
-    folder: Path, model: dict[str, Any], defaults: dict[str, Any], cache_update: str, graphs: list[str]
+    folder: Path, model: dict[str, Any], defaults: dict[str, Any], cache_update: str | None, graphs: list[str]
 ) -> None:
-    """Write manifest.json: every tensor as read back from its file, every file with its size and SHA-256."""
+    """Write manifest.json: every tensor as read back from its file, every file with its size and SHA-256.
+
+    cache_update: None where no graph has a cache.
+    """
     manifest = {
         "format": FORMAT,
         "version": VERSION,

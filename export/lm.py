@@ -80,7 +80,7 @@ def refuse(config: LMConfig) -> None:
         )
 
 
-def write_graphs(model: Model, folder: Path, attention: str, dtype: torch.dtype) -> None:
+def write_graphs(model: Model[LMConfig], folder: Path, attention: str, dtype: torch.dtype) -> None:
     """Write lm_condition.onnx and lm_inference.onnx with their weights."""
     c = model.config
     inputs, outputs = condition_ports(c, dtype)

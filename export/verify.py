@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clean_lm.config import ConfigError
+from clean_lm.config import ConfigError, LMConfig
 from clean_lm.layers import Cache, Layer, StandardAttention
 from clean_lm.lm import LM, Condition, guide
 from clean_lm.pattern import delay, prefill_length
@@ -81,7 +81,7 @@ def compare(
 
 @torch.inference_mode()
 def reference_logits(
-    model: Model, columns: np.ndarray, prefill: int, texts: list[np.ndarray] | None, dtype: torch.dtype
+    model: Model[LMConfig], columns: np.ndarray, prefill: int, texts: list[np.ndarray] | None, dtype: torch.dtype
 ) -> np.ndarray:
     """The PyTorch modules in `dtype` on given columns int64 [B, K, S]: a prefill, then one by one.
 
@@ -111,7 +111,9 @@ def reference_logits(
     return np.stack([guide(shell.logits(x[:, -1]).to(wide), batch, torch.tensor(CFG_COEF)).numpy() for x in xs])
 
 
-def reference_cross(model: Model, batch: int, texts: list[np.ndarray] | None, dtype: torch.dtype) -> list[Cache]:
+def reference_cross(
+    model: Model[LMConfig], batch: int, texts: list[np.ndarray] | None, dtype: torch.dtype
+) -> list[Cache]:
     """What every layer attends to: texts then as many nulls, or one row of null text each."""
     condition = fill(Condition(model.config), model.weights("condition", dtype))
     size = (2 * batch, max(map(len, texts))) if texts else (batch, 1)
@@ -140,7 +142,7 @@ def calls(prefill: int, length: int) -> list[tuple[int, int]]:
     return [(0, prefill), *((s, s + 1) for s in range(prefill, length))]
 
 
-def parity(bundle: Path, model: Model, seed: int = 0) -> list[Comparison]:
+def parity(bundle: Path, model: Model[LMConfig], seed: int = 0) -> list[Comparison]:
     """The bundle beside the PyTorch modules: random codes and text states, guided and null text."""
     rng = np.random.default_rng(seed)
     c = model.config

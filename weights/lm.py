@@ -1,10 +1,11 @@
 """Which tensor of a checkpoint becomes which of ours: one table, checked name by name and shape by shape."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from weights.checkpoint import Checkpoint, Spec, open_lm
 
 TEXT = "condition_provider.conditioners.description.output_proj"
 MELODY = "condition_provider.conditioners.self_wav"
+
+Config = TypeVar("Config")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Source:
     component: str
     pieces: tuple[Piece, ...]
     transpose: bool = False
+    fold: Callable[..., Tensor] = field(default=lambda *pieces: pieces[0] if len(pieces) == 1 else torch.cat(pieces))
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,11 @@ class MappingError(ValueError):
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Generic[Config]):
     """A checkpoint whose tensors are exactly those that its configuration asks for."""
 
     checkpoint: Checkpoint
-    config: LMConfig
+    config: Config
     rows: Mapping[str, Source]
 
     @property
@@ -61,7 +66,7 @@ class Model:
         return sum(math.prod(self.checkpoint.specs[name].shape) for name in names)
 
     def weights(self, component: str, dtype: torch.dtype = torch.float32) -> "Weights":
-        """The tensors of "lm" or "condition", by the names that its module has for them."""
+        """The tensors of one component ("lm", "condition"), by the names that its module has for them."""
         return Weights(self.checkpoint, self.rows, f"{component}.", dtype)
 
 
@@ -78,8 +83,7 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         source = self.rows[name]
-        pieces = [self._read(piece) for piece in source.pieces]
-        tensor = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.dtype)
+        tensor = source.fold(*(self._read(piece) for piece in source.pieces)).to(self.dtype)
         return tensor.T if source.transpose else tensor
 
     def _read(self, piece: Piece) -> Tensor:
@@ -93,11 +97,15 @@ class Weights(Mapping[str, Tensor]):
         return len(self.rows)
 
 
-def load(path: Path) -> Model:
+def load(path: Path) -> Model[LMConfig]:
     """Open a checkpoint and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
     checkpoint = open_lm(path)
-    config, rows = describe(checkpoint)
-    problems = differences(rows, dropped(checkpoint), checkpoint.specs)
+    return match(checkpoint, *describe(checkpoint), dropped(checkpoint))
+
+
+def match(checkpoint: Checkpoint, config: Config, rows: Mapping[str, Source], drop: list[Dropped]) -> Model[Config]:
+    """A checkpoint as the model that its table makes of it. Raises MappingError with every difference."""
+    problems = differences(rows, drop, checkpoint.specs)
     if problems:
         listing = "\n  ".join(problems)
         raise MappingError(f"{checkpoint.path}: its tensors are not those of its configuration:\n  {listing}")
@@ -113,7 +121,7 @@ def describe(checkpoint: Checkpoint) -> tuple[LMConfig, dict[str, Source]]:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
 
 
-def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+def fill(module: Module, weights: Mapping[str, Tensor]) -> Module:
     """Give a module its weights, without a copy where they are memory-mapped."""
     module.load_state_dict(dict(weights), strict=True, assign=True)
     return module.eval()
