@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("clean-lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    add = commands.add_parser("continue", help="continue a track", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = commands.add_parser(
+        "continue", help="continue a track", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add.set_defaults(run=run_continue)
     add.add_argument("input", type=Path, help="WAV, FLAC, OGG or MP3")
     add_generation(add)
@@ -58,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
                      "in place of returning the prompt as the codec renders it")  # fmt: skip
     add.add_argument("--rate", choices=("source", "codec"), default="source", help="whose sample rate and channels")
 
-    add = commands.add_parser("generate", help="music from a text", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = commands.add_parser(
+        "generate", help="music from a text", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add.set_defaults(run=run_generate)
     add_generation(add)
 

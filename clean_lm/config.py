@@ -37,6 +37,37 @@ IMPLEMENTED: dict[str, tuple[Any, Any]] = {
     "interleave_stereo_codebooks.per_timestep": (False, False),
 }
 
+# The same for audiocraft's codec: SEANetEncoder and -Decoder, ResidualVectorQuantizer and their builders.
+CODEC_IMPLEMENTED: dict[str, tuple[Any, Any]] = {
+    "compression_model": ("encodec", None),
+    "encodec.autoencoder": ("seanet", None),
+    "encodec.quantizer": ("rvq", None),
+    "encodec.causal": (False, False),
+    "encodec.renormalize": (False, False),
+    "seanet.causal": (False, False),
+    "seanet.activation": ("ELU", "ELU"),
+    "seanet.activation_params.alpha": (1.0, 1.0),
+    "seanet.norm": ("weight_norm", "none"),
+    "seanet.true_skip": (True, True),
+    "seanet.disable_norm_outer_blocks": (0, 0),
+    "seanet.decoder.final_activation": (None, None),
+    "seanet.decoder.trim_right_ratio": (1.0, 1.0),
+    "rvq.codebook_dim": (None, None),
+}
+
+# And for Hugging Face's EncodecConfig, with its defaults.
+HUGGINGFACE_CODEC_IMPLEMENTED: dict[str, tuple[Any, Any]] = {
+    "use_causal_conv": (False, True),
+    "normalize": (False, False),
+    "norm_type": ("weight_norm", "weight_norm"),
+    "trim_right_ratio": (1.0, 1.0),
+    "use_conv_shortcut": (False, True),
+    "chunk_length_s": (None, None),
+    "overlap": (None, None),
+}
+
+PAD_MODES = ("constant", "reflect")
+
 # T5's feed_forward_proj: what transformers makes of it, (dense_act_fn, is_gated_act)
 T5_FEED_FORWARD = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True)}
 
@@ -94,7 +125,8 @@ class Fields:
     def need_list(self, name: str, kind: type) -> tuple[Any, ...]:
         """The items of `name`, all of them `kind`. Raises ConfigError as `need` does."""
         items = self.need(name, list)
-        odd = [item for item in items if isinstance(item, bool) or not isinstance(item, kind)]
+        kinds = (int, float) if kind is float else kind
+        odd = [item for item in items if isinstance(item, bool) or not isinstance(item, kinds)]
         if odd:
             raise ConfigError(f"configuration field {name}: got {odd[0]!r} in it, expected a list of {kind.__name__}")
         return tuple(items)
@@ -301,14 +333,144 @@ class TextConfig:
                 raise ConfigError(f"{name}_id {getattr(self, name)}: expected a token of the {self.vocab}")
 
 
+@dataclass(frozen=True)
+class CodecConfig:
+    """The codec of one checkpoint: EnCodec, not causal, weight-normed, ELU."""
+
+    sample_rate: int
+    channels: int
+    ratios: tuple[int, ...]  # by which the decoder lengthens, in its order; the encoder goes back
+    filters: int  # channels of the outermost convolution: each ratio doubles them
+    dimension: int  # of the latent, and of the codebooks' vectors
+    kernel_size: int  # of the first convolution
+    last_kernel_size: int
+    residual_kernel_size: int
+    residual_layers: int  # residual blocks at each ratio
+    dilation_base: int  # block j has dilation base^j
+    compress: int  # by which a residual block narrows inside
+    lstm_layers: int
+    pad_mode: str
+    codebooks: int
+    card: int
+
+    @property
+    def hop(self) -> int:
+        """Samples a frame."""
+        return math.prod(self.ratios)
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames a second."""
+        return self.sample_rate // self.hop
+
+    @property
+    def width(self) -> int:
+        """Channels where audio is shortest: of the LSTM."""
+        return self.filters * 2 ** len(self.ratios)
+
+    @classmethod
+    def from_xp_cfg(cls, tree: Mapping[str, Any]) -> "CodecConfig":
+        """Read the `xp.cfg` of an audiocraft codec.
+
+        Raises ConfigError with every field that asks for another model, or with the first that is missing.
+        """
+        fields = Fields(tree)
+        problems = unlike(fields, CODEC_IMPLEMENTED, "xp.cfg", "audiocraft") + _overrides(fields)
+        if problems:
+            raise ConfigError("this codec is not one that clean_lm implements:\n  " + "\n  ".join(problems))
+        config = cls(
+            sample_rate=fields.need("encodec.sample_rate", int),
+            channels=fields.need("encodec.channels", int),
+            ratios=fields.need_list("seanet.ratios", int),
+            filters=fields.need("seanet.n_filters", int),
+            dimension=fields.need("seanet.dimension", int),
+            kernel_size=fields.need("seanet.kernel_size", int),
+            last_kernel_size=fields.need("seanet.last_kernel_size", int),
+            residual_kernel_size=fields.need("seanet.residual_kernel_size", int),
+            residual_layers=fields.need("seanet.n_residual_layers", int),
+            dilation_base=fields.need("seanet.dilation_base", int),
+            compress=fields.need("seanet.compress", int),
+            lstm_layers=fields.need("seanet.lstm", int),
+            pad_mode=fields.need("seanet.pad_mode", str),
+            codebooks=fields.need("rvq.n_q", int),
+            card=fields.need("rvq.bins", int),
+        )
+        config.check()
+        return config
+
+    @classmethod
+    def from_huggingface(cls, tree: Mapping[str, Any], at: str = "") -> "CodecConfig":
+        """Read the config.json of an EnCodec, or what stands in another model's under `at` ("audio_encoder.").
+
+        Raises ConfigError as from_xp_cfg does.
+        """
+        fields = Fields(tree)
+        problems = unlike(fields, HUGGINGFACE_CODEC_IMPLEMENTED, "config.json", "transformers", at)
+        dimension, inner = fields.need(f"{at}hidden_size", int), fields.get(f"{at}codebook_dim")
+        if inner not in (None, dimension):
+            problems.append(f"config.json {at}codebook_dim: found {inner!r}, supported: hidden_size, {dimension}")
+        if problems:
+            raise ConfigError("this codec is not one that clean_lm implements:\n  " + "\n  ".join(problems))
+        sample_rate = fields.need(f"{at}sampling_rate", int)
+        ratios = fields.need_list(f"{at}upsampling_ratios", int)
+        card = fields.need(f"{at}codebook_size", int)
+        bandwidths = fields.need_list(f"{at}target_bandwidths", float)
+        config = cls(
+            sample_rate=sample_rate,
+            channels=fields.need(f"{at}audio_channels", int),
+            ratios=ratios,
+            filters=fields.need(f"{at}num_filters", int),
+            dimension=dimension,
+            kernel_size=fields.need(f"{at}kernel_size", int),
+            last_kernel_size=fields.need(f"{at}last_kernel_size", int),
+            residual_kernel_size=fields.need(f"{at}residual_kernel_size", int),
+            residual_layers=fields.need(f"{at}num_residual_layers", int),
+            dilation_base=fields.need(f"{at}dilation_growth_rate", int),
+            compress=fields.need(f"{at}compress", int),
+            lstm_layers=fields.need(f"{at}num_lstm_layers", int),
+            pad_mode=fields.need(f"{at}pad_mode", str),
+            codebooks=_codebooks(bandwidths, sample_rate, math.prod(ratios), card),
+            card=card,
+        )
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise ConfigError where the sizes are none or contradict each other."""
+        for name in (
+            *("filters", "dimension", "kernel_size", "last_kernel_size", "residual_kernel_size", "residual_layers"),
+            *("dilation_base", "compress", "lstm_layers", "codebooks", "card", "sample_rate"),
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)}: expected a number above 0")
+        if self.channels not in (1, 2):
+            raise ConfigError(f"channels {self.channels}: expected 1 or 2")
+        if not self.ratios or min(self.ratios) < 2:
+            raise ConfigError(f"ratios {list(self.ratios)}: expected numbers above 1")
+        if self.sample_rate % self.hop:
+            raise ConfigError(f"sample_rate {self.sample_rate} is not a multiple of the hop {self.hop}")
+        if self.filters < self.compress:
+            raise ConfigError(f"filters {self.filters}: expected compress, {self.compress}, or more")
+        if self.pad_mode not in PAD_MODES:
+            raise ConfigError(f"pad_mode {self.pad_mode!r}: expected {' or '.join(map(repr, PAD_MODES))}")
+
+
+def unlike(
+    fields: Fields, implemented: Mapping[str, tuple[Any, Any]], file: str, library: str, at: str = ""
+) -> list[str]:
+    """One line for every field of a table, found under `at`, that asks for something these modules do not do."""
+    problems = []
+    for name, (ours, default) in implemented.items():
+        value = fields.get(at + name, _ABSENT)
+        if (default if value is _ABSENT else value) != ours:
+            found = f"nothing ({library} then takes {default!r})" if value is _ABSENT else repr(value)
+            problems.append(f"{file} {at}{name}: found {found}, supported: {ours!r}")
+    return problems
+
+
 def unimplemented(fields: Fields) -> list[str]:
     """One line for every field that asks for something these modules do not do."""
-    problems = []
-    for name, (ours, default) in IMPLEMENTED.items():
-        value = fields.get(name, _ABSENT)
-        if (default if value is _ABSENT else value) != ours:
-            found = f"nothing (audiocraft then takes {default!r})" if value is _ABSENT else repr(value)
-            problems.append(f"xp.cfg {name}: found {found}, supported: {ours!r}")
+    problems = unlike(fields, IMPLEMENTED, "xp.cfg", "audiocraft")
     pattern = fields.get("codebooks_pattern.modeling") or fields.get("transformer_lm.q_modeling")
     if pattern != "delay":
         problems.append(f"xp.cfg codebooks_pattern.modeling: found {pattern!r}, supported: 'delay'")
@@ -330,3 +492,23 @@ def _delays(fields: Fields, codebooks: int) -> tuple[int, ...]:
     if fields.get("codebooks_pattern.modeling") is None or fields.get(name) is None:
         return tuple(range(codebooks))
     return fields.need_list(name, int)
+
+
+def _overrides(fields: Fields) -> list[str]:
+    """seanet.encoder and seanet.decoder may say of one half what seanet says of both: supported is the same."""
+    problems = []
+    for half in ("encoder", "decoder"):
+        for name in fields.get(f"seanet.{half}") or {}:
+            value, both = fields.get(f"seanet.{half}.{name}"), fields.get(f"seanet.{name}")
+            if f"seanet.{half}.{name}" not in CODEC_IMPLEMENTED and value not in (None, both):
+                problems.append(f"xp.cfg seanet.{half}.{name}: found {value!r}, supported: {both!r}, as seanet.{name}")
+    if fields.get("seanet.channels") != fields.get("encodec.channels"):
+        channels = fields.get("encodec.channels")
+        problems.append(f"xp.cfg seanet.channels: found {fields.get('seanet.channels')!r}, supported: {channels!r}")
+    return problems
+
+
+def _codebooks(bandwidths: tuple[float, ...], sample_rate: int, hop: int, card: int) -> int:
+    """How many codebooks the last bandwidth [kbit/s] takes: transformers' EncodecConfig.num_quantizers."""
+    frame_rate, bits = math.ceil(sample_rate / max(hop, 1)), math.ceil(math.log2(max(card, 2)))
+    return int(1000 * bandwidths[-1] // (max(frame_rate, 1) * bits)) if bandwidths else 0

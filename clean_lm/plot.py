@@ -18,7 +18,9 @@ def plot(path: Path, output: Path, seam: float | None = None) -> None:
     """Draw a sound file into a picture; `seam` in seconds. Raises AudioError."""
     wav, rate = audio.read(path)
     seconds = wav.shape[1] / rate
-    figure, (wave, spectrum) = plt.subplots(2, 1, figsize=(12, 6), sharex=True, layout="constrained", height_ratios=(1, 2))
+    figure, (wave, spectrum) = plt.subplots(
+        2, 1, figsize=(12, 6), sharex=True, layout="constrained", height_ratios=(1, 2)
+    )
     time = np.arange(wav.shape[1]) / rate
     for channel in wav:
         wave.plot(time, channel, linewidth=0.3, alpha=0.8)

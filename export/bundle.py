@@ -6,7 +6,7 @@
 
 --lm is audiocraft's state_dict.bin or a Hugging Face MusicGen folder. --codec is audiocraft's
 compression_state_dict.bin, a Hugging Face EnCodec folder, or a bundle that has one; without it, the file beside --lm.
---text is a Hugging Face T5 folder or a bundle that has one; without it, the bundle continues music without descriptions.
+--text is a Hugging Face T5 folder or a bundle that has one; without it, the bundle takes no descriptions.
 Each graph is then run beside the PyTorch modules; a bundle that disagrees is not kept.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import weights.codec
 import weights.text
-from clean_lm.config import CodecConfig, ConfigError, LMConfig, TextConfig
+from clean_lm.config import CodecConfig, ConfigError, LMConfig
 from clean_lm.runtime import BundleError, Manifest
 from clean_lm.texts import TOKENIZER
 from export import codec, lm, text, verify

@@ -24,7 +24,8 @@ from weights.lm import fill
 OPSET = 18
 INLINE = 1024  # bytes: smaller tensors stay in the graph file
 PAGE = 4096  # larger ones start on a page, so that they can be memory-mapped
-TRACED = {"batch": 2, "rows": 4, "columns": 5, "capacity": 32, "text": 7}  # any sizes: they stay symbolic
+# Any sizes: they stay symbolic.
+TRACED = {"batch": 2, "rows": 4, "columns": 5, "capacity": 32, "text": 7, "samples": 3001, "frames": 9}
 
 
 @dataclass(frozen=True)

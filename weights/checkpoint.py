@@ -14,7 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 RAW = "a raw training checkpoint: audiocraft.utils.export.export_lm makes a state_dict.bin of it"
-CONTENTS = {"state_dict.bin": "a dict with best_state and xp.cfg", "pytorch_model.bin": "a dict of tensors"}
+CONTENTS = {
+    "state_dict.bin": "a dict with best_state and xp.cfg",
+    "compression_state_dict.bin": "a dict with best_state and xp.cfg",
+    "pytorch_model.bin": "a dict of tensors",
+}
 
 
 class CheckpointError(ValueError):
@@ -32,7 +36,7 @@ class Spec:
 @dataclass(frozen=True)
 class Checkpoint:
     path: Path
-    layout: str  # "audiocraft", "huggingface" (MusicGen's) or "t5": which names the tensors have
+    layout: str  # "audiocraft", "huggingface" (MusicGen's), "encodec" or "t5": which names the tensors have
     config: Mapping[str, Any]  # audiocraft: xp.cfg, unresolved; Hugging Face: config.json
     specs: Mapping[str, Spec]
     open: Callable[[], Callable[[str], Tensor]]  # maps the file: tensors by name, as stored, while the result lives
@@ -52,13 +56,41 @@ def open_lm(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: expected a folder with config.json and model.safetensors; rename the file")
     if path.is_dir() or path.suffix in (".safetensors", ".json"):
         return _open_huggingface(path if path.is_dir() else path.parent)
-    package = load_package(path)
-    tree = _xp_cfg(path, package)
-    _refuse_other_models(path, tree)
+    return _open_audiocraft(path, "state_dict.bin", _refuse_other_models)
+
+
+def open_codec(path: Path) -> Checkpoint:
+    """Open a codec: audiocraft's `compression_state_dict.bin`, or Hugging Face's folder of an EnCodec or of a
+    MusicGen, which has one in it (or a file in it).
+
+    Raises CheckpointError where it is something else, FileNotFoundError where there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_dir() and (path / "compression_state_dict.bin").exists():
+        path = path / "compression_state_dict.bin"
+    if not path.is_dir() and path.suffix not in (".safetensors", ".json"):
+        return _open_audiocraft(path, "compression_state_dict.bin", _refuse_other_codecs)
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder}: no codec found; expected audiocraft's compression_state_dict.bin, or Hugging Face's "
+            "config.json and model.safetensors"
+        )
+    layout, config = _codec_config(folder / "config.json")
+    specs, _ = open_safetensors(folder)
+    return Checkpoint(folder, layout, config, specs, lambda: open_safetensors(folder)[1])
+
+
+def _open_audiocraft(path: Path, kind: str, refuse: Callable[[Path, Mapping[str, Any]], None]) -> Checkpoint:
+    package = load_package(path, kind)
+    tree = _xp_cfg(path, kind, package)
+    refuse(path, tree)
     tensors = _tensors(path, package["best_state"])
     specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
     return Checkpoint(
-        path, "audiocraft", tree, specs, lambda: _tensors(path, load_package(path)["best_state"]).__getitem__
+        path, "audiocraft", tree, specs, lambda: _tensors(path, load_package(path, kind)["best_state"]).__getitem__
     )
 
 
@@ -110,8 +142,8 @@ def _open_pytorch(folder: Path) -> tuple[dict[str, Spec], Callable[[str], Tensor
 def open_layout(layout: Path, config: Path) -> Checkpoint:
     """A list of tensors without the tensors, as JSON {name: [shape, "torch.float32"]}: nothing can be read from it.
 
-    `config` is the model's xp.cfg, or Hugging Face's config.json with generation_config.json beside it.
-    Raises CheckpointError, FileNotFoundError.
+    `config` is the model's xp.cfg, or Hugging Face's config.json with generation_config.json beside it; what kind
+    of model it is stands in it. Raises CheckpointError, FileNotFoundError.
     """
 
     def refuse() -> Callable[[str], Tensor]:
@@ -123,10 +155,13 @@ def open_layout(layout: Path, config: Path) -> Checkpoint:
         specs = {name: Spec(tuple(shape), dtypes[dtype]) for name, (shape, dtype) in listed.items()}
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{layout}: expected {{name: [shape, dtype]}} ({error})") from None
+    if config.suffix == ".json" and read_json(config).get("model_type") == "encodec":
+        return Checkpoint(layout, *_codec_config(config), specs, refuse)
     if config.suffix == ".json":
         return Checkpoint(layout, "huggingface", _huggingface_config(config), specs, refuse)
     tree = _yaml(config, config.read_text(encoding="utf-8", errors="replace"))
-    _refuse_other_models(config, tree)
+    if not _is_codec(tree):
+        _refuse_other_models(config, tree)
     return Checkpoint(layout, "audiocraft", tree, {_plain(name): spec for name, spec in specs.items()}, refuse)
 
 
@@ -178,12 +213,15 @@ def _damaged(path: Path, error: Exception) -> str:
     return f"{path}: truncated or damaged ({path.stat().st_size} bytes; {reason}); fetch or copy it again"
 
 
-def _xp_cfg(path: Path, package: Mapping[str, Any]) -> dict[str, Any]:
+def _xp_cfg(path: Path, kind: str, package: Mapping[str, Any]) -> dict[str, Any]:
     if "pretrained" in package:
-        raise CheckpointError(
-            f"{path}: a pointer to the codec {package['pretrained']!r}, not a language model; "
-            "give the state_dict.bin beside it"
-        )
+        name = package["pretrained"]
+        hints = {
+            "state_dict.bin": "not a language model; give the state_dict.bin beside it",
+            "compression_state_dict.bin": "without its weights; download config.json and model.safetensors of "
+            f"{name} from Hugging Face (`hf download {name} --local-dir FOLDER`) and give --codec FOLDER",
+        }
+        raise CheckpointError(f"{path}: a pointer to the codec {name!r}, {hints[kind]}")
     missing = [key for key in ("best_state", "xp.cfg") if key not in package]
     if missing:
         found = ", ".join(map(str, list(package)[:6]))
@@ -229,9 +267,21 @@ def _plain(name: str) -> str:
     return name.replace(".mha.", ".")
 
 
+def _is_codec(tree: Mapping[str, Any]) -> bool:
+    return tree.get("lm_model") is None and ("compression_model" in tree or "encodec" in tree)
+
+
+def _refuse_other_codecs(path: Path, tree: Mapping[str, Any]) -> None:
+    if not _is_codec(tree):
+        raise CheckpointError(
+            f"{path}: not a codec checkpoint (xp.cfg lm_model: {tree.get('lm_model')!r}, compression_model: "
+            f"{tree.get('compression_model')!r}); give the compression_state_dict.bin beside it"
+        )
+
+
 def _refuse_other_models(path: Path, tree: Mapping[str, Any]) -> None:
     lm_model = tree.get("lm_model")
-    if lm_model is None and ("compression_model" in tree or "encodec" in tree):
+    if _is_codec(tree):
         raise CheckpointError(f"{path}: a codec checkpoint, not a language model; give the state_dict.bin beside it")
     others = {
         "transformer_lm_magnet": "a MAGNeT model: it fills masks and is not autoregressive",
@@ -260,6 +310,16 @@ def _huggingface_config(path: Path) -> dict[str, Any]:
     generation = path.parent / "generation_config.json"
     config["generation_config"] = read_json(generation) if generation.exists() else {}
     return config
+
+
+def _codec_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The layout of a folder's tensors, and its config.json."""
+    config = read_json(path)
+    layouts = {"encodec": "encodec", "musicgen": "huggingface"}
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in layouts:
+        raise CheckpointError(f"{path}: model_type is {kind!r}, expected 'encodec', or 'musicgen' with one in it")
+    return layouts[kind], config
 
 
 def open_safetensors(folder: Path) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:

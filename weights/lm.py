@@ -1,8 +1,8 @@
 """Which tensor of a checkpoint becomes which of ours: one table, checked name by name and shape by shape."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -36,6 +36,7 @@ class Source:
     component: str
     pieces: tuple[Piece, ...]
     transpose: bool = False
+    fold: Callable[..., Tensor] = field(default=lambda *pieces: pieces[0] if len(pieces) == 1 else torch.cat(pieces))
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         source = self.rows[name]
-        pieces = [self._read(piece) for piece in source.pieces]
-        tensor = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.dtype)
+        tensor = source.fold(*(self._read(piece) for piece in source.pieces)).to(self.dtype)
         return tensor.T if source.transpose else tensor
 
     def _read(self, piece: Piece) -> Tensor:

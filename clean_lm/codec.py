@@ -1,0 +1,231 @@
+"""MusicGen's codec, EnCodec: SEANet's convolutions around an LSTM, and a residual vector quantizer. Stateless.
+
+    Encoder     audio -> latent, one vector a frame -> a code of every codebook
+    Decoder     codes -> the sum of their vectors -> audio
+
+B rows, K codebooks, T frames of `hop` samples. Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression".
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from clean_lm.config import CodecConfig
+from clean_lm.layers import weight
+
+
+class Recurrence(Protocol):
+    """How one layer of an LSTM runs: a choice made when the model is built."""
+
+    def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> Tensor:
+        """x [T, B, C], weights [1, 4C, C] of inputs and of states, biases [1, 8C] of both -> states [T, B, C].
+
+        Rows of the weights are the gates i, o, f, c, as ONNX orders them.
+        """
+        ...
+
+
+class StandardRecurrence:
+    """Plain PyTorch."""
+
+    def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> Tensor:
+        zero = x.new_zeros(1, x.shape[1], x.shape[2])
+        b_w, b_r = b.chunk(2, dim=1)
+        parameters = [torch_gates(part[0]) for part in (w, r, b_w, b_r)]
+        return torch.lstm(x, (zero, zero), parameters, True, 1, 0.0, False, False, False)[0]
+
+
+class OnnxRecurrence:
+    """ONNX's LSTM operator: PyTorch's, exported, would have the number of frames for a constant. Export only."""
+
+    def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> Tensor:
+        frames, rows, width = x.shape
+        (states,) = torch.onnx.ops.symbolic_multi_out(
+            "LSTM",
+            [x, w, r, b],
+            attrs={"hidden_size": width},
+            dtypes=[x.dtype],
+            shapes=[(frames, 1, rows, width)],
+        )
+        return states[:, 0]
+
+
+def onnx_gates(rows: Tensor) -> Tensor:
+    """The gates i, f, g, o of PyTorch, stacked [4C, ...], as i, o, f, c of ONNX (g and c are one)."""
+    i, f, g, o = rows.chunk(4)
+    return torch.cat([i, o, f, g])
+
+
+def torch_gates(rows: Tensor) -> Tensor:
+    """The way back."""
+    i, o, f, c = rows.chunk(4)
+    return torch.cat([i, f, c, o])
+
+
+class LSTM(nn.Module):
+    """Layers of LSTM over time, and a skip around them all: [B, C, T] -> [B, C, T]."""
+
+    def __init__(self, width: int, layers: int, recurrence: Recurrence):
+        super().__init__()
+        self.recurrence = recurrence
+        self.w = nn.ParameterList(weight(1, 4 * width, width) for _ in range(layers))
+        self.r = nn.ParameterList(weight(1, 4 * width, width) for _ in range(layers))
+        self.b = nn.ParameterList(weight(1, 8 * width) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = rearrange(x, "b c t -> t b c")
+        for w, r, b in zip(self.w, self.r, self.b, strict=True):
+            states = self.recurrence(states, w, r, b)
+        return x + rearrange(states, "t b c -> b c t")
+
+
+class Conv(nn.Module):
+    """A convolution over time, padded so that N samples become ceil(N / stride): [B, C, N] -> [B, C', ceil(N / s)].
+
+    left  | samples          | lacking | right      lacking: what the last stride misses
+    3     | 0 1 2 3 4 5 6 7 8 | 3       | 2          kernel 8, stride 4: 5 in all beside it, an odd one goes left
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, pad_mode: str, stride: int = 1, dilation: int = 1):
+        super().__init__()
+        self.stride, self.dilation = stride, dilation
+        total = (kernel - 1) * dilation + 1 - stride
+        self.left, self.right = total - total // 2, total // 2
+        self.reflect = pad_mode == "reflect"
+        self.weight, self.bias = weight(outputs, inputs, kernel), weight(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        right = self.right + -x.shape[-1] % self.stride
+        x = reflect(x, self.left, right) if self.reflect else F.pad(x, (self.left, right))
+        return F.conv1d(x, self.weight, self.bias, self.stride, dilation=self.dilation)
+
+
+def reflect(x: Tensor, left: int, right: int) -> Tensor:
+    """Mirror x [B, C, N] at its ends -> [B, C, left + N + right].
+
+    One that is too short for that counts as longer, by zeros at its end, as audiocraft's pad1d has it:
+
+    left 3, right 2    a b   is   z z b | a b | z z        the mirrors are a, and the last of a b z z
+    """
+    length = x.shape[-1]
+    last = torch.sym_max(torch.sym_max(left, right), length - 1)
+    before = torch.arange(left, 0, -1)
+    after = last - (torch.arange(length, length + right) - last).abs()
+    edges = [torch.where(at < length, x.index_select(-1, at.clamp(max=length - 1)), 0) for at in (before, after)]
+    return torch.cat([edges[0], x, edges[1]], dim=-1)
+
+
+class ConvTranspose(nn.Module):
+    """The way back of a strided Conv: [B, C, N] -> [B, C', N x stride]. Of the padding, an odd sample goes left."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.weight, self.bias = weight(inputs, outputs, 2 * stride), weight(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stride - self.stride // 2, self.stride // 2
+        return F.conv_transpose1d(x, self.weight, self.bias, self.stride, padding=left, output_padding=left - right)
+
+
+class Residual(nn.Module):
+    """A dilated convolution that narrows, one of kernel 1 that widens again, and a skip around both."""
+
+    def __init__(self, c: CodecConfig, width: int, dilation: int):
+        super().__init__()
+        hidden = width // c.compress
+        self.narrow = Conv(width, hidden, c.residual_kernel_size, c.pad_mode, dilation=dilation)
+        self.widen = Conv(hidden, width, 1, c.pad_mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.widen(F.elu(self.narrow(F.elu(x))))
+
+
+class Down(nn.Module):
+    """Residual blocks, then a convolution that shortens by `ratio` and doubles the channels."""
+
+    def __init__(self, c: CodecConfig, width: int, ratio: int):
+        super().__init__()
+        self.residuals = nn.ModuleList(Residual(c, width, c.dilation_base**j) for j in range(c.residual_layers))
+        self.conv = Conv(width, 2 * width, 2 * ratio, c.pad_mode, stride=ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for residual in self.residuals:
+            x = residual(x)
+        return self.conv(F.elu(x))
+
+
+class Up(nn.Module):
+    """A convolution that lengthens by `ratio` and halves the channels, then residual blocks."""
+
+    def __init__(self, c: CodecConfig, width: int, ratio: int):
+        super().__init__()
+        self.conv = ConvTranspose(width, width // 2, ratio)
+        self.residuals = nn.ModuleList(Residual(c, width // 2, c.dilation_base**j) for j in range(c.residual_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(F.elu(x))
+        for residual in self.residuals:
+            x = residual(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Audio at the codec's rate -> codes."""
+
+    def __init__(self, c: CodecConfig, recurrence: Recurrence):
+        super().__init__()
+        self.first = Conv(c.channels, c.filters, c.kernel_size, c.pad_mode)
+        self.stages = nn.ModuleList(Down(c, c.filters * 2**i, ratio) for i, ratio in enumerate(reversed(c.ratios)))
+        self.lstm = LSTM(c.width, c.lstm_layers, recurrence)
+        self.last = Conv(c.width, c.dimension, c.last_kernel_size, c.pad_mode)
+        self.codebooks = nn.ParameterList(weight(c.card, c.dimension) for _ in range(c.codebooks))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """audio [B, channels, samples], samples > 0 -> codes int64 [B, K, T], T = ceil(samples / hop)."""
+        return self.quantize(self.latent(audio))
+
+    def latent(self, audio: Tensor) -> Tensor:
+        """audio [B, channels, samples] -> [B, dimension, T]."""
+        x = self.first(audio)
+        for stage in self.stages:
+            x = stage(x)
+        return self.last(F.elu(self.lstm(x)))
+
+    def quantize(self, latent: Tensor) -> Tensor:
+        """latent [B, dimension, T] -> codes int64 [B, K, T]: each codebook takes the nearest to what is left."""
+        left = rearrange(latent, "b d t -> b t d")
+        codes = []
+        for table in self.codebooks:
+            codes.append(nearness(left, table).argmax(dim=-1))
+            left = left - F.embedding(codes[-1], table)
+        return torch.stack(codes, dim=1)
+
+
+def nearness(x: Tensor, table: Tensor) -> Tensor:
+    """2 x.e - |e|^2 = |x|^2 - |x - e|^2, for vectors x [B, T, D] and e of a table [card, D] -> [B, T, card]."""
+    return 2 * x @ table.T - table.pow(2).sum(dim=1)
+
+
+class Decoder(nn.Module):
+    """Codes -> audio at the codec's rate."""
+
+    def __init__(self, config: CodecConfig, recurrence: Recurrence):
+        super().__init__()
+        c = self.config = config
+        self.codebooks = weight(c.codebooks * c.card, c.dimension)  # one table after the other
+        self.first = Conv(c.dimension, c.width, c.kernel_size, c.pad_mode)
+        self.lstm = LSTM(c.width, c.lstm_layers, recurrence)
+        self.stages = nn.ModuleList(Up(c, c.width // 2**i, ratio) for i, ratio in enumerate(c.ratios))
+        self.last = Conv(c.filters, c.channels, c.last_kernel_size, c.pad_mode)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """codes int64 [B, K, T], T > 0 -> audio [B, channels, T x hop]."""
+        table = torch.arange(self.config.codebooks)[:, None] * self.config.card
+        x = self.lstm(self.first(reduce(F.embedding(codes + table, self.codebooks), "b k t d -> b d t", "sum")))
+        for stage in self.stages:
+            x = stage(x)
+        return self.last(F.elu(x))

@@ -1,0 +1,166 @@
+"""Which tensor of an EnCodec becomes which of ours: one table for each library's names, checked name by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clean_lm.codec import onnx_gates
+from clean_lm.config import CodecConfig, ConfigError
+from weights.checkpoint import Checkpoint, open_codec
+from weights.lm import Dropped, Model, Piece, Source, match
+
+PREFIX = {"audiocraft": "", "encodec": "", "huggingface": "audio_encoder."}  # by layout: where a codec's tensors stand
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a library calls the parts of a codec. Layers are counted together with the activations between them."""
+
+    layers: str  # of "encoder" or "decoder"
+    conv: str  # within a layer
+    conv_transpose: str
+    codebook: str  # by its number
+
+
+AUDIOCRAFT = Names("{}.model", "conv.conv", "convtr.convtr", "quantizer.vq.layers.{}._codebook")
+HUGGINGFACE = Names("{}.layers", "conv", "conv", "quantizer.layers.{}.codebook")
+# Weight norm's two tensors, by torch.nn.utils.weight_norm and by torch.nn.utils.parametrizations.weight_norm.
+WEIGHT_NORM = ("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")
+
+
+def load(path: Path) -> Model[CodecConfig]:
+    """Open a codec and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
+    checkpoint = open_codec(path)
+    return match(checkpoint, *describe(checkpoint), dropped(checkpoint))
+
+
+def describe(checkpoint: Checkpoint) -> tuple[CodecConfig, dict[str, Source]]:
+    """The codec that a checkpoint's configuration describes, and its table. Raises ConfigError, naming the file."""
+    try:
+        config = read_config(checkpoint)
+        return config, table(checkpoint, config)
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint.path}: {error}") from None
+
+
+def read_config(checkpoint: Checkpoint) -> CodecConfig:
+    """The codec that a checkpoint's configuration describes. Raises ConfigError."""
+    if checkpoint.layout == "audiocraft":
+        return CodecConfig.from_xp_cfg(checkpoint.config)
+    return CodecConfig.from_huggingface(checkpoint.config, PREFIX[checkpoint.layout])
+
+
+def table(checkpoint: Checkpoint, c: CodecConfig) -> dict[str, Source]:
+    """Ours <- theirs, for the layout of `checkpoint`, which may spell weight norm in either way."""
+    names = AUDIOCRAFT if checkpoint.layout == "audiocraft" else HUGGINGFACE
+    parametrized = any(name.endswith(WEIGHT_NORM[1]) for name in checkpoint.specs)
+    return Table(names, PREFIX[checkpoint.layout], WEIGHT_NORM[parametrized], c).rows()
+
+
+def dropped(checkpoint: Checkpoint) -> list[Dropped]:
+    """What is left out on purpose, and why."""
+    names = AUDIOCRAFT if checkpoint.layout == "audiocraft" else HUGGINGFACE
+    codebook = PREFIX[checkpoint.layout] + names.codebook.format("*")
+    training = [
+        Dropped(f"{codebook}.{name}", "state of the codebook's training")
+        for name in ("inited", "cluster_size", "embed_avg")
+    ]
+    return training + (_MUSICGEN if checkpoint.layout == "huggingface" else [])
+
+
+_MUSICGEN = [
+    Dropped("decoder.*", "the language model is exported by export/lm.py"),
+    Dropped("enc_to_dec_proj.*", "the language model is exported by export/lm.py"),
+    Dropped("text_encoder.*", "the text encoder is exported by export/text.py"),
+]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one layout. A convolution's weight is folded from two tensors, an LSTM's gates are reordered."""
+
+    names: Names
+    prefix: str
+    weight_norm: tuple[str, str]
+    c: CodecConfig
+
+    def rows(self) -> dict[str, Source]:
+        c = self.c
+        names = [f"{self.prefix}{self.names.codebook.format(k)}.embed" for k in range(c.codebooks)]
+        tables = [Piece(name, (c.card, c.dimension)) for name in names]
+        rows = {f"encoder.codebooks.{k}": Source("codebooks", (table,)) for k, table in enumerate(tables)}
+        return rows | {"decoder.codebooks": Source("codebooks", tuple(tables))} | self.encoder() | self.decoder()
+
+    def encoder(self) -> dict[str, Source]:
+        c, layer, width = self.c, 1, self.c.filters
+        rows = self.conv("encoder", "first", 0, (width, c.channels, c.kernel_size))
+        for i, ratio in enumerate(reversed(c.ratios)):
+            rows |= self.residuals("encoder", f"stages.{i}", layer, width)
+            layer += c.residual_layers + 2  # an activation, and the convolution that shortens
+            rows |= self.conv("encoder", f"stages.{i}.conv", layer - 1, (2 * width, width, 2 * ratio))
+            width *= 2
+        rows |= self.lstm("encoder", layer)
+        return rows | self.conv("encoder", "last", layer + 2, (c.dimension, width, c.last_kernel_size))
+
+    def decoder(self) -> dict[str, Source]:
+        c, layer, width = self.c, 2, self.c.width
+        rows = self.conv("decoder", "first", 0, (width, c.dimension, c.kernel_size)) | self.lstm("decoder", 1)
+        for i, ratio in enumerate(c.ratios):
+            transposed = (width, width // 2, 2 * ratio)
+            rows |= self.conv("decoder", f"stages.{i}.conv", layer + 1, transposed, transposed=True)
+            width //= 2
+            rows |= self.residuals("decoder", f"stages.{i}", layer + 2, width)
+            layer += c.residual_layers + 2
+        return rows | self.conv("decoder", "last", layer + 1, (c.channels, width, c.last_kernel_size))
+
+    def residuals(self, half: str, ours: str, layer: int, width: int) -> dict[str, Source]:
+        c, hidden = self.c, width // self.c.compress
+        rows: dict[str, Source] = {}
+        for j in range(c.residual_layers):
+            residual, block = f"{ours}.residuals.{j}", f"{layer + j}.block"
+            rows |= self.conv(half, f"{residual}.narrow", f"{block}.1", (hidden, width, c.residual_kernel_size))
+            rows |= self.conv(half, f"{residual}.widen", f"{block}.3", (width, hidden, 1))
+        return rows
+
+    def conv(
+        self, half: str, ours: str, layer: int | str, shape: tuple[int, int, int], transposed: bool = False
+    ) -> dict[str, Source]:
+        name = self.names.conv_transpose if transposed else self.names.conv
+        theirs = f"{self.prefix}{self.names.layers.format(half)}.{layer}.{name}"
+        g, v = (f"{theirs}.{part}" for part in self.weight_norm)
+        pieces = Piece(g, (shape[0], 1, 1)), Piece(v, shape)
+        bias = Piece(f"{theirs}.bias", (shape[1 if transposed else 0],))
+        return {
+            f"{half}.{ours}.weight": Source("convolutions", pieces, fold=fold_weight_norm),
+            f"{half}.{ours}.bias": Source("convolutions", (bias,)),
+        }
+
+    def lstm(self, half: str, layer: int) -> dict[str, Source]:
+        width = self.c.width
+        rows: dict[str, Source] = {}
+        for i in range(self.c.lstm_layers):
+            theirs = f"{self.prefix}{self.names.layers.format(half)}.{layer}.lstm"
+            for ours, parts, shape in (
+                ("w", ("weight_ih",), (4 * width, width)),
+                ("r", ("weight_hh",), (4 * width, width)),
+                ("b", ("bias_ih", "bias_hh"), (4 * width,)),
+            ):
+                pieces = tuple(Piece(f"{theirs}.{part}_l{i}", shape) for part in parts)
+                rows[f"{half}.lstm.{ours}.{i}"] = Source("LSTM", pieces, fold=fold_gates)
+        return rows
+
+
+def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """g v / |v| for every first index: of the outputs, in a transposed convolution of the inputs.
+
+    Source: Salimans and Kingma 2016, "Weight Normalization", equation 2; PyTorch's weight_norm with dim=0.
+    """
+    g, v = g.float(), v.float()
+    return v * (g / v.norm(dim=(1, 2), keepdim=True))
+
+
+def fold_gates(*parts: Tensor) -> Tensor:
+    """Weights [4C, C] or biases [4C] of an LSTM as ONNX has them, one direction: [1, ...]."""
+    return torch.cat([onnx_gates(part) for part in parts])[None]
