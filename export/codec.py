@@ -3,8 +3,8 @@
   python export/codec.py --codec compression_state_dict.bin
   python export/codec.py --codec encodec_32khz --out bundle
 
---codec is audiocraft's compression_state_dict.bin, or a Hugging Face folder of an EnCodec, or of a MusicGen, whose codec
-is then taken. The graphs are then run beside the PyTorch modules, and the largest differences are printed.
+--codec is audiocraft's compression_state_dict.bin, or a Hugging Face folder of an EnCodec, or of a MusicGen, whose
+codec is then taken. The graphs are then run beside the PyTorch modules, and the largest differences are printed.
 """
 
 import argparse
@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from einops import rearrange
 
 from clean_lm.codec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, nearness
 from clean_lm.config import CodecConfig, ConfigError
 from clean_lm.runtime import Manifest
-from export.folder import ExportError, new_folder, write_manifest
+from export.folder import ExportError, new_folder, print_files, write_manifest
 from export.graph import Port, say, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
 from weights.checkpoint import CheckpointError
@@ -57,10 +56,7 @@ def export(codec: Path, out: Path) -> None:
         verdict = parity(folder, model)
         if not verdict.startswith(AGREES):
             raise ExportError(f"nothing was written: the graphs are not what PyTorch computes. {verdict}")
-    for path in sorted(out.iterdir()):
-        print(f"{path.stat().st_size / 1e6:10.2f} MB  {path}")
-    print(f"{model.parameters / 1e6:10.2f} M parameters")
-    print(f"{time.perf_counter() - start:10.1f} s")
+    print_files(out, model.parameters, time.perf_counter() - start)
     print(verdict)
 
 
@@ -114,7 +110,7 @@ def parity(bundle: Path, model: Model[CodecConfig], seed: int = 0) -> str:
 
 def run(bundle: Path, graph: str, feed: np.ndarray) -> np.ndarray:
     """The one output of a graph with one input."""
-    opened = Manifest.read(bundle).session(graph, ort.SessionOptions(), ["CPUExecutionProvider"], hashes=False)
+    opened = Manifest.read(bundle).session(graph, hashes=False)
     (name,) = opened.inputs
     return np.asarray(opened.session.run(None, {name: feed})[0])
 
