@@ -1,0 +1,217 @@
+"""audiocraft's interface beside audiocraft: a 44.1 kHz stereo prompt in, its tokens and its sound out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from tokenizers import Tokenizer, models
+
+from clean_lm import MusicGen
+from clean_lm.audio import AudioError
+from clean_lm.runtime import BundleError
+
+CODEC = {name: GOLDEN / name / "compression_state_dict.bin" for name in ("text", "audiogen", "stereo")}
+CODEC["finetune_fp16"] = GOLDEN / "finetune_fp16" / "hf_encodec_32khz"
+
+
+@pytest.fixture(scope="session")
+def full(tmp_path_factory):
+    """Bundles with a codec, and a text encoder where the golden T5 fits; exported when first asked for."""
+    from export.bundle import export
+
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("full") / name
+            export(GOLDEN / name / "state_dict.bin", CODEC[name], None, folder, "ort", "float32")
+            made[name] = folder
+        return made[name]
+
+    return make
+
+
+class GoldenTexts:
+    """Stands for the text encoder: gives upstream's states, whose tokenizer was a stand-in."""
+
+    def __init__(self, golden):
+        self.golden = golden
+
+    def encode(self, descriptions):
+        return self.golden.texts(list(descriptions))
+
+
+@pytest.fixture
+def model(full, golden):
+    def load(name: str) -> MusicGen:
+        loaded = MusicGen.load(full(name))
+        loaded.text = GoldenTexts(golden(name))  # pyright: ignore[reportAttributeAccessIssue]
+        loaded.set_generation_params(use_sampling=False, duration=0.6)
+        return loaded
+
+    return load
+
+
+def prompt_of(golden, name):
+    arrays = golden(name).arrays
+    if "e2e.prompt44100" not in arrays:
+        arrays = np.load(GOLDEN / name / "audio.npz")
+    return arrays["e2e.prompt44100"]
+
+
+@pytest.mark.parametrize("name", list(CODEC))
+def test_continuation_is_upstreams(golden, model, name):
+    g, music = golden(name), model(name)
+    prompt = prompt_of(golden, name)
+    audio, tokens = music.generate_continuation(prompt, 44100, [g.meta["D1"]], return_tokens=True)
+    np.testing.assert_array_equal(tokens, g["e2e.desc.tokens"])
+    np.testing.assert_allclose(audio, g["e2e.desc.audio"], atol=1e-4 * np.abs(g["e2e.desc.audio"]).max())
+    _, tokens = music.generate_continuation(prompt, 44100, return_tokens=True)
+    np.testing.assert_array_equal(tokens, g["e2e.none.tokens"])
+    _, tokens = music.generate_continuation(prompt[0], 44100, [""], return_tokens=True)
+    np.testing.assert_array_equal(tokens, g["e2e.none.tokens"])
+
+
+@pytest.mark.parametrize("name", ["text", "finetune_fp16", "stereo"])
+def test_streaming_is_the_same_sound(golden, model, name):
+    g, music = golden(name), model(name)
+    whole = g["e2e.desc.audio"]
+    for seconds in (0.02, 0.1, 0.25, 3.0):
+        chunks = list(music.stream_continuation(prompt_of(golden, name), 44100, [g.meta["D1"]], chunk_seconds=seconds))
+        size = round(seconds * music.frame_rate) * music.codec.hop
+        assert [chunk.shape[2] for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
+        np.testing.assert_allclose(np.concatenate(chunks, axis=2), whole, atol=1e-4 * np.abs(whole).max())
+
+
+def test_streaming_gives_sound_while_it_generates(golden, model):
+    music, done = model("text"), []
+    music.set_custom_progress_callback(lambda columns, total: done.append((columns, total)))
+    stream = music.stream_continuation(prompt_of(golden, "text"), 44100, chunk_seconds=0.1)
+    first = next(stream)
+    assert first.shape == (1, 1, 3200)
+    assert done[-1][0] < done[-1][1] - 5  # columns are still to come
+    stream.close()
+
+
+def test_stereo_codes_are_left_and_right_in_turn(golden, model):
+    g, codec = golden("stereo"), model("stereo").codec
+    codes = codec.encode(g["st2.wav"])
+    np.testing.assert_array_equal(codes, g["st2.codes"])
+    np.testing.assert_array_equal(codes[:, 0::2], g["st2.left"])
+    np.testing.assert_allclose(codec.decode(codes), g["st2.audio"], atol=1e-5)
+    np.testing.assert_allclose(codec.decode(g["st2.rand_codes"]), g["st2.rand_audio"], atol=1e-5)
+
+
+def test_takes_of_one_prompt(golden, model):
+    music = model("text")
+    music.set_generation_params(duration=0.6, top_k=20)
+    prompt = prompt_of(golden, "text")
+    takes = music.generate_continuation(np.repeat(prompt, 3, axis=0), 44100, seed=5)
+    alone = music.generate_continuation(prompt, 44100, seed=6)
+    np.testing.assert_allclose(takes[1], alone[0], atol=1e-6)
+    assert np.abs(takes[0] - takes[1]).max() > 1e-3
+
+
+def test_generate(golden, model):
+    g, music = golden("text"), model("text")
+    audio, tokens = music.generate([g.meta["D1"], None], return_tokens=True, progress=False)
+    assert audio.shape == (2, 1, 19200)
+    np.testing.assert_array_equal(tokens[:1, :, :30].shape, (1, 4, 30))
+    unconditional = music.generate_unconditional(2)
+    assert unconditional.shape == (2, 1, 19200)
+
+
+def test_a_long_decode_is_one_pass_or_pieces(model, monkeypatch):
+    """More than a window of frames is decoded piece by piece: the same sound."""
+    codec = model("text").codec
+    codes = np.random.default_rng(0).integers(0, 64, (2, 4, 130))
+    whole = codec.decode(codes)
+    monkeypatch.setattr("clean_lm.musicgen.PIECE", 40)
+    np.testing.assert_allclose(codec.decode(codes), whole, atol=1e-5)
+
+
+PROMPT = np.zeros((1, 1, 3200), dtype=np.float32)
+REFUSED = {
+    "one axis": ({"prompt": PROMPT[0, 0]}, "prompt: got"),
+    "integers": ({"prompt": PROMPT.astype(np.int16)}, "int16.*floats"),
+    "empty": ({"prompt": PROMPT[:, :, :0]}, r"\[1, 1, 0\].*not empty"),
+    "nan": ({"prompt": PROMPT + np.nan}, "prompt.*NaN"),
+    "too long": ({"prompt": np.zeros((1, 1, 32000), dtype=np.float32)}, r"1\.00 s.*duration of 0\.6"),
+    "as long": ({"prompt": np.zeros((1, 1, 19200), dtype=np.float32)}, r"0\.60 s.*duration of 0\.6"),
+    "rate": ({"prompt_sample_rate": 0}, "rate"),
+    "descriptions": ({"descriptions": ["a", "b"]}, "descriptions: got 2 for 1"),
+    "seed": ({"seed": -3}, "seed.*-3"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_anything_is_generated(model, case):
+    arguments, message = REFUSED[case]
+    music, called = model("text"), []
+    music.text.encode = lambda texts: [None for _ in texts]
+    music.set_custom_progress_callback(lambda *done: called.append(done))
+    with pytest.raises((ValueError, AudioError), match=f"(?s){message}"):
+        music.generate_continuation(**{"prompt": PROMPT, "prompt_sample_rate": 32000, **arguments})
+    assert not called
+
+
+@pytest.mark.parametrize("duration", [0, -1, 30.5, float("nan")])
+def test_durations(model, duration):
+    with pytest.raises(ValueError, match=r"duration: got .* at most 30 s"):
+        model("text").set_generation_params(duration=duration)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (192_000, 2), (48_000, 6), (44_100, 2)])
+def test_any_rate_and_channels(model, rate, channels):
+    prompt = 0.1 * np.random.default_rng(0).standard_normal((channels, rate // 10)).astype(np.float32)
+    audio, tokens = model("text").generate_continuation(prompt, rate, return_tokens=True)
+    assert audio.shape == (1, 1, 19200)
+    assert tokens.shape == (1, 4, 30)
+
+
+def test_one_sample(model):
+    audio = model("text").generate_continuation(np.full((1, 1), 0.5, dtype=np.float32), 32000)
+    assert audio.shape == (1, 1, 19200)
+
+
+def test_a_text_without_a_text_encoder(full):
+    with pytest.raises(BundleError, match=r"no text encoder.*--text"):
+        MusicGen.load(full("text")).generate(["a text"])
+
+
+def test_never_torch(full):
+    """The whole way in a process where importing torch fails."""
+    program = f"""
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from clean_lm import MusicGen
+model = MusicGen.load({str(full("text"))!r})
+model.set_generation_params(duration=0.3)
+assert model.generate_continuation(np.zeros((2, 4410), dtype=np.float32), 44100).shape == (1, 1, 9600)
+heavy = {{"torch", "transformers", "onnx", "safetensors", "matplotlib"}} & {{m for m, v in sys.modules.items() if v}}
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_bundle_with_its_text_encoder(golden, tmp_path):
+    """With the golden T5 in the bundle and its token ids, a description is what it is upstream."""
+    import shutil
+
+    from export.bundle import export
+
+    t5 = shutil.copytree(GOLDEN / "_t5" / "t5-base", tmp_path / "t5")
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "warm": 3, "pad": 4}
+    Tokenizer(models.WordLevel(words, unk_token="<unk>")).save(str(t5 / "tokenizer.json"))
+    export(GOLDEN / "text" / "state_dict.bin", CODEC["text"], t5, tmp_path / "bundle", "ort", "float32")
+    g, music = golden("text"), MusicGen.load(tmp_path / "bundle")
+    assert music.text is not None
+    ids = g["t5.desc.input_ids"][0]
+    music.text.tokens = lambda text: ids.tolist()
+    music.set_generation_params(use_sampling=False, duration=0.6)
+    _, tokens = music.generate_continuation(prompt_of(golden, "text"), 44100, [g.meta["D1"]], return_tokens=True)
+    np.testing.assert_array_equal(tokens, g["e2e.desc.tokens"])
