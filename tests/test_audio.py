@@ -202,15 +202,15 @@ def test_files_come_back(tmp_path, name, subtype, step, rate, channels):
 
 @pytest.mark.parametrize("name", ["a.mp3", "a.ogg"])
 @pytest.mark.parametrize(
-    ("start", "seconds", "from_end"), [(3, 2, False), (0, 6, True), (1, 4, True), (7, None, False)]
+    ("start", "seconds", "from_end"), [(3, 2, False), (0, 6, True), (0, 0.01, True), (7, None, False)]
 )
 def test_parts_of_long_compressed_files(tmp_path, name, start, seconds, from_end):
-    wav = 0.3 * noise(2, 44100 * 12)
+    wav = 0.3 * noise(2, 44100 * 12 + 123)
     audio.write(tmp_path / name, wav, 44100)
     whole, _ = audio.read(tmp_path / name)
     assert whole.shape == wav.shape
     part, _ = audio.read(tmp_path / name, start, seconds, from_end)
-    begin, end = audio.part(wav.shape[1], start * 44100, seconds and seconds * 44100, from_end)
+    begin, end = audio.part(wav.shape[1], start * 44100, seconds and round(seconds * 44100), from_end)
     np.testing.assert_array_equal(part, whole[:, begin:end])
 
 
@@ -407,14 +407,14 @@ def test_loudness_of_a_full_scale_sine(rate):
 
 
 def test_loudness_gates():
-    """EBU Tech 3341, cases 3 and 4: what is 13 dB and more under the rest does not count; nor does -72 dBFS."""
+    """EBU Tech 3341, cases 3 to 5, two of them halved: far under the rest, or under -70, nothing counts."""
     rate = 48000
 
     def levels(*parts: tuple[float, float]) -> np.ndarray:
         return np.concatenate([10 ** (db / 20) * sine(1000, rate, seconds, 2) for db, seconds in parts], axis=1)
 
-    assert audio.loudness(levels((-36, 10), (-23, 60), (-36, 10)), rate) == pytest.approx(-23, abs=0.1)
-    quiet = levels((-72, 10), (-36, 10), (-23, 60), (-36, 10), (-72, 10))
+    assert audio.loudness(levels((-36, 5), (-23, 30), (-36, 5)), rate) == pytest.approx(-23, abs=0.1)
+    quiet = levels((-72, 5), (-36, 5), (-23, 30), (-36, 5), (-72, 5))
     assert audio.loudness(quiet, rate) == pytest.approx(-23, abs=0.1)
     assert audio.loudness(levels((-26, 20), (-20, 20.1), (-26, 20)), rate) == pytest.approx(-23, abs=0.1)
     assert audio.loudness(levels((-80, 1)), rate) == -np.inf
