@@ -6,7 +6,7 @@ read -> convert_audio -> (the model) -> to_source -> splice -> write
 import math
 import os
 import secrets
-from io import BytesIO, RawIOBase
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -272,7 +272,7 @@ def tells_length(file: BinaryIO) -> bool:
     return at >= 0 and bool(head[at + 7 : at + 8] and head[at + 7] & 1)  # flag 1: the count is there
 
 
-class Endless(RawIOBase):
+class Endless:
     """A file that seems 64 times as long. libsndfile guesses the length of an MP3 without a count from its size and its
     first frame's bit rate, and stops there: a variable rate then lost 62 % of a file. Reading still ends at the end.
     """
@@ -287,7 +287,7 @@ class Endless(RawIOBase):
     def tell(self) -> int:
         return self.at
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:
         """The file's bytes, nothing after its end, and zeros where the decoder looks for a tag: the last 128."""
         self.file.seek(self.at)
         data = self.file.read(size) if self.at < self.size * 64 - 128 else bytes(size)
