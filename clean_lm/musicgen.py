@@ -11,9 +11,10 @@ from clean_lm.chunks import decode_chunks
 from clean_lm.runtime import BundleError, Generation, Graph, LanguageModel, Manifest, Sampling
 from clean_lm.texts import TextEncoder
 
-# Frames of context on both sides of a piece that is decoded alone: what the convolutions see, and what the LSTM
-# remembers. See clean_lm/chunks.py.
-LEFT, RIGHT = 25, 5
+# Frames of context on both sides of a piece that is decoded alone: what the LSTM remembers, and what the convolutions
+# see; clean_lm/chunks.py says more. On random weights 25 frames before left 1e-3 of the largest sample, 50 left 1e-4,
+# 100 left 2e-6.
+LEFT, RIGHT = 100, 5
 PIECE = 1500  # frames that are decoded at once: longer sound is decoded piece by piece, in the memory of one
 
 Progress = Callable[[int, int], None]
@@ -213,6 +214,8 @@ class MusicGen:
             )
         if not np.isfinite(prompt).all():
             raise ValueError("prompt: got NaN or infinity, expected finite samples")
+        if prompt_sample_rate < 1:
+            raise ValueError(f"prompt_sample_rate: got {prompt_sample_rate}, expected samples a second")
         seconds = prompt.shape[2] / prompt_sample_rate
         if np.ceil(seconds * self.frame_rate) >= self._frames(self.duration):
             raise ValueError(f"prompt: got {seconds:.2f} s, expected less than the duration of {self.duration:g} s")

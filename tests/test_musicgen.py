@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import GOLDEN
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 
 from clean_lm import MusicGen
 from clean_lm.audio import AudioError
@@ -58,7 +58,7 @@ def model(full, golden):
 def prompt_of(golden, name):
     arrays = golden(name).arrays
     if "e2e.prompt44100" not in arrays:
-        arrays = np.load(GOLDEN / name / "audio.npz")
+        return np.load(GOLDEN / name / "audio.npz")["prompt44100"]
     return arrays["e2e.prompt44100"]
 
 
@@ -141,7 +141,7 @@ REFUSED = {
     "nan": ({"prompt": PROMPT + np.nan}, "prompt.*NaN"),
     "too long": ({"prompt": np.zeros((1, 1, 32000), dtype=np.float32)}, r"1\.00 s.*duration of 0\.6"),
     "as long": ({"prompt": np.zeros((1, 1, 19200), dtype=np.float32)}, r"0\.60 s.*duration of 0\.6"),
-    "rate": ({"prompt_sample_rate": 0}, "rate"),
+    "rate": ({"prompt_sample_rate": 0}, "prompt_sample_rate: got 0"),
     "descriptions": ({"descriptions": ["a", "b"]}, "descriptions: got 2 for 1"),
     "seed": ({"seed": -3}, "seed.*-3"),
 }
@@ -206,7 +206,9 @@ def test_a_bundle_with_its_text_encoder(golden, tmp_path):
 
     t5 = shutil.copytree(GOLDEN / "_t5" / "t5-base", tmp_path / "t5")
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "warm": 3, "pad": 4}
-    Tokenizer(models.WordLevel(words, unk_token="<unk>")).save(str(t5 / "tokenizer.json"))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(t5 / "tokenizer.json"))
     export(GOLDEN / "text" / "state_dict.bin", CODEC["text"], t5, tmp_path / "bundle", "ort", "float32")
     g, music = golden("text"), MusicGen.load(tmp_path / "bundle")
     assert music.text is not None
