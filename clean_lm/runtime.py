@@ -76,7 +76,7 @@ class Manifest:
         if tree.get("version") != VERSION:
             raise BundleError(f"{path}: version is {tree.get('version')!r}, this clean_lm reads {VERSION}")
         cached = "lm_inference" in (tree.get("graphs") or ())  # the one graph with a cache
-        if tree.get("cache_update") not in (CACHE_UPDATES if cached else (None,)):
+        if tree.get("cache_update") not in (CACHE_UPDATES if cached else (*CACHE_UPDATES, None)):
             raise BundleError(f"{path}: cache_update is {tree.get('cache_update')!r}, expected one of {CACHE_UPDATES}")
         return cls(Path(folder), tree)
 

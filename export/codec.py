@@ -3,8 +3,8 @@
   python export/codec.py --codec compression_state_dict.bin
   python export/codec.py --codec encodec_32khz --out bundle
 
---codec is audiocraft's compression_state_dict.bin, or a Hugging Face folder of an EnCodec, or of a MusicGen, whose codec
-is then taken. The graphs are then run beside the PyTorch modules, and the largest differences are printed.
+--codec is audiocraft's compression_state_dict.bin, or a Hugging Face folder of an EnCodec, or of a MusicGen, whose
+codec is then taken. The graphs are then run beside the PyTorch modules, and the largest differences are printed.
 """
 
 import argparse
