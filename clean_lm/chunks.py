@@ -1,25 +1,26 @@
 """Decoding codes piece by piece, in numpy: as they arrive, and in the memory of one piece however long the whole is.
 
-frames   . . . . . . . . . . . . . . . . . . . . . .
-piece 1  [ size    | right ]
-piece 2  [ left    | size    | right ]                  only `size` is kept of what was decoded
-piece 3              [ left    | size    | right ]
+    frames   . . . . . . . . . . . . . . . . . . . . . .
+    piece 1  [ size    | right ]
+    piece 2  [ left    | size    | right ]                  only `size` is kept of what was decoded
+    piece 3              [ left    | size    | right ]
+
+right: the decoder's convolutions look ahead less than 4 frames (3.75 for ratios 8, 5, 4, 4), so 4 are exact.
+left: its LSTM begins anew with every piece, and how long it remembers depends on its weights. Too few frames are heard
+as a step between pieces; all frames before are exact.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-LEFT = 25  # frames in which the decoder's LSTM forgets how it began
-RIGHT = 5  # frames that its convolutions look ahead: 3.75 for ratios 8, 5, 4, 4
-
 
 def decode_chunks(
     decode: Callable[[np.ndarray], np.ndarray],
     codes: np.ndarray | Iterable[np.ndarray],
     size: int,
-    left: int = LEFT,
-    right: int = RIGHT,
+    left: int,
+    right: int,
 ) -> Iterator[np.ndarray]:
     """Decode `size` frames at a time, each piece with `left` frames before it and `right` after it as context.
 
@@ -29,14 +30,14 @@ def decode_chunks(
     Yields audio [B, channels, size x hop], the last one shorter. Raises ValueError.
     """
     if size < 1 or left < 0 or right < 0:
-        raise ValueError(f"size {size}, left {left}, right {right}: expected 1, 0 and 0 frames or more")
+        raise ValueError(f"got size {size}, left {left}, right {right}; expected size 1 or more, the others 0 or more")
     return _pieces(decode, [codes] if isinstance(codes, np.ndarray) else codes, size, left, right)
 
 
 def _pieces(
     decode: Callable[[np.ndarray], np.ndarray], parts: Iterable[np.ndarray], size: int, left: int, right: int
 ) -> Iterator[np.ndarray]:
-    held, start = None, 0  # frames not given up yet, and how many of them were decoded before
+    held, start = None, 0  # frames still needed, and how many of them were decoded already
     for part in parts:
         held = part if held is None else np.concatenate([held, part], axis=2)
         while held.shape[2] >= start + size + right:

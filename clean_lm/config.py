@@ -437,6 +437,8 @@ class CodecConfig:
 
     def check(self) -> None:
         """Raise ConfigError where the sizes are none or contradict each other."""
+        if not self.ratios or min(self.ratios) < 2:
+            raise ConfigError(f"ratios {list(self.ratios)}: expected numbers above 1")
         for name in (
             *("filters", "dimension", "kernel_size", "last_kernel_size", "residual_kernel_size", "residual_layers"),
             *("dilation_base", "compress", "lstm_layers", "codebooks", "card", "sample_rate"),
@@ -445,8 +447,6 @@ class CodecConfig:
                 raise ConfigError(f"{name} {getattr(self, name)}: expected a number above 0")
         if self.channels not in (1, 2):
             raise ConfigError(f"channels {self.channels}: expected 1 or 2")
-        if not self.ratios or min(self.ratios) < 2:
-            raise ConfigError(f"ratios {list(self.ratios)}: expected numbers above 1")
         if self.sample_rate % self.hop:
             raise ConfigError(f"sample_rate {self.sample_rate} is not a multiple of the hop {self.hop}")
         if self.filters < self.compress:
