@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.11 or newer:
-#   make demo    export the demo checkpoint and continue a prompt with it
+#   make demo    export the demo checkpoints, continue the demo loop: build/continued.wav and .png
 #   make test    the tests
 # and, for whoever changes the code, make check: ruff and pyright
 PYTHON ?= python3
@@ -8,9 +8,10 @@ BIN = $(VENV)/bin
 
 .PHONY: demo test check clean
 demo: $(VENV)/.installed
-	rm -rf build/demo
-	$(BIN)/python export/lm.py --ckpt demo/state_dict.bin --out build/demo
-	$(BIN)/python demo/generate.py --bundle build/demo
+	rm -rf build
+	$(BIN)/python export/bundle.py --lm demo/state_dict.bin --codec demo/compression_state_dict.bin --out build/bundle
+	$(BIN)/clean-lm continue demo/loop.wav -o build/continued.wav --bundle build/bundle --prompt-seconds 4 --duration 10 --seed 7
+	$(BIN)/clean-lm plot build/continued.wav --seam 4
 
 test: $(VENV)/.installed
 	$(BIN)/pytest

@@ -5,6 +5,7 @@ python demo/checkpoint.py --size small --out small.bin         musicgen-small's 
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 import yaml
 
-from clean_lm.config import IMPLEMENTED, LMConfig
-from weights.lm import audiocraft
+import weights.codec
+from clean_lm.config import CODEC_IMPLEMENTED, IMPLEMENTED, CodecConfig, LMConfig
+from weights.checkpoint import Checkpoint
+from weights.lm import Source, audiocraft
 
 TINY = LMConfig(
     layers=4, heads=4, dim=128, hidden_scale=4, codebooks=4, card=256, delays=(0, 1, 2, 3), text_dim=512,
@@ -26,61 +29,60 @@ SIZES = {
     "medium": replace(RELEASED, layers=48, heads=24, dim=1536),
     "large": replace(RELEASED, layers=48, heads=32, dim=2048),
 }
+RELEASED_CODEC = CodecConfig(
+    sample_rate=32_000, channels=1, ratios=(8, 5, 4, 4), filters=64, dimension=128, kernel_size=7, last_kernel_size=7,
+    residual_kernel_size=3, residual_layers=1, dilation_base=2, compress=2, lstm_layers=2, pad_mode="constant",
+    codebooks=4, card=2048,
+)  # fmt: skip
+TINY_CODEC = replace(RELEASED_CODEC, filters=4, dimension=32, card=256)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--layers", type=int, help="fewer layers than the size has")
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the language model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("state_dict.bin"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder (default: this one)")
     args = parser.parse_args()
     config = SIZES[args.size]
     if args.layers:
         config = replace(config, layers=args.layers)
-    write(config, args.out, getattr(torch, args.dtype), args.seed)
-    print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
+    args.out.mkdir(parents=True, exist_ok=True)
+    codec = TINY_CODEC if args.size == "tiny" else RELEASED_CODEC
+    write(args.out / "state_dict.bin", audiocraft(config), xp_cfg(config), getattr(torch, args.dtype), args.seed)
+    path = args.out / "compression_state_dict.bin"
+    write(path, codec_table(codec), codec_xp_cfg(codec), torch.float32, args.seed)
 
 
-def write(config: LMConfig, path: Path, dtype: torch.dtype, seed: int) -> None:
+def codec_table(codec: CodecConfig) -> dict[str, Source]:
+    """The tensors of audiocraft's codec, with weight norm."""
+    return weights.codec.table(Checkpoint(Path(), "audiocraft", {}, {}, lambda: {}.__getitem__), codec)
+
+
+def write(path: Path, rows: Mapping[str, Source], tree: Mapping[str, Any], dtype: torch.dtype, seed: int) -> None:
     """Random weights, of a scale that keeps every layer's output near 1."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {piece.name: piece.shape for source in audiocraft(config).values() for piece in source.pieces}
+    shapes = {piece.name: piece.shape for source in rows.values() for piece in source.pieces}
     tensors = {name: random_tensor(name, shape, generator).to(dtype) for name, shape in shapes.items()}
-    package = {"best_state": tensors, "xp.cfg": yaml.safe_dump(xp_cfg(config)), "version": "1.3.0", "exported": True}
-    torch.save(package, path)
+    torch.save({"best_state": tensors, "xp.cfg": yaml.safe_dump(tree), "version": "1.3.0", "exported": True}, path)
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     values = torch.randn(shape, generator=generator)
+    if name.endswith("weight_g"):  # the length of each channel's weights
+        return torch.ones(shape)
     if "norm" in name:
         return 1 + 0.1 * values if name.endswith("weight") else 0.1 * values
-    if name.startswith("emb."):
-        return values
+    if name.startswith("emb.") or len(shape) == 1:
+        return values * (1 if name.startswith("emb.") else 0.1)
     return values * (3 if name.startswith("linears.") else 1) * shape[-1] ** -0.5
 
 
-def xp_cfg(config: LMConfig) -> dict[str, Any]:
-    """The fields that a reader of the checkpoint looks at, as audiocraft nests them."""
+def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} -> {"a": {"b": 1}}, as xp.cfg has them."""
     tree: dict[str, Any] = {}
-    fields = {name: value for name, (value, _) in IMPLEMENTED.items()} | {
-        "transformer_lm.n_q": config.codebooks,
-        "transformer_lm.card": config.card,
-        "transformer_lm.dim": config.dim,
-        "transformer_lm.num_heads": config.heads,
-        "transformer_lm.num_layers": config.layers,
-        "transformer_lm.hidden_scale": config.hidden_scale,
-        "codebooks_pattern.modeling": "delay",
-        "codebooks_pattern.delay.delays": list(config.delays),
-        "conditioners.description.model": "t5",
-        "conditioners.description.t5.name": config.text_encoder,
-        "fuser.cross": list(config.cross),
-        "fuser.prepend": list(config.prepend),
-        "dataset.segment_duration": config.max_duration,
-        "sample_rate": config.sample_rate,
-        "channels": config.channels,
-    }
     for name, value in fields.items():
         node = tree
         *parents, leaf = name.split(".")
@@ -88,6 +90,55 @@ def xp_cfg(config: LMConfig) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return tree
+
+
+def codec_xp_cfg(c: CodecConfig) -> dict[str, Any]:
+    """The fields that a reader of the codec's checkpoint looks at."""
+    return nested(
+        {name: value for name, (value, _) in CODEC_IMPLEMENTED.items()}
+        | {
+            "encodec.sample_rate": c.sample_rate,
+            "encodec.channels": c.channels,
+            "seanet.channels": c.channels,
+            "seanet.ratios": list(c.ratios),
+            "seanet.n_filters": c.filters,
+            "seanet.dimension": c.dimension,
+            "seanet.kernel_size": c.kernel_size,
+            "seanet.last_kernel_size": c.last_kernel_size,
+            "seanet.residual_kernel_size": c.residual_kernel_size,
+            "seanet.n_residual_layers": c.residual_layers,
+            "seanet.dilation_base": c.dilation_base,
+            "seanet.compress": c.compress,
+            "seanet.lstm": c.lstm_layers,
+            "seanet.pad_mode": c.pad_mode,
+            "rvq.n_q": c.codebooks,
+            "rvq.bins": c.card,
+        }
+    )
+
+
+def xp_cfg(config: LMConfig) -> dict[str, Any]:
+    """The fields that a reader of the checkpoint looks at, as audiocraft nests them."""
+    return nested(
+        {name: value for name, (value, _) in IMPLEMENTED.items()}
+        | {
+            "transformer_lm.n_q": config.codebooks,
+            "transformer_lm.card": config.card,
+            "transformer_lm.dim": config.dim,
+            "transformer_lm.num_heads": config.heads,
+            "transformer_lm.num_layers": config.layers,
+            "transformer_lm.hidden_scale": config.hidden_scale,
+            "codebooks_pattern.modeling": "delay",
+            "codebooks_pattern.delay.delays": list(config.delays),
+            "conditioners.description.model": "t5",
+            "conditioners.description.t5.name": config.text_encoder,
+            "fuser.cross": list(config.cross),
+            "fuser.prepend": list(config.prepend),
+            "dataset.segment_duration": config.max_duration,
+            "sample_rate": config.sample_rate,
+            "channels": config.channels,
+        }
+    )
 
 
 if __name__ == "__main__":
