@@ -51,7 +51,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Says a default where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -131,10 +131,11 @@ def again(family: Path) -> None:
 
 
 def test_sharing_through_a_link(family, tmp_path):
-    """Where the folder of the new bundle is a link, its paths start from where it really is."""
+    """Paths lead from where the new bundle really is to where the files really are."""
     (tmp_path / "far" / "away").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "far" / "away", target_is_directory=True)
-    export(GOLDEN / "text" / LM, family / "first", None, tmp_path / "link" / "bundle")
+    (tmp_path / "near").symlink_to(family, target_is_directory=True)
+    export(GOLDEN / "text" / LM, tmp_path / "near" / "first", None, tmp_path / "link" / "bundle")
     assert "../../../home/first/compression_encode.onnx" in files(tmp_path / "far" / "away" / "bundle")
     assert sound(tmp_path / "link" / "bundle", None).shape == (1, 1, 16000)
 
