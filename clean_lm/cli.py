@@ -12,25 +12,29 @@
 
 import argparse
 import json
+import math
+import os
 import secrets
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile as sf
 from tqdm import tqdm
 
 from clean_lm import audio
 from clean_lm.audio import AudioError
 from clean_lm.musicgen import Codec, MusicGen
-from clean_lm.runtime import BundleError, Manifest
+from clean_lm.runtime import BundleError, Manifest, Sampling
 
 CROSSFADE = 0.02  # seconds: short enough not to smear a beat, long enough not to click
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; its exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    """Run one command; its exit status: 0, 1 after an error, 130 after Ctrl-C. argparse itself exits with 2."""
     args = parser().parse_args(arguments)
     try:
         args.run(args)
@@ -43,14 +47,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser("clean-lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    add = commands.add_parser(
-        "continue", help="continue a track", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    add = commands.add_parser("continue", help="continue a track", formatter_class=Help)
     add.set_defaults(run=run_continue)
     add.add_argument("input", type=Path, help="WAV, FLAC, OGG or MP3")
     add_generation(add)
@@ -60,9 +70,7 @@ def parser() -> argparse.ArgumentParser:
                      "in place of returning the prompt as the codec renders it")  # fmt: skip
     add.add_argument("--rate", choices=("source", "codec"), default="source", help="whose sample rate and channels")
 
-    add = commands.add_parser(
-        "generate", help="music from a text", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    add = commands.add_parser("generate", help="music from a text", formatter_class=Help)
     add.set_defaults(run=run_generate)
     add_generation(add)
 
@@ -101,61 +109,124 @@ def add_generation(command: argparse.ArgumentParser) -> None:
     command.add_argument("--top-p", type=float, default=0.0, help="0: off; goes before --top-k")
     command.add_argument("--temperature", type=float, default=1.0, help="0: greedy")
     command.add_argument("--cfg-coef", type=float, default=3.0, help="guidance: how much the text counts")
-    command.add_argument("--strategy", choices=("clip", "peak", "rms", "loudness"), default="clip",
-                         help="level, as audiocraft's audio_write has it")  # fmt: skip
+    command.add_argument("--strategy", choices=tuple(audio.HEADROOM_DB), help="level, as audiocraft's audio_write "
+                         "has it; where not given clip, but with --splice the track keeps its own")  # fmt: skip
 
 
 def run_continue(args: argparse.Namespace) -> None:
+    if not 0 < args.prompt_seconds < math.inf:
+        raise ValueError(f"--prompt-seconds: got {args.prompt_seconds}, expected more than 0")
+    if args.splice and args.rate == "codec":
+        raise ValueError("--splice keeps the track as it is, its rate too: leave --rate codec out")
     at_end = args.side == "end"
     prompt, rate = audio.read(args.input, seconds=args.prompt_seconds, from_end=at_end)
-    model = load(args)
-    takes, said = generate(args, model, prompt=np.repeat(prompt[None], args.takes, axis=0), prompt_rate=rate)
-    # A prompt is encoded in whole frames: what was generated begins where its last frame ends.
-    frames = int(np.ceil(prompt.shape[1] / rate * model.frame_rate - 1e-6))
-    prompt_seconds = frames / model.frame_rate
-    said["seam"] = prompt_seconds
-    if args.rate == "source" or args.splice:
-        takes = [audio.to_source(take, model.sample_rate, rate, len(prompt)) for take in takes]
-    else:
-        rate = model.sample_rate
+    model = refuse(args, prompt.shape[1] / rate, rate, len(prompt))
     if args.splice:
-        track = audio.read(args.input)[0] if at_end else prompt
-        seam, fade = track.shape[1], round(CROSSFADE * rate)
-        takes = [audio.splice(track, take, seam, fade, lead_samples=prompt.shape[1]) for take in takes]
-        said["seam"] = seam / rate
-    finish(args, takes, rate, said)
+        prompt = whole_frames(prompt, rate, model["sample_rate"], model["hop"], at_end)
+    sound = audio.convert_audio(prompt, rate, model["sample_rate"], model["channels"])
+    takes, said = generate(args, load(args), sound)
+    if args.rate == "codec":
+        return finish(args, takes, said)
+    takes = [audio.to_source(take, said["sample_rate"], rate, len(prompt)) for take in takes]
+    said["sample_rate"] = rate
+    if not args.splice:
+        return finish(args, takes, said)
+    track = audio.read(args.input)[0] if at_end else prompt
+    seam, fade = track.shape[1], round(CROSSFADE * rate)
+    takes = [audio.splice(track, take, seam, fade, lead_samples=prompt.shape[1]) for take in takes]
+    said["seam"] = seam / rate
+    return finish(args, takes, said, strategy=None, subtype=subtype(args.input, args.output))
+
+
+def whole_frames(prompt: np.ndarray, rate: int, codec_rate: int, hop: int, at_end: bool) -> np.ndarray:
+    """The prompt without what the codec would fill up to a whole frame: silence, which would be heard at the seam."""
+    frames = prompt.shape[1] * codec_rate // (rate * hop)
+    samples = frames * hop * rate // codec_rate or prompt.shape[1]
+    return prompt[:, -samples:] if at_end else prompt[:, :samples]
+
+
+def subtype(source: Path, output: Path) -> str | None:
+    """The sample format that holds the source's samples as they are, where the output has one; None: its usual one."""
+    found = sf.info(source).subtype
+    if output.suffix.lower() == ".wav" and found in ("PCM_32", "FLOAT", "DOUBLE"):
+        return "FLOAT"
+    deep = output.suffix.lower() in (".wav", ".flac") and found in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+    return "PCM_24" if deep else None
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    model = load(args)
-    takes, said = generate(args, model)
-    finish(args, takes, model.sample_rate, said)
+    refuse(args)
+    finish(args, *generate(args, load(args)))
 
 
-def load(args: argparse.Namespace) -> MusicGen:
-    """The model, with the command line's parameters. What can be refused is refused before it is loaded."""
+def refuse(args: argparse.Namespace, prompt: float = 0.0, rate: int = 0, channels: int = 0) -> dict[str, Any]:
+    """Raise, before anything is loaded, where the command cannot end well. Returns the manifest's `model`.
+
+    prompt: its seconds; rate, channels: the track's, 0 where there is none.
+    """
     if args.takes < 1:
         raise ValueError(f"--takes: got {args.takes}, expected 1 or more")
-    writable(args.output)
-    model = MusicGen.load(args.bundle, threads=args.threads)
-    model.set_generation_params(
-        top_k=args.top_k, top_p=args.top_p, temperature=args.temperature, duration=args.duration, cfg_coef=args.cfg_coef
-    )
+    if args.seed is not None and not 0 <= args.seed <= 2**64 - args.takes:
+        raise ValueError(f"--seed: got {args.seed}, expected a number from 0 to 2^64 - {args.takes}")
+    sampling(args).check()
+    manifest = Manifest.read(args.bundle)
+    model = dict(manifest.need("model", "frame_rate", "max_duration", "sample_rate", "channels"))
+    if "hop" not in model:
+        raise BundleError(f"{args.bundle}: holds no codec; export it with export/bundle.py")
+    if args.text and "text_encoder" not in manifest.need("graphs"):
+        raise BundleError(f"{args.bundle}: has no text encoder for --text; export it with --text")
+    if not 0 < args.duration <= model["max_duration"]:
+        raise ValueError(
+            f"--duration: got {args.duration}, expected more than 0 and at most {model['max_duration']:g} s, "
+            "the longest that the model was trained on"
+        )
+    if int(args.duration * model["frame_rate"]) <= math.ceil(prompt * model["frame_rate"]):
+        raise ValueError(f"--duration: got {args.duration:g} s, expected more than the prompt's {prompt:g} s")
+    if not channels or args.rate == "codec":
+        rate, channels = model["sample_rate"], model["channels"]
+    if 1 < model["channels"] < channels:
+        raise AudioError(f"{args.input}: has {channels} channels, the model {model['channels']}: give --rate codec")
+    writable(args.output, rate, channels)
     return model
 
 
-def writable(path: Path) -> None:
+def sampling(args: argparse.Namespace) -> Sampling:
+    return Sampling(True, args.temperature, args.top_k, args.top_p, args.cfg_coef)
+
+
+def load(args: argparse.Namespace) -> MusicGen:
+    """The model, with the command line's parameters."""
+    threaded(args)
+    model = MusicGen.load(args.bundle, threads=args.threads)
+    model.sampling, model.duration = sampling(args), args.duration
+    return model
+
+
+def threaded(args: argparse.Namespace) -> None:
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads: got {args.threads}, expected 1 or more")
+
+
+def writable(path: Path, rate: int, channels: int) -> None:
     """Raise AudioError where the result could not be written in the end."""
     if path.suffix.lower() not in audio.FORMATS:
         raise AudioError(f"{path}: the extension is {path.suffix!r}, expected one of {', '.join(audio.FORMATS)}")
     if not path.parent.is_dir():
         raise AudioError(f"{path.parent}: no such folder; make it first")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise AudioError(f"{path}: {'a folder' if path.is_dir() else 'its folder takes no files'}; choose another name")
+    file_format, subtype, _ = audio.FORMATS[path.suffix.lower()]
+    try:
+        sf.SoundFile(BytesIO(), "w", rate, channels, subtype, format=file_format).close()
+    except sf.LibsndfileError as error:
+        found = f"{channels} channels at {rate} Hz"
+        raise AudioError(f"{path}: cannot hold {found} ({error.error_string}); write .wav") from None
 
 
 def generate(
-    args: argparse.Namespace, model: MusicGen, prompt: np.ndarray | None = None, prompt_rate: int = 0
+    args: argparse.Namespace, model: MusicGen, prompt: np.ndarray | None = None
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """The takes, each [channels, samples] at the codec's rate, and what to say of them."""
+    """The takes, each [channels, samples] at the codec's rate as the prompt, and what to say of them."""
     seed = secrets.randbits(32) if args.seed is None else args.seed
     texts = [args.text] * args.takes
     start = time.perf_counter()
@@ -164,11 +235,16 @@ def generate(
         if prompt is None:
             sound = model.generate(texts, seed=seed)
         else:
-            sound = model.generate_continuation(prompt, prompt_rate, texts, seed=seed)
+            prompts = np.repeat(prompt[None], args.takes, axis=0)
+            sound = model.generate_continuation(prompts, model.sample_rate, texts, seed=seed)
     assert isinstance(sound, np.ndarray)
     seconds = time.perf_counter() - start
-    new = sound.shape[2] / model.sample_rate - (0 if prompt is None else prompt.shape[2] / prompt_rate)
-    said = {"seed": seed, "seconds": round(seconds, 3), "real_time_factor": round(new * args.takes / seconds, 3)}
+    frames = 0 if prompt is None else math.ceil(prompt.shape[1] / model.codec.hop)  # what is new begins after them
+    new = sound.shape[2] / model.sample_rate - frames / model.frame_rate
+    said: dict[str, Any] = {"seed": seed, "seconds": round(seconds, 3), "sample_rate": model.sample_rate}
+    said["real_time_factor"] = round(new * args.takes / seconds, 3)
+    if prompt is not None:
+        said["seam"] = frames / model.frame_rate
     return list(sound), said
 
 
@@ -199,14 +275,20 @@ class Bar:
         self.bar.update(done - self.bar.n)
 
 
-def finish(args: argparse.Namespace, takes: list[np.ndarray], rate: int, said: dict[str, Any]) -> None:
-    """Write the takes and say what was done."""
-    files, clipped = [], 0
+def finish(
+    args: argparse.Namespace,
+    takes: list[np.ndarray],
+    said: dict[str, Any],
+    strategy: str | None = "clip",
+    subtype: str | None = None,
+) -> None:
+    """Write the takes and say what was done. strategy, subtype: audio.write's, where --strategy is not given."""
+    rate, files, clipped = said["sample_rate"], [], 0
     for number, take in enumerate(takes, start=1):
         stem = args.output.stem if len(takes) == 1 else f"{args.output.stem}-{number}"
         files.append(args.output.with_name(stem + args.output.suffix))
-        clipped += audio.write(files[-1], take, rate, strategy=args.strategy)
-    said |= {"sample_rate": rate, "channels": len(takes[0]), "duration": round(takes[0].shape[1] / rate, 3)}
+        clipped += audio.write(files[-1], take, rate, strategy=args.strategy or strategy, subtype=subtype)
+    said |= {"channels": len(takes[0]), "duration": round(takes[0].shape[1] / rate, 3)}
     if args.json:
         print(json.dumps({"event": "done", "files": [str(file) for file in files], "clipped": clipped, **said}))
         return
@@ -219,8 +301,10 @@ def finish(args: argparse.Namespace, takes: list[np.ndarray], rate: int, said: d
 
 
 def run_codec(args: argparse.Namespace) -> None:
-    writable(args.output)
+    threaded(args)
     wav, rate = audio.read(args.input)
+    model = Manifest.read(args.bundle).need("model", "sample_rate", "channels")
+    writable(args.output, model["sample_rate"], model["channels"])
     codec = Codec.load(args.bundle, threads=args.threads)
     sound = audio.convert_audio(wav, rate, codec.sample_rate, codec.channels)
     start = time.perf_counter()
@@ -237,7 +321,7 @@ def run_codec(args: argparse.Namespace) -> None:
         "decode_real_time_factor": round(seconds / (end - middle), 2),
         "sample_rate": codec.sample_rate,
     }
-    audio.write(args.output, decoded, codec.sample_rate, strategy="clip")
+    audio.write(args.output, decoded, codec.sample_rate)
     if args.json:
         print(json.dumps({"event": "done", "files": [str(args.output)], **said}))
         return

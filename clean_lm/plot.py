@@ -11,6 +11,7 @@ import numpy as np
 from clean_lm import audio
 
 WINDOW, HOP = 2048, 512
+COLUMNS = 4000  # at most: more than the picture has, so that a long track takes no more memory
 RANGE_DB = 90.0
 
 
@@ -18,13 +19,17 @@ def plot(path: Path, output: Path, seam: float | None = None) -> None:
     """Draw a sound file into a picture; `seam` in seconds. Raises AudioError."""
     wav, rate = audio.read(path)
     seconds = wav.shape[1] / rate
+    if seam is not None and not 0 <= seam <= seconds:
+        raise audio.AudioError(f"seam: got {seam} s, expected 0 .. {seconds:.2f}, the length of {path}")
     figure, (wave, spectrum) = plt.subplots(
         2, 1, figsize=(12, 6), sharex=True, layout="constrained", height_ratios=(1, 2)
     )
-    time = np.arange(wav.shape[1]) / rate
     for channel in wav:
-        wave.plot(time, channel, linewidth=0.3, alpha=0.8)
-    wave.set(ylabel="amplitude", ylim=(-1.05, 1.05), title=path.name)
+        low, high = envelope(channel)
+        time = (np.arange(len(low)) + 0.5) * seconds / len(low)
+        wave.fill_between(time, low, high, linewidth=0.3, alpha=0.6)
+    wave.set(ylabel="amplitude", ylim=(-1.05, 1.05), xlim=(0, seconds))
+    wave.set_title(path.name, parse_math=False)
     image = spectrum.imshow(
         spectrogram(wav.mean(axis=0)), origin="lower", aspect="auto", extent=(0, seconds, 0, rate / 2000), cmap="magma",
         vmin=-RANGE_DB, vmax=0,
@@ -34,14 +39,23 @@ def plot(path: Path, output: Path, seam: float | None = None) -> None:
     if seam is not None:
         for axes in (wave, spectrum):
             axes.axvline(seam, color="tab:cyan", linewidth=1.5)
-        wave.text(seam, 0.9, " new from here", color="tab:cyan", va="top")
-    figure.savefig(output, dpi=110)
-    plt.close(figure)
+        wave.text(seam, 0.9, " new from here", color="tab:cyan", va="top", clip_on=True)
+    try:
+        figure.savefig(output, dpi=110)
+    finally:
+        plt.close(figure)
+
+
+def envelope(wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float [samples] -> the lowest and the highest sample of each column [columns]."""
+    starts = np.unique(np.arange(COLUMNS) * len(wave) // COLUMNS)
+    return np.minimum.reduceat(wave, starts), np.maximum.reduceat(wave, starts)
 
 
 def spectrogram(wave: np.ndarray) -> np.ndarray:
-    """float [samples] -> magnitudes in dB below the largest [WINDOW / 2 + 1, frames], Hann windows."""
-    padded = np.pad(wave, (WINDOW // 2, WINDOW // 2 + -len(wave) % HOP))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP] * np.hanning(WINDOW).astype(np.float32)
+    """float [samples] -> magnitudes in dB below the largest [WINDOW / 2 + 1, columns], Hann windows."""
+    hop = max(HOP, -(-len(wave) // COLUMNS))
+    padded = np.pad(wave, WINDOW // 2)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::hop] * np.hanning(WINDOW).astype(np.float32)
     magnitude = np.abs(np.fft.rfft(windows)).T
     return 20 * np.log10(np.maximum(magnitude / max(magnitude.max(), 1e-9), 10 ** (-RANGE_DB / 20)))

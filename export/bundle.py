@@ -5,13 +5,15 @@
   python export/bundle.py --hub facebook/musicgen-small --text t5-base --out bundle
 
 --lm is audiocraft's state_dict.bin or a Hugging Face MusicGen folder. --codec is audiocraft's
-compression_state_dict.bin, a Hugging Face EnCodec folder, or a bundle that has one; without it, the file beside --lm.
+compression_state_dict.bin, a Hugging Face EnCodec folder, or a bundle that has one; without it, what lies beside --lm.
 --text is a Hugging Face T5 folder or a bundle that has one; without it, the bundle takes no descriptions.
+A shared file is found by its path from the new bundle: move both together.
 Each graph is then run beside the PyTorch modules; a bundle that disagrees is not kept.
 """
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from weights.tokenizer import open_tokenizer
 
 CODEC, TEXT = ("compression_encode", "compression_decode"), ("text_encoder",)
 CODEC_FILE = "compression_state_dict.bin"
-ERRORS = (BundleError, CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError)
+ERRORS = (BundleError, CheckpointError, ConfigError, MappingError, ExportError, OSError)
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,22 @@ class Shared:
 
     manifest: Manifest
     graphs: tuple[str, ...]
-    others: tuple[str, ...] = ()  # files that belong to them
+
+    @property
+    def files(self) -> list[str]:
+        """Their files by the names that their manifest has, which may itself name those of a third bundle."""
+        graphs = tuple(self.manifest.tree["graphs"][name]["file"] for name in self.graphs)
+        return [name for name in self.manifest.tree["files"] if name.startswith(graphs)]
 
     def entries(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Their part of the manifest of a bundle in `folder`: graphs and files, by paths relative to it."""
-        tree = self.manifest.tree
-        there = Path(os.path.relpath(self.manifest.folder, folder)).as_posix()
+        tree, here = self.manifest.tree, folder.resolve()
+        there = {name: self.manifest.folder / name for name in self.files}
+        there = {name: path.parent.resolve() / path.name for name, path in there.items()}
+        moved = {name: Path(os.path.relpath(path, here)).as_posix() for name, path in there.items()}
         graphs = {name: tree["graphs"][name] for name in self.graphs}
-        files = [n for n in tree["files"] if n in self.others or any(n.startswith(g["file"]) for g in graphs.values())]
-        moved = {name: {**graph, "file": f"{there}/{graph['file']}"} for name, graph in graphs.items()}
-        return moved, {f"{there}/{name}": tree["files"][name] for name in files}
+        graphs = {name: {**graph, "file": moved[graph["file"]]} for name, graph in graphs.items()}
+        return graphs, {moved[name]: tree["files"][name] for name in self.files}
 
 
 def main() -> None:
@@ -65,7 +73,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         checkpoint = download(args.hub) if args.hub else args.lm
-        export(checkpoint, args.codec or beside(checkpoint), args.text, args.out, args.attention, args.dtype)
+        export(checkpoint, args.codec, args.text, args.out, args.attention, args.dtype)
     except ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -73,10 +81,12 @@ def main() -> None:
 
 
 def beside(checkpoint: Path) -> Path:
-    """The codec that lies where the language model does. Raises ExportError."""
+    """The codec that lies where the language model does: audiocraft's, or Hugging Face's MusicGen's own."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     if (folder / CODEC_FILE).exists():
         return folder / CODEC_FILE
+    if (folder / "config.json").exists() and not (folder / "state_dict.bin").exists():
+        return folder
     raise ExportError(f"{folder}: no {CODEC_FILE} beside the language model; give --codec")
 
 
@@ -90,16 +100,25 @@ def download(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=["*state_dict.bin"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-        raise ExportError(f"{repository}: not in the local cache and not to be fetched: {error}") from None
+        why = " ".join(str(error).split())
+        raise ExportError(f"{repository}: not in the local cache and not to be fetched: {why}") from None
 
 
-def export(checkpoint: Path, codec_path: Path, text_path: Path | None, out: Path, attention: str, dtype: str) -> None:
-    """Write the bundle; print its files and how far each graph is from PyTorch."""
+def export(
+    checkpoint: Path,
+    codec_path: Path | None,
+    text_path: Path | None,
+    out: Path,
+    attention: str = "ort",
+    dtype: str = "float32",
+) -> None:
+    """Write the bundle; print its files and how far each graph is from PyTorch. codec_path: None for that beside."""
     start = time.perf_counter()
     model = load(checkpoint)
     lm.refuse(model.config)
-    sound = open_part(codec_path, CODEC, weights.codec.load)
-    texts = text_path and open_part(text_path, TEXT, weights.text.load)
+    sound = open_part(codec_path or beside(checkpoint), CODEC, weights.codec.load)
+    texts = open_part(text_path, TEXT, weights.text.load) if text_path else None
+    tokenizer = open_tokenizer(texts.checkpoint.path, texts.config) if isinstance(texts, Model) else None
     check(model.config, describe(sound), describe(texts) if texts else None)
 
     parts = [part for part in (model, sound, texts) if isinstance(part, Model)]
@@ -109,7 +128,10 @@ def export(checkpoint: Path, codec_path: Path, text_path: Path | None, out: Path
             codec.write_graphs(sound, folder)
         if isinstance(texts, Model):
             text.write_graphs(texts, folder)
-            open_tokenizer(texts.checkpoint.path, texts.config).save(str(folder / TOKENIZER))
+        if tokenizer:
+            tokenizer.save(str(folder / TOKENIZER))
+        elif isinstance(texts, Shared):  # small, and looked for in the bundle itself: copied
+            shutil.copyfile(texts.manifest.folder / TOKENIZER, folder / TOKENIZER)
         manifest(folder, model.config, sound, texts, attention)
         say("comparing with the PyTorch modules")
         steps = verify.parity(folder, model)
@@ -126,13 +148,14 @@ def export(checkpoint: Path, codec_path: Path, text_path: Path | None, out: Path
 
 
 def open_part(path: Path, graphs: tuple[str, ...], load: Any) -> Model[Any] | Shared:
-    """A checkpoint, or the same part of a bundle."""
+    """A checkpoint, or the same part of a bundle, whose files must be there as its manifest has them."""
     if not (path / "manifest.json").exists():
         return load(path)
-    shared = Shared(Manifest.read(path), graphs, (TOKENIZER,) if graphs == TEXT else ())
+    shared = Shared(Manifest.read(path), graphs)
     missing = [name for name in graphs if name not in shared.manifest.need("graphs")]
     if missing:
         raise ExportError(f"{path}: this bundle has no {' and no '.join(missing)} to share")
+    shared.manifest.check_files([*shared.files, *([TOKENIZER] if graphs == TEXT else [])], hashes=True)
     return shared
 
 
@@ -149,11 +172,12 @@ def describe(part: Model[Any] | Shared) -> dict[str, Any]:
 
 def check(config: LMConfig, sound: dict[str, Any], texts: dict[str, Any] | None) -> None:
     """Raise ExportError where the parts do not belong together."""
-    voices = config.channels // sound["channels"]  # a stereo model has a mono codec for each side
+    voices = max(1, config.channels // sound["channels"])  # a stereo model has a mono codec for each side
     pairs = {
         "sample rate": (sound["sample_rate"], config.sample_rate),
+        "channels": (sound["channels"] * voices, config.channels),
         "codes": (sound["card"], config.card),
-        f"codebooks of {voices} x {sound['channels']} channels": (sound["codebooks"] * voices, config.codebooks),
+        "codebooks": (sound["codebooks"] * voices, config.codebooks),
     }
     wrong = [
         f"{name} {codec} in the codec, {lm} in the language model" for name, (codec, lm) in pairs.items() if codec != lm

@@ -1,6 +1,9 @@
 """Upstream's arrays, and bundles exported once for the whole run."""
 
+import contextlib
+import io
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +14,8 @@ import pytest
 
 from clean_lm.runtime import LanguageModel
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
 NAMES = ("text", "stereo", "audiogen", "finetune_fp16")
 ATTENTION = ("ort", "standard")
 
@@ -81,3 +85,37 @@ def language_model(bundle: Callable[..., Path]) -> Callable[..., LanguageModel]:
         return opened[key]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny T5 with a tokenizer of its 64 tokens: whole words, the eos token last."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["<pad>", "</s>", "<unk>", "slow", "house", "drums", "and", "bass", *(f"word{i}" for i in range(56))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder = tmp_path_factory.mktemp("t5")
+    shutil.copytree(GOLDEN / "_t5" / "t5-base", folder, dirs_exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def music(tmp_path_factory: pytest.TempPathFactory, t5: Path) -> Callable[..., Path]:
+    """The whole bundle of a golden checkpoint, language model and codec, where asked with a text encoder."""
+    from export.bundle import export
+
+    made: dict[tuple[str, bool], Path] = {}
+
+    def make(name: str, text: bool = False) -> Path:
+        key = (name, text)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("music") / name
+            said = io.StringIO()  # no part of what a test captures
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                export(GOLDEN / name / "state_dict.bin", None, t5 if text else None, made[key])
+        return made[key]
+
+    return make
