@@ -65,7 +65,7 @@ class Manifest:
         """Raises FileNotFoundError, BundleError."""
         path = Path(folder) / "manifest.json"
         if not path.exists():
-            raise FileNotFoundError(f"{path}: not found; a bundle is the folder that `export/lm.py` writes")
+            raise FileNotFoundError(f"{path}: not found; a bundle is the folder that export/bundle.py writes")
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

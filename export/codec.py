@@ -88,8 +88,10 @@ def describe(c: CodecConfig) -> dict[str, Any]:
 
 
 def parity(bundle: Path, model: Model[CodecConfig], seed: int = 0) -> str:
-    """One line on the graphs beside the PyTorch modules in float64, on random audio and codes, and the same for
-    PyTorch's own rounding; it begins with the verdict."""
+    """One line on the graphs beside the PyTorch modules, on random audio and codes; it begins with the verdict.
+
+    Differences are from float64, beside them those of the PyTorch modules in the graphs' own precision.
+    """
     c, rng = model.config, np.random.default_rng(seed)
     audio = 0.3 * rng.standard_normal((2, c.channels, FRAMES * c.hop - c.hop // 3)).astype(np.float32)
     codes = rng.integers(0, c.card, (2, c.codebooks, FRAMES))

@@ -113,9 +113,12 @@ def music(tmp_path_factory: pytest.TempPathFactory, t5: Path) -> Callable[..., P
         key = (name, text)
         if key not in made:
             made[key] = tmp_path_factory.mktemp("music") / name
+            codec = GOLDEN / name / "hf_encodec_32khz"  # what a pointer beside the checkpoint stands for
             said = io.StringIO()  # no part of what a test captures
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                export(GOLDEN / name / "state_dict.bin", None, t5 if text else None, made[key])
+                export(
+                    GOLDEN / name / "state_dict.bin", codec if codec.exists() else None, t5 if text else None, made[key]
+                )
         return made[key]
 
     return make

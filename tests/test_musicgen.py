@@ -2,36 +2,14 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
-from tokenizers import Tokenizer, models, processors
+from conftest import GOLDEN, NAMES
 
 from clean_lm import MusicGen
 from clean_lm.audio import AudioError
 from clean_lm.runtime import BundleError
-
-CODEC = {name: GOLDEN / name / "compression_state_dict.bin" for name in ("text", "audiogen", "stereo")}
-CODEC["finetune_fp16"] = GOLDEN / "finetune_fp16" / "hf_encodec_32khz"
-
-
-@pytest.fixture(scope="session")
-def full(tmp_path_factory):
-    """Bundles with a codec, and a text encoder where the golden T5 fits; exported when first asked for."""
-    from export.bundle import export
-
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            folder = tmp_path_factory.mktemp("full") / name
-            export(GOLDEN / name / "state_dict.bin", CODEC[name], None, folder, "ort", "float32")
-            made[name] = folder
-        return made[name]
-
-    return make
 
 
 class GoldenTexts:
@@ -45,9 +23,9 @@ class GoldenTexts:
 
 
 @pytest.fixture
-def model(full, golden):
+def model(music, golden):
     def load(name: str) -> MusicGen:
-        loaded = MusicGen.load(full(name))
+        loaded = MusicGen.load(music(name))
         loaded.text = GoldenTexts(golden(name))  # pyright: ignore[reportAttributeAccessIssue]
         loaded.set_generation_params(use_sampling=False, duration=0.6)
         return loaded
@@ -62,7 +40,7 @@ def prompt_of(golden, name):
     return arrays["e2e.prompt44100"]
 
 
-@pytest.mark.parametrize("name", list(CODEC))
+@pytest.mark.parametrize("name", NAMES)
 def test_continuation_is_upstreams(golden, model, name):
     g, music = golden(name), model(name)
     prompt = prompt_of(golden, name)
@@ -177,19 +155,19 @@ def test_one_sample(model):
     assert audio.shape == (1, 1, 19200)
 
 
-def test_a_text_without_a_text_encoder(full):
+def test_a_text_without_a_text_encoder(music):
     with pytest.raises(BundleError, match=r"no text encoder.*--text"):
-        MusicGen.load(full("text")).generate(["a text"])
+        MusicGen.load(music("text")).generate(["a text"])
 
 
-def test_never_torch(full):
+def test_never_torch(music):
     """The whole way in a process where importing torch fails."""
     program = f"""
 import sys
 sys.modules["torch"] = None
 import numpy as np
 from clean_lm import MusicGen
-model = MusicGen.load({str(full("text"))!r})
+model = MusicGen.load({str(music("text"))!r})
 model.set_generation_params(duration=0.3)
 assert model.generate_continuation(np.zeros((2, 4410), dtype=np.float32), 44100).shape == (1, 1, 9600)
 heavy = {{"torch", "transformers", "onnx", "safetensors", "matplotlib"}} & {{m for m, v in sys.modules.items() if v}}
@@ -198,22 +176,11 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_bundle_with_its_text_encoder(golden, tmp_path):
+def test_a_bundle_with_its_text_encoder(golden, music):
     """With the golden T5 in the bundle and its token ids, a description is what it is upstream."""
-    import shutil
-
-    from export.bundle import export
-
-    t5 = shutil.copytree(GOLDEN / "_t5" / "t5-base", tmp_path / "t5")
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "warm": 3, "pad": 4}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.save(str(t5 / "tokenizer.json"))
-    export(GOLDEN / "text" / "state_dict.bin", CODEC["text"], t5, tmp_path / "bundle", "ort", "float32")
-    g, music = golden("text"), MusicGen.load(tmp_path / "bundle")
-    assert music.text is not None
-    ids = g["t5.desc.input_ids"][0]
-    music.text.tokens = lambda text: ids.tolist()
-    music.set_generation_params(use_sampling=False, duration=0.6)
-    _, tokens = music.generate_continuation(prompt_of(golden, "text"), 44100, [g.meta["D1"]], return_tokens=True)
+    g, model = golden("text"), MusicGen.load(music("text", text=True))
+    assert model.text is not None
+    model.text.tokens = lambda text: g["t5.desc.input_ids"][0].tolist()
+    model.set_generation_params(use_sampling=False, duration=0.6)
+    _, tokens = model.generate_continuation(prompt_of(golden, "text"), 44100, [g.meta["D1"]], return_tokens=True)
     np.testing.assert_array_equal(tokens, g["e2e.desc.tokens"])
