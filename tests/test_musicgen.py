@@ -111,6 +111,16 @@ def test_a_long_decode_is_one_pass_or_pieces(model, monkeypatch):
     np.testing.assert_allclose(codec.decode(codes), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stream_of_ten_seconds(model, name):
+    """Longer than the context of a piece, so that the LSTM begins anew: still the sound of one pass."""
+    codec = model(name).codec
+    codes = np.random.default_rng(0).integers(0, 64, (1, 4 * codec.voices, 500))
+    whole = codec.decode(codes)
+    streamed = np.concatenate(list(codec.decode_stream(iter(np.split(codes, 10, axis=2)), 50)), axis=2)
+    assert np.abs(streamed - whole).max() <= 1e-4 * np.abs(whole).max()
+
+
 PROMPT = np.zeros((1, 1, 3200), dtype=np.float32)
 REFUSED = {
     "one axis": ({"prompt": PROMPT[0, 0]}, "prompt: got"),
