@@ -110,7 +110,7 @@ class Manifest:
     ) -> "Graph":
         """Open one graph. `threads`: None for one per physical core. Raises FileNotFoundError, BundleError."""
         if graph not in self.need("graphs"):
-            raise BundleError(f"{self.folder}: holds no {graph}, only {list(self.tree['graphs'])}")
+            raise BundleError(f"{self.folder}: holds no {graph}, only {', '.join(self.tree['graphs'])}")
         entry = self.tree["graphs"][graph]
         self.check_files([name for name in self.tree["files"] if name.startswith(f"{entry['file']}")], hashes)
         path = self.folder / entry["file"]
