@@ -39,7 +39,8 @@ def plot(path: Path, output: Path, seam: float | None = None) -> None:
     if seam is not None:
         for axes in (wave, spectrum):
             axes.axvline(seam, color="tab:cyan", linewidth=1.5)
-        wave.text(seam, 0.9, " new from here", color="tab:cyan", va="top", clip_on=True)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
+        wave.text(seam, 0.9, " new from here", color="black", va="top", clip_on=True, bbox=box)
     try:
         figure.savefig(output, dpi=110)
     finally:
