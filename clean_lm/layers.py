@@ -124,11 +124,13 @@ class Layer(nn.Module):
         self.linear2 = weight(hidden, dim)
 
     def forward(self, x: Tensor, cache: Cache, cross: Cache, columns: tuple[Tensor, ...]) -> tuple[Tensor, Cache]:
-        """x [R, S, dim], cache 2 x [R, H, C, D], cross 2 x [R, H, N, D] -> x, present cache."""
+        """x [R, S, dim], cache 2 x [R, H, C, D], cross 2 x [X, H, N, D], X <= R -> x, present cache."""
         read, present = self.attention(self.norm1(x) @ self.qkv, cache, columns, self.heads)
         x = x + read @ self.out
-        q = rearrange(self.norm_cross(x) @ self.cross_q, "r s (h d) -> r h s d", h=self.heads)
+        # Null text reads zeros and so adds exactly zero: the rows after the first X, which have no text, skip it.
+        texts, nulls = x.split([cross[0].shape[0], x.shape[0] - cross[0].shape[0]])
+        q = rearrange(self.norm_cross(texts) @ self.cross_q, "x s (h d) -> x h s d", h=self.heads)
         # Nothing is masked here: the padding of a text is zero keys, which take their share of the softmax.
-        x = x + attend(q, *cross) @ self.cross_out
+        x = torch.cat([texts + attend(q, *cross) @ self.cross_out, nulls])
         x = x + F.gelu(self.norm2(x) @ self.linear1) @ self.linear2
         return x, present

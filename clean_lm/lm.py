@@ -3,7 +3,8 @@
     Condition   text states, mask -> keys and values for the cross-attention of every layer, once a generation
     LM          delayed columns, their position, caches -> next codes, guided logits, caches, once a step
 
-R rows = B for null text (one row is exact), 2B with guidance: texts first, then nulls.
+R rows = B for null text (one row is exact), 2B with guidance: texts first, then nulls. X <= R rows, the first, attend
+to a text: B of them, or none.
 """
 
 import torch
@@ -25,7 +26,7 @@ class Condition(nn.Module):
         self.key_values = nn.ParameterList(weight(config.dim, 2 * config.dim) for _ in range(config.layers))
 
     def forward(self, text_states: Tensor, text_mask: Tensor) -> list[Cache]:
-        """text_states [R, N, E], text_mask int64 [R, N] (all zero for null text) -> L x 2 x [R, H, N, D]."""
+        """text_states [X, N, E], text_mask int64 [X, N] (all zero for null text) -> L x 2 x [X, H, N, D]."""
         # Zeroed after the projection, which has a bias: zeroing before it is another model.
         x = (text_states @ self.output_proj + self.output_bias) * text_mask[:, :, None].to(text_states.dtype)
         split = "r n (two h d) -> two r h n d"
@@ -63,7 +64,7 @@ class LM(nn.Module):
         """Read columns, and choose the codes of the one after the last.
 
         codes int64 [R, K, S], position int64 [1]: columns already in the cache, past L x 2 x [R, H, C, D],
-        cross L x 2 x [R, H, N, D], uniform float32 [B, K] in [0, 1), then guidance and sampling as float32 [] and
+        cross L x 2 x [X, H, N, D], uniform float32 [B, K] in [0, 1), then guidance and sampling as float32 [] and
         top_k as int64 [] -> next codes int64 [B, K], guided logits float32 [B, K, card], present caches.
         """
         x, present = self.read(codes, position, past, cross)

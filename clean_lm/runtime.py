@@ -1,7 +1,7 @@
 """The loop around the graphs, in numpy and ONNX Runtime: what a port to another language copies.
 
 columns = delay(prompt)                    known, unknown and special places
-cross   = lm_condition(texts, nulls)       once, or zeros for null text
+cross   = lm_condition(texts)              once; no rows for null text
 lm_inference(columns of the prompt)        fills the caches, draws the next column
 lm_inference(one column), again and again  until no column is left
 codes   = undelay(columns)
@@ -331,16 +331,17 @@ class LanguageModel:
     ) -> Decoder:
         """Empty caches for `capacity` columns, and the cross-attention of the texts. Raises ValueError."""
         if text_states is None or all(states is None for states in text_states):
-            # Null text: both guidance rows would be the same, so one is exact, and what it attends to is zero.
-            rows, sizes = batch, {"rows": batch, "text": 1}
+            # Null text: both guidance rows would be the same, so one is exact, and it has no text to attend to.
+            sizes = {"texts": 0, "text": 1}
             cross = {n: self.lm.zeros(n, sizes) for n in self.lm.inputs if n.startswith("cross_key_values.")}
+            rows = batch
         else:
-            nulls = 0 if sampling.cfg_coef == 1 else batch  # coefficient 1 is the conditioned row itself
-            rows, cross = batch + nulls, self.cross_key_values(text_states, nulls)
+            cross = self.cross_key_values(text_states)
+            rows = batch if sampling.cfg_coef == 1 else 2 * batch  # coefficient 1 is the conditioned row itself
         return Decoder(self.lm, self.in_place, batch, rows, capacity, cross, sampling)
 
-    def cross_key_values(self, text_states: Sequence[np.ndarray | None], nulls: int) -> dict[str, np.ndarray]:
-        """Every layer's keys and values for texts (None: null text), then `nulls` rows of null text.
+    def cross_key_values(self, text_states: Sequence[np.ndarray | None]) -> dict[str, np.ndarray]:
+        """Every layer's keys and values for texts (None: null text).
 
         Texts are padded with zeros to the longest: nothing masks them later, so padding is part of the model.
         """
@@ -350,7 +351,7 @@ class LanguageModel:
             if text is not None and not np.isfinite(text).all():
                 raise ValueError(f"text_states[{row}]: got NaN or infinity, expected finite numbers")
         longest = max((len(text) for text in text_states if text is not None), default=1)
-        sizes = {"rows": len(text_states) + nulls, "text": longest}
+        sizes = {"texts": len(text_states), "text": longest}
         states, mask = self.condition.zeros("text_states", sizes), self.condition.zeros("text_mask", sizes)
         for row, text in enumerate(text_states):
             if text is not None:

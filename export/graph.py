@@ -25,7 +25,7 @@ OPSET = 18
 INLINE = 1024  # bytes: smaller tensors stay in the graph file
 PAGE = 4096  # larger ones start on a page, so that they can be memory-mapped
 # Any sizes: they stay symbolic.
-TRACED = {"batch": 2, "rows": 4, "columns": 5, "capacity": 32, "text": 7, "samples": 3001, "frames": 9}
+TRACED = {"batch": 2, "rows": 4, "texts": 3, "columns": 5, "capacity": 32, "text": 7, "samples": 3001, "frames": 9}
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,11 @@ def write_graphs(model: Model[LMConfig], folder: Path, attention: str, dtype: to
 def condition_ports(c: LMConfig, dtype: torch.dtype) -> tuple[dict[str, Any], list[Port]]:
     """What goes into lm_condition, by argument, and what comes out."""
     inputs = {
-        "text_states": Port("text_states", dtype, ("rows", "text", c.text_dim)),
-        "text_mask": Port("text_mask", torch.int64, ("rows", "text")),
+        "text_states": Port("text_states", dtype, ("texts", "text", c.text_dim)),
+        "text_mask": Port("text_mask", torch.int64, ("texts", "text")),
     }
-    return inputs, [port for cache in cache_ports(c, "cross_key_values", "text", c.head_dim, dtype) for port in cache]
+    caches = cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts")
+    return inputs, [port for cache in caches for port in cache]
 
 
 def lm_ports(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str, Any], list[Port]]:
@@ -110,7 +111,7 @@ def lm_ports(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str,
         "codes": Port("codes", torch.int64, ("rows", c.codebooks, "columns")),
         "position": Port("position", torch.int64, (1,)),
         "past": cache_ports(c, "past_key_values", "capacity", head_dim, dtype),
-        "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype),
+        "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts"),
         "uniform": Port("uniform", torch.float32, ("batch", c.codebooks)),
         "cfg_coef": Port("cfg_coef", torch.float32, ()),
         "temperature": Port("temperature", torch.float32, ()),
@@ -124,9 +125,11 @@ def lm_ports(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str,
     return inputs, outputs + [port for cache in cache_ports(c, "present", present, head_dim, dtype) for port in cache]
 
 
-def cache_ports(c: LMConfig, name: str, length: str, head_dim: int, dtype: torch.dtype) -> list[tuple[Port, Port]]:
+def cache_ports(
+    c: LMConfig, name: str, length: str, head_dim: int, dtype: torch.dtype, rows: str = "rows"
+) -> list[tuple[Port, Port]]:
     """The keys and values of every layer."""
-    shape = ("rows", c.heads, length, head_dim)
+    shape = (rows, c.heads, length, head_dim)
     return [(Port(f"{name}.{i}.key", dtype, shape), Port(f"{name}.{i}.value", dtype, shape)) for i in range(c.layers)]
 
 

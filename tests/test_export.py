@@ -89,7 +89,7 @@ def test_the_contract(bundle, attention):
     manifest = json.loads((bundle("text", attention) / "manifest.json").read_text())
     inference = manifest["graphs"]["lm_inference"]
     found = {t["name"]: (t["dtype"], t["shape"]) for t in inference["inputs"]}
-    cache, cross = ["rows", 4, "capacity", 16], ["rows", 4, "text", 16]
+    cache, cross = ["rows", 4, "capacity", 16], ["texts", 4, "text", 16]
     expected = {
         "codes": ("int64", ["rows", 4, "columns"]),
         "position": ("int64", [1]),
@@ -108,8 +108,8 @@ def test_the_contract(bundle, attention):
     }
     condition = manifest["graphs"]["lm_condition"]
     assert {t["name"]: t["shape"] for t in condition["inputs"]} == {
-        "text_states": ["rows", "text", 768],
-        "text_mask": ["rows", "text"],
+        "text_states": ["texts", "text", 768],
+        "text_mask": ["texts", "text"],
     }
     assert {t["name"]: t["shape"] for t in condition["outputs"]} == {
         f"cross_key_values.{i}.{kv}": cross for i in range(3) for kv in ("key", "value")
