@@ -108,7 +108,7 @@ def reference_logits(
         cache = [torch.zeros(rows, c.heads, length, c.head_dim, dtype=dtype) for _ in range(2)]
         for call, (start, end) in enumerate(calls(prefill, length)):
             shared = attention.columns(torch.tensor([start]), rows, end - start, length)
-            xs[call], present = layer(xs[call], (cache[0], cache[1]), cross[i], shared)
+            xs[call], present = layer(xs[call], (cache[0], cache[1]), cross[i], shared, rows)
             for buffer, fresh in zip(cache, present, strict=True):
                 buffer[:, :, start:end] = fresh
     wide = torch.promote_types(dtype, torch.float32)
