@@ -182,8 +182,11 @@ class Decoder:
         capacity: int,
         cross: Mapping[str, np.ndarray],
         sampling: Sampling,
+        takes: bool = False,
     ):
+        """takes: every row of the batch is told the same, so that columns which are the same too are read once."""
         self.graph, self.in_place, self.rows, self.capacity = graph, in_place, rows, capacity
+        self.cross, self.sampling, self.takes = cross, sampling, takes
         self.columns = 0  # already in the caches
         sizes = {"batch": batch, "rows": rows, "capacity": capacity, "columns": 1}
         self.caches = {name: graph.zeros(name, sizes) for name in graph.inputs if name.startswith("past_key_values.")}
@@ -206,15 +209,28 @@ class Decoder:
             raise ValueError(f"{new} columns after the first {self.columns}: expected one at a time")
         if self.columns + new > self.capacity:
             raise ValueError(f"{self.columns} + {new} columns do not fit the caches' capacity of {self.capacity}")
-        rows = np.concatenate([codes] * (self.rows // codes.shape[0]))  # conditioned rows, then unconditioned
-        binding, array, presents = self.step if new == 1 else self._bind(rows)
-        array[...] = rows
+        if self.takes and new > 1 and (codes == codes[:1]).all():
+            self._read_once(codes[:1, :, :-1])
+            codes, new = codes[:, :, -1:], 1
+        guidance = self.rows // len(codes)
+        binding, array, presents = self.step if new == 1 else self._bind(np.tile(codes, (guidance, 1, 1)))
+        array.reshape(guidance, *codes.shape)[...] = codes  # conditioned rows, then unconditioned
         self.position[0], self.uniform[...] = self.columns, uniform
         self.graph.session.run_with_iobinding(binding)
         for name, present in presents.items():  # not in place: the new columns alone come back
             self.caches[name][:, :, self.columns : self.columns + new] = present
         self.columns += new
         return self.next_codes
+
+    def _read_once(self, codes: np.ndarray) -> None:
+        """Read columns [1, K, S] for all takes."""
+        guidance, new = self.rows // len(self.uniform), codes.shape[2]
+        cross = {name: array[:1] for name, array in self.cross.items()}
+        one = Decoder(self.graph, self.in_place, 1, guidance, new, cross, self.sampling)
+        one(codes, np.zeros((1, codes.shape[1]), np.float32))
+        for name, cache in self.caches.items():
+            cache[:, :, :new] = one.caches[name].repeat(self.rows // guidance, axis=0)
+        self.columns = new
 
     def _bind(self, codes: np.ndarray) -> tuple[ort.IOBinding, np.ndarray, dict[str, np.ndarray]]:
         """Bind arrays to the graph once; they are then read and written where they lie."""
@@ -232,6 +248,10 @@ class Decoder:
         for name, array in outputs.items():
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
         return binding, codes, presents
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
 class Generation:
@@ -347,11 +367,12 @@ class LanguageModel:
             # Null text: both guidance rows would be the same, so one is exact, and it has no text to attend to.
             sizes = {"texts": 0, "text": 1}
             cross = {n: self.lm.zeros(n, sizes) for n in self.lm.inputs if n.startswith("cross_key_values.")}
-            rows = batch
+            rows, alike = batch, True
         else:
+            alike = all(_same(text, text_states[0]) for text in text_states)
             cross = self.cross_key_values(text_states)
             rows = batch if sampling.cfg_coef == 1 else 2 * batch  # coefficient 1 is the conditioned row itself
-        return Decoder(self.lm, self.in_place, batch, rows, capacity, cross, sampling)
+        return Decoder(self.lm, self.in_place, batch, rows, capacity, cross, sampling, takes=alike and batch > 1)
 
     def cross_key_values(self, text_states: Sequence[np.ndarray | None]) -> dict[str, np.ndarray]:
         """Every layer's keys and values for texts (None: null text).

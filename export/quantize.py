@@ -67,9 +67,9 @@ class Traced:
         model = Manifest.read(folder).need("model")
         self.graphs = {
             name: ir.load(folder / f"{graph}.onnx").graph.initializers
-            for name, graph in zip(("lm", "condition"), LM_GRAPHS, strict=True)
+            for name, graph in zip(("condition", "lm"), LM_GRAPHS, strict=True)
         }
-        (hidden, dim) = self.graphs["lm"]["layers.0.linear2"].const_value.shape.numpy()
+        hidden, dim = _read(self.graphs["lm"]["layers.0.linear2"]).shape
         same = ("layers", "heads", "dim", "codebooks", "card", "text_dim", "text_encoder", "max_duration",
                 "sample_rate", "channels")  # fmt: skip
         self.config = LMConfig(
@@ -218,7 +218,7 @@ def write(
             suffix = f".{name}" if variant.bits is None else ""
             write_graphs(Traced(folder), source, "ort" if ort else "standard", torch.float16, suffix)
         if variant.bits:
-            inference, condition = (source / f"{graph}.onnx" for graph in LM_GRAPHS)
+            condition, inference = (source / f"{graph}.onnx" for graph in LM_GRAPHS)
             bits = dict.fromkeys(sensitive, variant.sensitive or variant.bits)
             rewrite(inference, files["lm_inference"], variant, bits, scales if variant.cache == "int8" else None)
             if not files["lm_condition"].exists():

@@ -14,7 +14,7 @@ from export.graph import Port, write
 
 ATTENTION = {"ort": GroupQueryAttention, "standard": StandardAttention}
 CACHE_UPDATE = {"ort": "in_place", "standard": "new_columns"}
-LM_GRAPHS = ("lm_inference", "lm_condition")
+LM_GRAPHS = ("lm_condition", "lm_inference")
 
 
 class Source(Protocol):
@@ -29,10 +29,10 @@ class Source(Protocol):
 
 
 def write_graphs(source: Source, folder: Path, attention: str, dtype: torch.dtype, suffix: str = "") -> None:
-    """Write lm_inference.onnx and lm_condition.onnx with their weights, the suffix before .onnx."""
+    """Write lm_condition.onnx and lm_inference.onnx with their weights, the suffix before .onnx."""
     c = source.config
-    modules = {"lm": LM(c, ATTENTION[attention]()), "condition": Condition(c)}
-    ports = {"lm": lm_ports(c, attention, dtype), "condition": condition_ports(c, dtype)}
+    modules = {"condition": Condition(c), "lm": LM(c, ATTENTION[attention]())}
+    ports = {"condition": condition_ports(c, dtype), "lm": lm_ports(c, attention, dtype)}
     for graph, (name, module) in zip(LM_GRAPHS, modules.items(), strict=True):
         path = folder / f"{graph}{suffix}.onnx"
         write(module, source.weights(name, dtype), dtype, *ports[name], path)
