@@ -90,7 +90,8 @@ def calibrate(lm: LanguageModel, folder: Path, clips: Sequence[Path]) -> tuple[l
     Scales: by the name of each cache input, float32 [H * D], a 127th of the largest of each channel and a little more.
     """
     texts: list[np.ndarray | None] = [None, *text_states(folder, lm.text_dim)]
-    runs = [np.repeat(c[None, :, :PROMPT], len(texts), axis=0) for c in clip_codes(folder, clips, PROMPT + FRAMES)]
+    heard = clip_codes(folder, clips, PROMPT + FRAMES) if clips else []
+    runs = [np.repeat(codes[None, :, :PROMPT], len(texts), axis=0) for codes in heard]
     largest: dict[str, np.ndarray] = {}
     measured = []
     for prompt in runs or [None]:
@@ -103,9 +104,7 @@ def calibrate(lm: LanguageModel, folder: Path, clips: Sequence[Path]) -> tuple[l
             largest[name] = np.maximum(peak, largest.get(name, 0))
         measured.append(Codes(generation.codes(), texts, "own samples"))
     if clips:
-        names = [clip.name for clip in clips]
-        codes = clip_codes(folder, clips, PROMPT + FRAMES)
-        measured = [Codes(c[None], [None], name) for c, name in zip(codes, names, strict=True)]
+        measured = [Codes(codes[None], [None], clip.name) for codes, clip in zip(heard, clips, strict=True)]
     # A channel that is always zero (a padded head's) needs no scale, only one that is not zero.
     scales = {name: np.where(peak > 0, HEADROOM * peak / 127, 1).astype(np.float32) for name, peak in largest.items()}
     return measured, scales

@@ -45,7 +45,7 @@ def quantize_blocks(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tens
     blocks = rearrange(F.pad(weight.T.float(), (0, -weight.shape[0] % block)), "n (k b) -> n k b", b=block)
     extreme = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True))
     least, best = torch.full_like(extreme, math.inf), torch.zeros_like(extreme)
-    for share in (1.0,) if bits == 8 else SHARES:
+    for share in SHARES[bits]:
         scale = extreme * (-share / half)
         error = (blocks - _steps(blocks, scale, half) * scale).square().sum(dim=-1, keepdim=True)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
@@ -53,7 +53,8 @@ def quantize_blocks(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tens
     return codes, best.squeeze(-1)
 
 
-SHARES = (1.0, 0.9, 0.8, -1.1, -1.0, -0.9)  # of the scale that puts the largest value on the lowest code
+# Of the scale that puts the largest value on the lowest code; negative: on the side of the highest.
+SHARES = {4: (1.0, 0.9, 0.8, -1.1, -1.0, -0.9), 8: (1.0, -128 / 127)}
 
 
 def _steps(blocks: Tensor, scale: Tensor, half: int) -> Tensor:
