@@ -97,7 +97,8 @@ def rewrite(
             _blocks(model.graph, node, weight, bits.get(weight.name, variant.bits or 8), variant.block)
     if scales is not None:
         _int8_cache(model.graph, scales)
-    model.graph.opset_imports["com.microsoft"] = 1
+    if not variant.standard:
+        model.graph.opset_imports["com.microsoft"] = 1
     save(model, target)
 
 
