@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from clean_lm.codec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, nearness
+from clean_lm.codec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder, nearness
 from clean_lm.config import CodecConfig, ConfigError
 from clean_lm.runtime import Manifest
 from export.folder import ExportError, new_folder, print_files, write_manifest
@@ -28,7 +28,8 @@ from weights.codec import load
 from weights.lm import MappingError, Model, fill
 
 DTYPE = torch.float32
-GRAPHS = ["compression_encode", "compression_decode"]
+GRAPHS = ["compression_encode", "compression_decode", "compression_stream"]
+CODES, LATENTS = ("codes", "pending"), ("latents", "unheard")
 FRAMES = 40  # of the audio that is compared
 
 
@@ -61,18 +62,29 @@ def export(codec: Path, out: Path) -> None:
 
 
 def write_graphs(model: Model[CodecConfig], folder: Path) -> None:
-    """Write compression_encode.onnx and compression_decode.onnx with their weights."""
+    """Write the graphs of GRAPHS with their weights; both decoders read those of compression_decode."""
     c = model.config
     audio, codes = codec_ports(c)
-    encode, decode = (folder / f"{name}.onnx" for name in GRAPHS)
+    past, present = stream_ports(c, "past"), stream_ports(c, "present")
+    encode, decode, stream = (folder / f"{name}.onnx" for name in GRAPHS)
     write(Encoder(c, OnnxRecurrence()), model.weights("encoder", DTYPE), DTYPE, {"audio": audio}, [codes], encode)
-    write(Decoder(c, OnnxRecurrence()), model.weights("decoder", DTYPE), DTYPE, {"codes": codes}, [audio], decode)
+    weights = model.weights("decoder", DTYPE)
+    shared = write(Decoder(c, OnnxRecurrence()), weights, DTYPE, {"codes": codes}, [audio], decode)
+    feed = {"codes": codes, "past": past}
+    write(StreamDecoder(c, OnnxRecurrence()), weights, DTYPE, feed, [audio, *present], stream, shared)
 
 
 def codec_ports(c: CodecConfig) -> tuple[Port, Port]:
     """Audio and codes: what goes into one graph comes out of the other."""
     audio = Port("audio", DTYPE, ("batch", c.channels, "samples"))
     return audio, Port("codes", torch.int64, ("batch", c.codebooks, "frames"))
+
+
+def stream_ports(c: CodecConfig, when: str) -> tuple[Port, ...]:
+    """What one call of compression_stream leaves ("present") for the next ("past")."""
+    codes = [Port(f"{when}.{part}", torch.int64, ("batch", c.codebooks, f"{when}_{part}")) for part in CODES]
+    latents = [Port(f"{when}.{part}", DTYPE, ("batch", c.width, f"{when}_{part}")) for part in LATENTS]
+    return *codes, *latents, Port(f"{when}.lstm", DTYPE, (c.lstm_layers, 2, "batch", c.width))
 
 
 def describe(c: CodecConfig) -> dict[str, Any]:
