@@ -262,11 +262,13 @@ Past = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 class StreamDecoder(DecoderLayers):
     """The next frames' codes, and what those before left -> audio, as Decoder makes it of all frames at once.
 
-             past             new
-    codes    0 1 2 | 3 4 5  | 6 7 8 9 a      near 3: the first convolution sees 3 frames on both sides, so
-    latents  . 1 2 | x x x  | x x x t t t    3 to 7 settle (x), the LSTM's state is kept after them, and 8 to a are
-    audio    . . 2 3 4 ...
+    Frames 0 to 11 are past, 12 to 16 new; near 3, reach 1 and 1, as of the released codecs:
 
+                 known   pending | new
+    codes      6  7  8 | 9 10 11 |12 13 14 15 16      the first convolution sees 3 frames on both sides
+    latents       7| 8 | 9 10 11  12 13|14 15 16      9 to 13 settle and the LSTM's state after them is kept; 14 to 16
+             before  ^ unheard                        see an end that may not be one: their state is not
+    audio            8  9 10 11  12|13 14 15 16       8 to 12 are final, the others (lookahead 4) if this is the end
     """
 
     def forward(self, codes: Tensor, past: Past) -> tuple[Tensor, Past]:

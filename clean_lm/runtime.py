@@ -112,7 +112,8 @@ class Manifest:
         if graph not in self.need("graphs"):
             raise BundleError(f"{self.folder}: holds no {graph}, only {', '.join(self.tree['graphs'])}")
         entry = self.tree["graphs"][graph]
-        self.check_files([name for name in self.tree["files"] if name.startswith(f"{entry['file']}")], hashes)
+        parts = entry["file"], entry.get("data", entry["file"])
+        self.check_files([name for name in self.tree["files"] if name.startswith(parts)], hashes)
         path = self.folder / entry["file"]
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
