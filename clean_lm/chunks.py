@@ -1,61 +1,66 @@
 """Decoding codes piece by piece, in numpy: as they arrive, and in the memory of one piece however long the whole is.
 
-    frames   . . . . . . . . . . . . . . . . . . . . . .
-    piece 1  [ size    | right ]
-    piece 2  [ left    | size    | right ]                  only `size` is kept of what was decoded
-    piece 3              [ left    | size    | right ]
+compression_stream takes the next frames and what the call before left, and gives audio up to the last frame it was
+fed. The end of it, `lookahead` frames, is as if the sound stopped there:
 
-right: the decoder's convolutions look ahead less than 4 frames (3.75 for ratios 8, 5, 4, 4), so 4 are exact.
-left: its LSTM begins anew with every piece, and how long it remembers depends on its weights. Too few frames are heard
-as a step between pieces; all frames before are exact.
+    call 1  [ size    | lookahead ]
+    call 2            [ size      | lookahead ]           heard is what stands before `lookahead`,
+    call 3                        [ rest       ]          and at the end all of the last call
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from clean_lm.runtime import Graph
+
+
+class Stream:
+    """compression_stream, and what each call leaves for the next."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.past: dict[str, np.ndarray] = {}
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        """codes int64 [B, K, T], T > 0 -> audio [B, channels, n x hop]: the frames not final before, and these."""
+        past = self.past or self.start(len(codes))
+        outputs = ["audio", *(name.replace("past", "present") for name in past)]
+        audio, *present = map(np.asarray, self.graph.session.run(outputs, {"codes": codes, **past}))
+        self.past = dict(zip(past, present, strict=True))
+        return audio
+
+    def start(self, batch: int) -> dict[str, np.ndarray]:
+        """What there is before the first frame: no frames, and zeros."""
+        names = [name for name in self.graph.inputs if name.startswith("past.")]
+        sizes = {size: 0 for name in names for size in self.graph.inputs[name]["shape"] if isinstance(size, str)}
+        return {name: self.graph.zeros(name, sizes | {"batch": batch}) for name in names}
+
 
 def decode_chunks(
-    decode: Callable[[np.ndarray], np.ndarray],
-    codes: np.ndarray | Iterable[np.ndarray],
-    size: int,
-    left: int,
-    right: int,
+    stream: Callable[[np.ndarray], np.ndarray], parts: Iterable[np.ndarray], size: int, lookahead: int, hop: int
 ) -> Iterator[np.ndarray]:
-    """Decode `size` frames at a time, each piece with `left` frames before it and `right` after it as context.
+    """Decode frames as they come, any number at a time.
 
-    decode: codes int64 [B, K, T] -> audio [B, channels, T x hop].
-    codes: all frames [B, K, T], or frames as they come, any number at a time: audio is given as soon as its right
-    context is there, and what is left when they end.
-    Yields audio [B, channels, size x hop], the last one shorter. Raises ValueError.
+    stream: as Stream's call. parts: codes int64 [B, K, any].
+    Yields audio [B, channels, size x hop] as soon as it is final, the last one shorter. Raises ValueError.
     """
-    if size < 1 or left < 0 or right < 0:
-        raise ValueError(f"got size {size}, left {left}, right {right}; expected size 1 or more, the others 0 or more")
-    return _pieces(decode, [codes] if isinstance(codes, np.ndarray) else codes, size, left, right)
+    if size < 1:
+        raise ValueError(f"size: got {size} frames, expected 1 or more")
+    return _pieces(stream, parts, size, lookahead, hop)
 
 
 def _pieces(
-    decode: Callable[[np.ndarray], np.ndarray], parts: Iterable[np.ndarray], size: int, left: int, right: int
+    stream: Callable[[np.ndarray], np.ndarray], parts: Iterable[np.ndarray], size: int, lookahead: int, hop: int
 ) -> Iterator[np.ndarray]:
-    held, start = None, 0  # frames still needed, and how many of them were decoded already
+    held, audio, needed = None, None, size + lookahead  # needed: frames for the next `size` to be final
     for part in parts:
         held = part if held is None else np.concatenate([held, part], axis=2)
-        while held.shape[2] >= start + size + right:
-            yield _piece(decode, held[:, :, : start + size + right], start, size)
-            held, start = _forget(held, start + size, left)
-    while held is not None and held.shape[2] > start:
-        yield _piece(decode, held[:, :, : start + size + right], start, size)
-        held, start = _forget(held, min(start + size, held.shape[2]), left)
-
-
-def _piece(decode: Callable[[np.ndarray], np.ndarray], codes: np.ndarray, start: int, size: int) -> np.ndarray:
-    """The audio of `size` frames from `start` on."""
-    audio = decode(codes)
-    hop = audio.shape[2] // codes.shape[2]
-    return audio[:, :, start * hop : (start + size) * hop]
-
-
-def _forget(held: np.ndarray, decoded: int, left: int) -> tuple[np.ndarray, int]:
-    """Keep `left` of the frames that were decoded."""
-    keep = min(left, decoded)
-    return held[:, :, decoded - keep :], keep
+        while held.shape[2] >= needed:
+            audio = stream(held[:, :, :needed])
+            yield audio[:, :, : size * hop]
+            audio, held, needed = audio[:, :, size * hop :], held[:, :, needed:], size
+    if held is not None and held.shape[2]:
+        audio = stream(held)
+    if audio is not None:
+        yield from (audio[:, :, start : start + size * hop] for start in range(0, audio.shape[2], size * hop))

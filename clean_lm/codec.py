@@ -1,7 +1,7 @@
 """MusicGen's codec, EnCodec: SEANet's convolutions around an LSTM, and a residual vector quantizer. Stateless.
 
     Encoder     audio -> latent, one vector a frame -> a code of every codebook
-    Decoder     codes -> the sum of their vectors -> audio
+    Decoder     codes -> the sum of their vectors -> latents -> audio; as StreamDecoder, a few frames at a time
 
 B rows, K codebooks, T frames of `hop` samples. Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression".
 """
@@ -20,10 +20,11 @@ from clean_lm.layers import weight
 class Recurrence(Protocol):
     """How one layer of an LSTM runs: a choice made when the model is built."""
 
-    def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> Tensor:
-        """x [T, B, C], weights [1, 4C, C] of inputs and of states, biases [1, 8C] of both -> states [T, B, C].
+    def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """x [T, B, C], weights [1, 4C, C] of inputs and of states, biases [1, 8C] of both, state [2, B, C]: h and c.
 
         Rows of the weights are the gates i, o, f, c, as ONNX orders them.
+        Returns h after every frame [T, B, C], and the state after the last.
         """
         ...
 
@@ -31,26 +32,29 @@ class Recurrence(Protocol):
 class StandardRecurrence:
     """Plain PyTorch."""
 
-    def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> Tensor:
-        zero = x.new_zeros(1, x.shape[1], x.shape[2])
+    def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if not len(x):  # which torch.lstm refuses
+            return x, state
         b_w, b_r = b.chunk(2, dim=1)
         parameters = [torch_gates(part[0]) for part in (w, r, b_w, b_r)]
-        return torch.lstm(x, (zero, zero), parameters, True, 1, 0.0, False, False, False)[0]
+        hidden, h, c = torch.lstm(x, state.split(1), parameters, True, 1, 0.0, False, False, False)
+        return hidden, torch.cat([h, c])
 
 
 class OnnxRecurrence:
     """ONNX's LSTM operator: PyTorch's, exported, would have the number of frames for a constant. Export only."""
 
-    def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         frames, rows, width = x.shape
-        (states,) = torch.onnx.ops.symbolic_multi_out(
+        hidden, h, c = torch.onnx.ops.symbolic_multi_out(
             "LSTM",
-            [x, w, r, b],
+            [x, w, r, b, None, *state.split(1)],
             attrs={"hidden_size": width},
-            dtypes=[x.dtype],
-            shapes=[(frames, 1, rows, width)],
+            dtypes=[x.dtype] * 3,
+            shapes=[(frames, 1, rows, width), (1, rows, width), (1, rows, width)],
         )
-        return states[:, 0]
+        some = x.new_ones(frames).sum() > 0  # ONNX Runtime leaves the state undefined after no frames
+        return hidden[:, 0], torch.where(some, torch.cat([h, c]), state)
 
 
 def onnx_gates(rows: Tensor) -> Tensor:
@@ -66,7 +70,7 @@ def torch_gates(rows: Tensor) -> Tensor:
 
 
 class LSTM(nn.Module):
-    """Layers of LSTM over time, and a skip around them all: [B, C, T] -> [B, C, T]."""
+    """Layers of LSTM over time, and a skip around them all."""
 
     def __init__(self, width: int, layers: int, recurrence: Recurrence):
         super().__init__()
@@ -75,11 +79,17 @@ class LSTM(nn.Module):
         self.r = nn.ParameterList(weight(1, 4 * width, width) for _ in range(layers))
         self.b = nn.ParameterList(weight(1, 8 * width) for _ in range(layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        states = rearrange(x, "b c t -> t b c")
-        for w, r, b in zip(self.w, self.r, self.b, strict=True):
-            states = self.recurrence(states, w, r, b)
-        return x + rearrange(states, "t b c -> b c t")
+    def start(self, x: Tensor) -> Tensor:
+        """The state before the first frame of x [B, C, T]."""
+        return x.new_zeros(len(self.w), 2, x.shape[0], x.shape[1])
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, C, T], state [layers, 2, B, C] -> [B, C, T], the state after them."""
+        hidden, states = rearrange(x, "b c t -> t b c"), []
+        for w, r, b, before in zip(self.w, self.r, self.b, state.unbind(), strict=True):
+            hidden, after = self.recurrence(hidden, w, r, b, before)
+            states.append(after)
+        return x + rearrange(hidden, "t b c -> b c t"), torch.stack(states)
 
 
 class Conv(nn.Module):
@@ -193,7 +203,8 @@ class Encoder(nn.Module):
         x = self.first(audio)
         for stage in self.stages:
             x = stage(x)
-        return self.last(F.elu(self.lstm(x)))
+        x, _ = self.lstm(x, self.lstm.start(x))
+        return self.last(F.elu(x))
 
     def quantize(self, latent: Tensor) -> Tensor:
         """latent [B, dimension, T] -> codes int64 [B, K, T]: each codebook takes the nearest to what is left."""
@@ -210,8 +221,8 @@ def nearness(x: Tensor, table: Tensor) -> Tensor:
     return 2 * x @ table.T - table.pow(2).sum(dim=1)
 
 
-class Decoder(nn.Module):
-    """Codes -> audio at the codec's rate."""
+class DecoderLayers(nn.Module):
+    """What decoding consists of, whole or in pieces."""
 
     def __init__(self, config: CodecConfig, recurrence: Recurrence):
         super().__init__()
@@ -222,10 +233,58 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(Up(c, c.width // 2**i, ratio) for i, ratio in enumerate(c.ratios))
         self.last = Conv(c.filters, c.channels, c.last_kernel_size, c.pad_mode)
 
+    def vectors(self, codes: Tensor) -> Tensor:
+        """codes int64 [B, K, T] -> the sum of their vectors, through the first convolution: [B, C, T]."""
+        table = torch.arange(self.config.codebooks)[:, None] * self.config.card
+        return self.first(reduce(F.embedding(codes + table, self.codebooks), "b k t d -> b d t", "sum"))
+
+    def sound(self, latents: Tensor) -> Tensor:
+        """What the LSTM made of them [B, C, T] -> audio [B, channels, T x hop]."""
+        for stage in self.stages:
+            latents = stage(latents)
+        return self.last(F.elu(latents))
+
+
+class Decoder(DecoderLayers):
+    """Codes -> audio at the codec's rate."""
+
     def forward(self, codes: Tensor) -> Tensor:
         """codes int64 [B, K, T], T > 0 -> audio [B, channels, T x hop]."""
-        table = torch.arange(self.config.codebooks)[:, None] * self.config.card
-        x = self.lstm(self.first(reduce(F.embedding(codes + table, self.codebooks), "b k t d -> b d t", "sum")))
-        for stage in self.stages:
-            x = stage(x)
-        return self.last(F.elu(x))
+        x = self.vectors(codes)
+        latents, _ = self.lstm(x, self.lstm.start(x))
+        return self.sound(latents)
+
+
+# codes [B, K, 0 or more] twice, latents [B, C, 0 or more] twice, the LSTM's state [layers, 2, B, C]
+Past = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class StreamDecoder(DecoderLayers):
+    """The next frames' codes, and what those before left -> audio, as Decoder makes it of all frames at once.
+
+    Frames 0 to 11 are past, 12 to 16 new; near 3, reach 1 and 1, as of the released codecs:
+
+                 known   pending | new
+    codes      6  7  8 | 9 10 11 |12 13 14 15 16      the first convolution sees 3 frames on both sides
+    latents       7| 8 | 9 10 11  12 13|14 15 16      9 to 13 settle and the LSTM's state after them is kept; 14 to 16
+             before  ^ unheard                        see an end that may not be one: their state is not
+    audio            8  9 10 11  12|13 14 15 16       8 to 12 are final, the others (lookahead 4) if this is the end
+    """
+
+    def forward(self, codes: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """codes int64 [B, K, T], T > 0; past: at the start no codes, no latents and zeros.
+
+        Returns audio [B, channels, n x hop], from the first frame on that was not final before, and the next past. Its
+        last `lookahead` frames are as if the sound ended here: where it does not, they come again in the next call.
+        """
+        known, pending, before, unheard, state = past
+        near, (behind, ahead) = self.config.near, self.config.reach
+        codes = torch.cat([known, pending, codes], dim=-1)
+        x = self.vectors(codes)[..., known.shape[-1] :]
+        settled, state = self.lstm(x[..., :-near], state)
+        tail, _ = self.lstm(x[..., -near:], state)
+        latents = torch.cat([before, unheard, settled], dim=-1)
+        audio = self.sound(torch.cat([latents, tail], dim=-1))[..., before.shape[-1] * self.config.hop :]
+        known, pending = codes[..., :-near][..., -near:], codes[..., -near:]
+        before, unheard = latents[..., :-ahead][..., -behind:], latents[..., -ahead:]
+        return audio, (known, pending, before, unheard, state)

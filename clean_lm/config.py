@@ -368,6 +368,32 @@ class CodecConfig:
         """Channels where audio is shortest: of the LSTM."""
         return self.filters * 2 ** len(self.ratios)
 
+    @property
+    def near(self) -> int:
+        """Frames on each side of one that the decoder's first convolution sees, or its mirror at an end; at least 1."""
+        return max(1, self.kernel_size // 2)
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Frames before and after one that the decoder's other convolutions see, behind the LSTM.
+
+        From the samples of frame 0 inwards: which of each layer's inputs they are made of.
+        """
+        convolutions = [(self.residual_kernel_size - 1) * self.dilation_base**j for j in range(self.residual_layers)]
+        total = self.last_kernel_size - 1
+        first, last = -(total - total // 2), self.hop - 1 + total // 2
+        for ratio in reversed(self.ratios):
+            for total in convolutions:
+                first, last = first - (total - total // 2), last + total // 2
+            left = ratio - ratio // 2  # input i of a transposed convolution makes i x ratio - left + 0 .. 2 ratio - 1
+            first, last = -((2 * ratio - 1 - left - first) // ratio), (last + left) // ratio
+        return -first, last
+
+    @property
+    def lookahead(self) -> int:
+        """Frames after one that its sound depends on."""
+        return self.near + self.reach[1]
+
     @classmethod
     def from_xp_cfg(cls, tree: Mapping[str, Any]) -> "CodecConfig":
         """Read the `xp.cfg` of an audiocraft codec.

@@ -122,7 +122,8 @@ class Manifest:
         if name not in self.need("graphs"):
             raise BundleError(f"{self.folder}: holds no {name}, only {', '.join(self.tree['graphs'])}")
         entry = self.tree["graphs"][name]
-        self.check_files([file for file in self.tree["files"] if file.startswith(entry["file"])])
+        parts = entry["file"], entry.get("data", entry["file"])
+        self.check_files([file for file in self.tree["files"] if file.startswith(parts)])
         inputs, outputs = ({tensor["name"]: tensor for tensor in entry[half]} for half in ("inputs", "outputs"))
         return Graph(self.folder / entry["file"], inputs, outputs, self.loading)
 

@@ -38,7 +38,7 @@ from weights.checkpoint import CheckpointError
 from weights.lm import MappingError, Model, load
 from weights.tokenizer import open_tokenizer
 
-CODEC, TEXT = ("compression_encode", "compression_decode"), ("text_encoder",)
+CODEC, TEXT = tuple(codec.GRAPHS), ("text_encoder",)
 CODEC_FILE = "compression_state_dict.bin"
 ERRORS = (AudioError, BundleError, CheckpointError, ConfigError, MappingError, ExportError, OSError)
 
@@ -63,7 +63,10 @@ class Shared:
         there = {name: path.parent.resolve() / path.name for name, path in there.items()}
         moved = {name: Path(os.path.relpath(path, here)).as_posix() for name, path in there.items()}
         graphs = {name: tree["graphs"][name] for name in self.graphs}
-        graphs = {name: {**graph, "file": moved[graph["file"]]} for name, graph in graphs.items()}
+        graphs = {
+            name: graph | {key: moved[graph[key]] for key in ("file", "data") if key in graph}
+            for name, graph in graphs.items()
+        }
         return graphs, {moved[name]: tree["files"][name] for name in self.files}
 
 
@@ -204,7 +207,7 @@ def manifest(
 ) -> None:
     """Write manifest.json over all parts."""
     said, names = describe(sound), ["lm_inference", "lm_condition"]
-    model = lm.describe(config) | {name: said[name] for name in ("sample_rate", "hop", "frame_rate")}
+    model = lm.describe(config) | {name: said[name] for name in ("sample_rate", "hop", "frame_rate", "lookahead")}
     if texts:
         model |= {name: value for name, value in describe(texts).items() if name.startswith("text_")}
     model["text_encoder"] = config.text_encoder

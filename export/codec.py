@@ -1,4 +1,4 @@
-"""Export an EnCodec to ONNX: compression_encode.onnx, compression_decode.onnx and manifest.json in a new folder.
+"""Export an EnCodec to ONNX: compression_encode, _decode and _stream.onnx, and manifest.json, in a new folder.
 
   python export/codec.py --codec compression_state_dict.bin
   python export/codec.py --codec encodec_32khz --out bundle
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from clean_lm.codec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, nearness
+from clean_lm.chunks import Stream, decode_chunks
+from clean_lm.codec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder, nearness
 from clean_lm.config import CodecConfig, ConfigError
 from clean_lm.runtime import Manifest
 from export.folder import ExportError, new_folder, print_files, write_manifest
@@ -28,8 +29,9 @@ from weights.codec import load
 from weights.lm import MappingError, Model, fill
 
 DTYPE = torch.float32
-GRAPHS = ["compression_encode", "compression_decode"]
-FRAMES = 40  # of the audio that is compared
+GRAPHS = ["compression_encode", "compression_decode", "compression_stream"]
+CODES, LATENTS = ("codes", "pending"), ("latents", "unheard")
+FRAMES, PIECE = 40, 7  # of the audio that is compared; of a piece of it in compression_stream
 
 
 def main() -> None:
@@ -61,12 +63,16 @@ def export(codec: Path, out: Path) -> None:
 
 
 def write_graphs(model: Model[CodecConfig], folder: Path) -> None:
-    """Write compression_encode.onnx and compression_decode.onnx with their weights."""
+    """Write the graphs of GRAPHS with their weights; both decoders read those of compression_decode."""
     c = model.config
     audio, codes = codec_ports(c)
-    encode, decode = (folder / f"{name}.onnx" for name in GRAPHS)
+    past, present = stream_ports(c, "past"), stream_ports(c, "present")
+    encode, decode, stream = (folder / f"{name}.onnx" for name in GRAPHS)
     write(Encoder(c, OnnxRecurrence()), model.weights("encoder", DTYPE), DTYPE, {"audio": audio}, [codes], encode)
-    write(Decoder(c, OnnxRecurrence()), model.weights("decoder", DTYPE), DTYPE, {"codes": codes}, [audio], decode)
+    weights = model.weights("decoder", DTYPE)
+    shared = write(Decoder(c, OnnxRecurrence()), weights, DTYPE, {"codes": codes}, [audio], decode)
+    feed = {"codes": codes, "past": past}
+    write(StreamDecoder(c, OnnxRecurrence()), weights, DTYPE, feed, [audio, *present], stream, shared)
 
 
 def codec_ports(c: CodecConfig) -> tuple[Port, Port]:
@@ -75,12 +81,20 @@ def codec_ports(c: CodecConfig) -> tuple[Port, Port]:
     return audio, Port("codes", torch.int64, ("batch", c.codebooks, "frames"))
 
 
+def stream_ports(c: CodecConfig, when: str) -> tuple[Port, ...]:
+    """What one call of compression_stream leaves ("present") for the next ("past")."""
+    codes = [Port(f"{when}.{part}", torch.int64, ("batch", c.codebooks, f"{when}_{part}")) for part in CODES]
+    latents = [Port(f"{when}.{part}", DTYPE, ("batch", c.width, f"{when}_{part}")) for part in LATENTS]
+    return *codes, *latents, Port(f"{when}.lstm", DTYPE, (c.lstm_layers, 2, "batch", c.width))
+
+
 def describe(c: CodecConfig) -> dict[str, Any]:
     """The manifest's `model` for a bundle that holds a codec alone."""
     return {
         "sample_rate": c.sample_rate,
         "channels": c.channels,
         "hop": c.hop,
+        "lookahead": c.lookahead,
         "frame_rate": c.frame_rate,
         "codebooks": c.codebooks,
         "card": c.card,
@@ -98,21 +112,27 @@ def parity(bundle: Path, model: Model[CodecConfig], seed: int = 0) -> str:
     decoded, rounded = (decode(model, codes, dtype) for dtype in (torch.float64, DTYPE))
     own = encode(model, audio, DTYPE)
     # The bundle is opened last, a graph at a time: its weights and PyTorch's are not in memory at once.
-    ours, encoded = (run(bundle, name, feed) for name, feed in zip(GRAPHS, (audio, codes), strict=True))
+    ours, whole, pieces = (run(bundle, name, feed) for name, feed in zip(GRAPHS, (audio, codes, codes), strict=True))
     farther, own_farther = excess(model, audio, (ours, own))
     largest = np.abs(decoded).max()
-    off, own_off = (float(np.abs(x - decoded).max() / largest) for x in (encoded, rounded))
-    agrees = all(x <= max(TOLERANCE, SHARP * y) for x, y in ((farther, own_farther), (off, own_off)))
+    off, off_pieces, own_off = (float(np.abs(x - decoded).max() / largest) for x in (whole, pieces, rounded))
+    pairs = (farther, own_farther), (off, own_off), (off_pieces, own_off)
+    agrees = all(x <= max(TOLERANCE, SHARP * y) for x, y in pairs)
     return (
         f"{AGREES if agrees else DISAGREES} with the PyTorch modules: {(ours == own).mean():.2%} of {ours.size} codes "
         f"equal, none farther than the nearest by over {farther:.1e} (PyTorch's own {own_farther:.1e}); audio within "
-        f"{off:.1e} of the largest sample (PyTorch's own {own_off:.1e})"
+        f"{off:.1e} of the largest sample, in pieces within {off_pieces:.1e} (PyTorch's own {own_off:.1e})"
     )
 
 
 def run(bundle: Path, graph: str, feed: np.ndarray) -> np.ndarray:
-    """The one output of a graph with one input."""
-    opened = Manifest.read(bundle, hashes=False).graph(graph)
+    """What a graph makes of audio or codes: compression_stream in pieces, the others at once."""
+    manifest = Manifest.read(bundle, hashes=False)
+    opened = manifest.graph(graph)
+    if any(name.startswith("past.") for name in opened.inputs):
+        model = manifest.need("model", "lookahead", "hop")
+        pieces = decode_chunks(Stream(opened), [feed], PIECE, model["lookahead"], model["hop"])
+        return np.concatenate(list(pieces), axis=2)
     (name,) = opened.inputs
     return np.asarray(opened.session.run(None, {name: feed})[0])
 

@@ -102,10 +102,13 @@ def print_files(out: Path, parameters: int, seconds: float) -> None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """A graph's inputs and outputs, read from its file."""
+    """A graph's inputs and outputs, and whose weights it reads where they are not its own, from its file."""
     graph = onnx.load(path, load_external_data=False).graph
+    places = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
+    (data,) = places or {None}
     return {
         "file": path.name,
+        **({"data": data} if data not in (None, f"{path.name}.data") else {}),
         "inputs": [_tensor(t) for t in graph.input],
         "outputs": [_tensor(t) for t in graph.output],
     }

@@ -25,7 +25,10 @@ OPSET = 20
 INLINE = 1024  # bytes: smaller tensors stay in the graph file
 PAGE = 4096  # larger ones start on a page, so that they can be memory-mapped
 # Any sizes: they stay symbolic.
-TRACED = {"batch": 2, "rows": 4, "texts": 3, "columns": 5, "capacity": 32, "text": 7, "samples": 3001, "frames": 9}
+TRACED = {
+    "batch": 2, "rows": 4, "texts": 3, "columns": 5, "capacity": 32, "text": 7, "samples": 3001, "frames": 9,
+    "past_codes": 3, "past_pending": 4, "past_latents": 6, "past_unheard": 8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,13 @@ def write(
     inputs: dict[str, Any],
     outputs: list[Port],
     path: Path,
-) -> None:
+    shared: Mapping[str, ir.ExternalTensor] | None = None,
+) -> dict[str, ir.ExternalTensor]:
     """Export `module`, whose parameters are `weights` in `dtype`, to `path` and `path`.data.
 
     inputs: forward's arguments by name, each a Port or a nest of lists and tuples of them; outputs: in order.
+    shared: what another graph in the same folder has written, to be read from its file.
+    Returns what can be shared of this one.
     """
     say(f"{path.name}: tracing")
     model = trace(module, dtype, inputs)
@@ -62,7 +68,7 @@ def write(
     _attach(model, weights)
     optimizer.optimize_ir(model)
     _clean(model)
-    save(model, path)
+    return save(model, path, shared)
 
 
 def say(step: str) -> None:
@@ -141,31 +147,37 @@ def _clean(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Write a graph to `path`, its weights one at a time to `path`.data."""
-    values = list(model.graph.initializers.values())
-    total = sum(value.const_value.nbytes for value in values if value.const_value is not None)
-    data = path.with_name(path.name + ".data")
+def save(
+    model: ir.Model, path: Path, shared: Mapping[str, ir.ExternalTensor] | None = None
+) -> dict[str, ir.ExternalTensor]:
+    """Write a graph to `path`, its weights one at a time to `path`.data, but for what is shared: no file where that is
+    all. Returns where each weight lies."""
+    shared, data = shared or {}, path.with_name(path.name + ".data")
+    own = {name: value for name, value in model.graph.initializers.items() if name not in shared}
+    total = sum(value.const_value.nbytes for value in own.values() if value.const_value is not None)
+    written: dict[str, ir.ExternalTensor] = {}
     with data.open("wb") as file, tqdm(total=total, desc=data.name, unit="B", unit_scale=True, disable=None) as bar:
-        for value in values:
+        for name, value in own.items():
             tensor = value.const_value
-            assert tensor is not None, f"{value.name} has no weights"
+            assert tensor is not None, f"{name} has no weights"
             array = np.asarray(tensor.numpy(), order="C")
             if array.nbytes < INLINE:
-                value.const_value = ir.tensor(array, name=value.name)
+                value.const_value = ir.tensor(array, name=name)
             else:
                 file.write(b"\0" * (-file.tell() % PAGE))
-                value.const_value = ir.ExternalTensor(
-                    data.name,
-                    file.tell(),
-                    array.nbytes,
-                    tensor.dtype,
-                    shape=ir.Shape(array.shape),
-                    name=value.name or "",
-                )
+                shape = ir.Shape(array.shape)
+                external = ir.ExternalTensor(data.name, file.tell(), array.nbytes, tensor.dtype, shape=shape, name=name)
+                value.const_value = written[name] = external
                 file.write(array.data.cast("B"))
             bar.update(array.nbytes)
+    if not written:
+        data.unlink()
+    for name in model.graph.initializers.keys() & shared.keys():
+        value = model.graph.initializers[name]
+        assert value.shape == shared[name].shape, f"{name}: {value.shape}, shared {shared[name].shape}"
+        value.const_value = shared[name]
     ir.save(model, path)
+    return written
 
 
 _ONNX = {

@@ -17,7 +17,7 @@ from clean_lm.pattern import delay, prefill_length
 from clean_lm.runtime import LanguageModel, Manifest, Sampling
 from clean_lm.texts import TextEncoder
 
-FRAMES = 150  # of codes that are measured on, beyond those of a prompt
+FRAMES = 100  # of codes that are measured on, beyond those of a prompt
 PROMPT = 50  # frames of a clip that the calibration continues
 GREEDY = 100  # frames that are generated greedily
 CFG_COEF = 3.0

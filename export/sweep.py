@@ -13,7 +13,7 @@ from clean_lm.layers import Cache, Layer
 from clean_lm.lm import LM, guide
 from export.rewrite import quantize_blocks
 
-COLUMNS = 64  # that the distributions are compared on
+COLUMNS = 32  # that the distributions are compared on
 MATRICES = ("qkv", "out", "cross_q", "cross_out", "linear1", "linear2")
 CFG_COEF = 3.0
 

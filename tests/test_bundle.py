@@ -22,6 +22,7 @@ from weights.checkpoint import CheckpointError
 
 LM, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"
 CODEC = [f"compression_{half}.onnx{end}" for half in ("decode", "encode") for end in ("", ".data")]
+CODEC.append("compression_stream.onnx")
 TEXT = ["text_encoder.onnx", "text_encoder.onnx.data"]
 
 
@@ -142,7 +143,7 @@ def test_sharing_through_a_link(family, tmp_path):
 
 def test_nothing_to_share(quick, bundle, music, tmp_path):
     for part, arguments in (
-        ("compression_encode and no compression_decode", (bundle("text"), None)),
+        ("compression_encode and no compression_decode and no compression_stream", (bundle("text"), None)),
         ("text_encoder", (None, music("stereo"))),
     ):
         with pytest.raises(ExportError, match=f"this bundle has no {part} to share"):

@@ -229,7 +229,8 @@ def test_info(music, tmp_path, capsys):
     (tmp_path / "bundle" / "lm_inference.onnx.data").unlink()
     assert cli.main(["info", str(tmp_path / "bundle")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("bundle: lm_inference, lm_condition, compression_encode, compression_decode, text_encoder")
+    graphs = ["lm_inference", "lm_condition", *(f"compression_{x}" for x in ("encode", "decode", "stream"))]
+    assert lines[0].endswith(f"bundle: {', '.join(graphs)}, text_encoder")
     assert lines[1].startswith("model     layers 3, heads 4")
     assert lines[2] == "defaults  cfg_coef 3.0, top_k 250, top_p 0.0, temperature 1.0, duration 30.0"
     assert [line.split()[2] for line in lines if "MISSING" in line] == ["lm_inference.onnx.data"]

@@ -25,10 +25,10 @@ from torch.nn.utils.parametrizations import weight_norm
 from transformers import EncodecConfig, EncodecModel
 
 import export.codec as export_codec
-from clean_lm.chunks import decode_chunks
-from clean_lm.codec import Decoder, Encoder, StandardRecurrence, onnx_gates, reflect, torch_gates
+from clean_lm.chunks import Stream, decode_chunks
+from clean_lm.codec import Decoder, Encoder, StandardRecurrence, StreamDecoder, onnx_gates, reflect, torch_gates
 from clean_lm.config import CodecConfig, ConfigError
-from clean_lm.runtime import BundleError, LanguageModel
+from clean_lm.runtime import BundleError, LanguageModel, Manifest
 from export.folder import ExportError
 from weights.checkpoint import CheckpointError, open_layout
 from weights.codec import describe, dropped, fold_weight_norm, load
@@ -68,6 +68,8 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 Codec = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]  # encode, decode
+Step = Callable[[np.ndarray], np.ndarray]  # one call of a stream
+Streamed = Callable[[np.ndarray, int], np.ndarray]  # codes, size -> audio
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,11 +94,40 @@ def modules(folder: Path) -> Codec:
 def graphs(bundle: Path) -> Codec:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    encode, decode = (ort.InferenceSession(bundle / f"{name}.onnx", options) for name in export_codec.GRAPHS)
+    encode, decode = (ort.InferenceSession(bundle / f"{name}.onnx", options) for name in export_codec.GRAPHS[:2])
     return (
         lambda audio: np.asarray(encode.run(["codes"], {"audio": audio})[0]),
         lambda codes: np.asarray(decode.run(["audio"], {"codes": codes})[0]),
     )
+
+
+def step(decoder: StreamDecoder, dtype: torch.dtype = torch.float32) -> Step:
+    """The PyTorch module as a stream."""
+    c, past = decoder.config, ()
+
+    def call(codes: np.ndarray) -> np.ndarray:
+        nonlocal past
+        new, none = torch.from_numpy(codes), torch.zeros(len(codes), c.width, 0, dtype=dtype)
+        zeros = torch.zeros(c.lstm_layers, 2, len(codes), c.width, dtype=dtype)
+        audio, past = decoder(new, past or (new[:, :, :0], new[:, :, :0], none, none, zeros))
+        return audio.numpy()
+
+    return call
+
+
+def in_pieces(step: Step, c: CodecConfig, codes: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate(list(decode_chunks(step, [codes], size, c.lookahead, c.hop)), axis=2)
+
+
+def streamed_modules(codec: Path) -> Streamed:
+    model = load(codec)
+    decoder = fill(StreamDecoder(model.config, StandardRecurrence()), model.weights("decoder"))
+    return lambda codes, size: in_pieces(step(decoder), model.config, codes, size)
+
+
+def streamed_graphs(codec: Path, bundle: Path) -> Streamed:
+    config, graph = load(codec).config, Manifest.read(bundle, threads=1).graph("compression_stream")
+    return lambda codes, size: in_pieces(Stream(graph), config, codes, size)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +147,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
 @pytest.fixture(scope="module", params=["modules", "graphs"])
 def opened(request: pytest.FixtureRequest, bundle: Callable[[Path], Path]) -> Callable[[Path], Codec]:
     return modules if request.param == "modules" else lambda codec: graphs(bundle(codec))
+
+
+@pytest.fixture(scope="module", params=["modules", "graphs"])
+def streamed(request: pytest.FixtureRequest, bundle: Callable[[Path], Path]) -> Callable[[Path], Streamed]:
+    return streamed_modules if request.param == "modules" else lambda codec: streamed_graphs(codec, bundle(codec))
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -227,15 +263,27 @@ def assert_same(codec: Codec, model: Any, samples: int, batch: int, seed: int) -
 
 
 @pytest.fixture(scope="module", params=TINY)
-def live_codec(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[EncodecModel, Codec, Codec]:
-    """A live codec, and ours of it: modules and graphs."""
+def live_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[EncodecModel, Path]:
+    """A live codec, and a folder with it and its bundle."""
     folder = tmp_path_factory.mktemp("live")
     model = live(0, **TINY[request.param])
     model.save_pretrained(folder)
     export_codec.export(folder, folder / "bundle")
+    return model, folder
+
+
+@pytest.fixture(scope="module")
+def live_codec(live_folder: tuple[EncodecModel, Path]) -> tuple[EncodecModel, Codec, Codec]:
+    """A live codec, and ours of it: modules and graphs."""
+    model, folder = live_folder
     return model, modules(folder), graphs(folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def live_stream(live_folder: tuple[EncodecModel, Path]) -> tuple[Codec, list[Streamed]]:
+    """Ours of a live codec at once, and in pieces: modules and graph."""
+    _, folder = live_folder
+    return modules(folder), [streamed_modules(folder), streamed_graphs(folder, folder / "bundle")]
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -285,80 +333,132 @@ def test_any_sizes(tmp_path_factory: pytest.TempPathFactory, sizes: dict[str, An
 CODES = np.random.default_rng(0).integers(0, 64, (1, 4, 90))
 
 
-@pytest.mark.parametrize("size", [1, 7, 30, 85, 90, 200])
-@pytest.mark.parametrize("name", ["text", "finetune_fp16"])
-def test_chunks_are_one_pass(bundle: Callable[[Path], Path], name: str, size: int):
-    """With all frames before as context and 4 after; with 3 after, the convolutions miss some."""
-    decode = graphs(bundle(CODECS[name]))[1]
-    whole = decode(CODES)
-    chunks = list(decode_chunks(decode, CODES, size, 90, 4))
-    assert [chunk.shape[2] // 640 for chunk in chunks] == [size] * (90 // size) + [90 % size] * (90 % size > 0)
-    np.testing.assert_allclose(np.concatenate(chunks, axis=2), whole, rtol=0, atol=CLOSE)
-    missing = np.concatenate(list(decode_chunks(decode, CODES, size, 90, 3)), axis=2)
-    assert np.abs(missing - whole).max() > 0.01 or size >= 87
+@pytest.mark.parametrize("size", [1, 2, 7, 30, 85, 90, 200])
+@pytest.mark.parametrize("name", CODECS)
+def test_chunks_are_one_pass(streamed: Callable[[Path], Streamed], name: str, size: int):
+    """Upstream's sound of upstream's codes, and long random ones beside one pass."""
+    decode, arrays = streamed(CODECS[name]), golden(name)
+    for case in ("dec", "dec1", "enc"):
+        audio, expected = decode(arrays[f"{case}.codes"], size), arrays[f"{case}.audio"]
+        np.testing.assert_allclose(audio, expected, rtol=0, atol=CLOSE * np.abs(expected).max(), err_msg=case)
+    whole = modules(CODECS[name])[1](CODES)
+    np.testing.assert_allclose(decode(CODES, size), whole, rtol=0, atol=CLOSE * np.abs(whole).max())
 
 
-def test_chunks_where_the_lstm_forgets(bundle: Callable[[Path], Path]):
-    """How much context before is enough depends on its weights: these take 3 s, not the half second of others."""
-    decode = graphs(bundle(CODECS["finetune_fp16"]))[1]
-    codes = np.random.default_rng(0).integers(0, 64, (2, 4, 400))
-    whole = decode(codes)
-    off = [
-        np.abs(np.concatenate(list(decode_chunks(decode, codes, 50, left, 5)), axis=2) - whole).max()
-        for left in (25, 150)
-    ]
-    assert off[0] > 100 * CLOSE
-    assert off[1] < CLOSE
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(frames=st.integers(1, 40), size=st.integers(1, 12), batch=st.integers(1, 3), seed=st.integers(0, 2**32))
+def test_any_chunks(live_stream: tuple[Codec, list[Streamed]], frames: int, size: int, batch: int, seed: int):
+    """Shorter than what the decoder looks ahead, and than its padding."""
+    (_, whole), streams = live_stream
+    codes = np.random.default_rng(seed).integers(0, 16, (batch, 3, frames))
+    expected = whole(codes)
+    for decode in streams:
+        audio = decode(codes, size)
+        np.testing.assert_allclose(audio, expected, rtol=0, atol=CLOSE * np.abs(expected).max())
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(sizes=SIZES, frames=st.integers(1, 40), size=st.integers(1, 12), seed=st.integers(0, 2**32))
+@torch.inference_mode()
+def test_chunks_of_any_sizes(sizes: dict[str, Any], frames: int, size: int, seed: int):
+    """Random codecs in float64: what a piece is cut from is exactly what it depends on, and no frame more."""
+    config = CodecConfig.from_huggingface(live(seed, **sizes).config.to_dict())
+    decoder, parts = Decoder(config, StandardRecurrence()), StreamDecoder(config, StandardRecurrence())
+    torch.manual_seed(seed)
+    shapes = {name: p.shape for name, p in decoder.named_parameters()}
+    weights = {name: torch.randn(s, dtype=torch.float64) / math.prod(s[1:]) ** 0.5 for name, s in shapes.items()}
+    codes = torch.randint(config.card, (2, config.codebooks, frames))
+    whole = fill(decoder, weights)(codes).numpy()
+    audio = in_pieces(step(fill(parts, weights), torch.float64), config, codes.numpy(), size)
+    assert np.abs(audio - whole).max() < 1e-12 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("sizes", [{}, {"kernel_size": 4, "last_kernel_size": 8}, {"dilation_growth_rate": 3}])
+@torch.inference_mode()
+def test_what_sound_depends_on(sizes: dict[str, Any]):
+    """`lookahead` frames after one change its sound, those after them do not; `reach` likewise, behind the LSTM."""
+    tiny = {"pad_mode": "constant", "audio_channels": 1, "upsampling_ratios": [8, 5, 4, 4], "num_residual_layers": 2}
+    config = CodecConfig.from_huggingface(live(0, **{**tiny, **sizes}).config.to_dict())
+    decoder = Decoder(config, StandardRecurrence())
+    shapes = {name: p.shape for name, p in decoder.named_parameters()}
+    weights = {name: torch.rand(s, dtype=torch.float64) / math.prod(s[1:]) ** 0.5 for name, s in shapes.items()}
+    decoder, latents = fill(decoder, weights), torch.rand(1, config.width, 30, dtype=torch.float64)
+    changed = latents.clone()
+    changed[..., 15] += 1
+    heard = (decoder.sound(changed) != decoder.sound(latents)).view(-1, config.hop).any(dim=1).nonzero().flatten()
+    behind, ahead = config.reach
+    assert heard.tolist() == list(range(15 - ahead, 15 + behind + 1))
+    codes = torch.randint(config.card, (1, config.codebooks, 30))
+    other = codes.clone()
+    other[..., 15] = (other[..., 15] + 1) % config.card
+    heard = (decoder(other) != decoder(codes)).view(-1, config.hop).any(dim=1).nonzero().flatten()
+    right = (config.kernel_size - 1) // 2  # near counts an even kernel's longer side
+    assert 15 - heard[0] == right + ahead <= config.lookahead
+
+
+def echo(log: list[tuple[str, int]], lookahead: int) -> Step:
+    """In place of a decoder: the frames themselves, from the first on that was not final."""
+    held = np.zeros((1, 1, 0), dtype=np.int64)
+
+    def call(codes: np.ndarray) -> np.ndarray:
+        nonlocal held
+        log.append(("decoded", codes.shape[2]))
+        audio = np.concatenate([held, codes], axis=2)
+        held = audio[:, :, -lookahead:]
+        return np.repeat(audio, 2, axis=2)
+
+    return call
 
 
 def test_chunks_of_a_stream():
-    """Audio comes as soon as its right context is there, and no more frames are held than a piece has."""
+    """Audio comes as soon as it is final, and no frame is decoded twice."""
     log: list[tuple[str, int]] = []
-
-    def decode(codes: np.ndarray) -> np.ndarray:
-        log.append(("decoded", codes.shape[2]))
-        return np.repeat(codes[:, :1], 2, axis=2)
 
     def frames() -> Iterator[np.ndarray]:
         for t in range(11):
             log.append(("came", t))
-            yield np.full((1, 4, 1), t)
+            yield np.full((1, 1, 1), t)
 
     heard = []
-    for audio in decode_chunks(decode, frames(), size=4, left=3, right=2):
+    for audio in decode_chunks(echo(log, 2), frames(), size=4, lookahead=2, hop=2):
         log.append(("heard", audio.shape[2]))
         heard += audio[0, 0].tolist()
     assert heard == [t for t in range(11) for _ in range(2)]
     assert [step for step in log if step[0] != "came" or step[1] in (5, 9, 10)] == [
         *(("came", 5), ("decoded", 6), ("heard", 8)),
-        *(("came", 9), ("decoded", 9), ("heard", 8)),
-        *(("came", 10), ("decoded", 6), ("heard", 6)),
+        *(("came", 9), ("decoded", 4), ("heard", 8)),
+        *(("came", 10), ("decoded", 1), ("heard", 6)),
     ]
 
 
-@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 9), st.integers(0, 9), st.integers(0, 9))
-def test_chunks_of_any_parts(parts: list[int], size: int, left: int, right: int):
-    """However the frames come: the pieces are those of the whole, and none is longer than it must be."""
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 9), st.integers(1, 9))
+def test_chunks_of_any_parts(parts: list[int], size: int, lookahead: int):
+    """However the frames come: the pieces are those of the whole."""
+    log: list[tuple[str, int]] = []
     frames = np.arange(sum(parts))[None, None]
-    lengths: list[int] = []
-
-    def decode(codes: np.ndarray) -> np.ndarray:
-        lengths.append(codes.shape[2])
-        assert np.array_equal(np.diff(codes[0, 0]), np.ones(codes.shape[2] - 1))
-        return codes
-
-    ends = np.cumsum([0, *parts])
-    stream = [frames[:, :, a:b] for a, b in pairwise(ends)]
-    audio = list(decode_chunks(decode, iter(stream), size, left, right))
-    assert [x for piece in audio for x in piece[0, 0]] == frames[0, 0].tolist()
-    assert all(piece.shape[2] == size for piece in audio[:-1])
-    assert max(lengths, default=0) <= left + size + right
+    stream = [frames[:, :, a:b] for a, b in pairwise(np.cumsum([0, *parts]))]
+    audio = list(decode_chunks(echo(log, lookahead), iter(stream), size, lookahead, 2))
+    assert [x for piece in audio for x in piece[0, 0, ::2]] == frames[0, 0].tolist()
+    assert all(piece.shape[2] == 2 * size for piece in audio[:-1])
+    assert all(0 < decoded <= size + lookahead for _, decoded in log)
+    assert sum(decoded for _, decoded in log) == sum(parts)
 
 
-@pytest.mark.parametrize(("size", "left", "right"), [(0, 1, 1), (1, -1, 0), (1, 0, -1)])
-def test_chunks_of_no_size(size: int, left: int, right: int):
-    with pytest.raises(ValueError, match=f"size {size}, left {left}, right {right}"):
-        decode_chunks(lambda codes: codes, CODES, size, left, right)
+def test_chunks_of_no_size():
+    with pytest.raises(ValueError, match="size: got 0 frames, expected 1 or more"):
+        decode_chunks(echo([], 4), [CODES], 0, 4, 640)
+
+
+def test_one_copy_of_the_weights(bundle: Callable[[Path], Path]):
+    """compression_stream has none of its own, and they are checked when it is opened."""
+    folder = bundle(CODECS["text"])
+    assert not (folder / "compression_stream.onnx.data").exists()
+    manifest = Manifest.read(folder)
+    assert manifest.tree["graphs"]["compression_stream"]["data"] == "compression_decode.onnx.data"
+    (sizes,) = (entry for name, entry in manifest.tree["files"].items() if name == "compression_decode.onnx.data")
+    wrong = {**manifest.tree["files"], "compression_decode.onnx.data": {**sizes, "sha256": "0"}}
+    with pytest.raises(BundleError, match=r"compression_decode\.onnx\.data: sha256 is"):
+        Manifest(folder, {**manifest.tree, "files": wrong}, {}).graph("compression_stream")
 
 
 def test_manifest_and_contract(bundle: Callable[[Path], Path]):
@@ -368,6 +468,7 @@ def test_manifest_and_contract(bundle: Callable[[Path], Path]):
         "sample_rate": 16000,
         "channels": 1,
         "hop": 320,
+        "lookahead": 4,
         "frame_rate": 50,
         "codebooks": 4,
         "card": 64,
@@ -375,6 +476,17 @@ def test_manifest_and_contract(bundle: Callable[[Path], Path]):
     assert (manifest["defaults"], manifest["cache_update"]) == ({}, None)
     audio = {"name": "audio", "dtype": "float32", "shape": ["batch", 1, "samples"]}
     codes = {"name": "codes", "dtype": "int64", "shape": ["batch", 4, "frames"]}
+    stream = manifest["graphs"].pop("compression_stream")
+    assert (stream["file"], stream["data"]) == ("compression_stream.onnx", "compression_decode.onnx.data")
+    for when, tensors in (("past", stream["inputs"][1:]), ("present", stream["outputs"][1:])):
+        assert [(tensor["name"], tensor["dtype"], tensor["shape"]) for tensor in tensors] == [
+            (f"{when}.codes", "int64", ["batch", 4, f"{when}_codes"]),
+            (f"{when}.pending", "int64", ["batch", 4, f"{when}_pending"]),
+            (f"{when}.latents", "float32", ["batch", 32, f"{when}_latents"]),
+            (f"{when}.unheard", "float32", ["batch", 32, f"{when}_unheard"]),
+            (f"{when}.lstm", "float32", [2, 2, "batch", 32]),
+        ]
+    assert (stream["inputs"][0], stream["outputs"][0]) == (codes, audio)
     assert manifest["graphs"] == {
         "compression_encode": {"file": "compression_encode.onnx", "inputs": [audio], "outputs": [codes]},
         "compression_decode": {"file": "compression_decode.onnx", "inputs": [codes], "outputs": [audio]},
@@ -384,12 +496,13 @@ def test_manifest_and_contract(bundle: Callable[[Path], Path]):
 
 
 def test_no_warning_at_export(tmp_path: Path):
-    """A fresh process in which a warning is an error says three steps and nothing else, and what it wrote."""
+    """A fresh process in which a warning is an error says four steps and nothing else, and what it wrote."""
     command = [sys.executable, "-W", "error", "export/codec.py", "--codec", HUGGINGFACE, "--out", tmp_path / "bundle"]
     done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=True)
     assert done.stderr.splitlines() == [
         "compression_encode.onnx: tracing",
         "compression_decode.onnx: tracing",
+        "compression_stream.onnx: tracing",
         "comparing with the PyTorch modules",
     ]
     assert "compression_decode.onnx.data" in done.stdout

@@ -1,5 +1,6 @@
 """audiocraft's interface beside audiocraft: a 44.1 kHz stereo prompt in, its tokens and its sound out."""
 
+import json
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ from conftest import GOLDEN, NAMES
 
 from clean_lm import MusicGen
 from clean_lm.audio import AudioError
-from clean_lm.runtime import BundleError
+from clean_lm.musicgen import PIECE, Codec
+from clean_lm.runtime import BundleError, Manifest
 
 
 class GoldenTexts:
@@ -102,23 +104,27 @@ def test_generate(golden, model):
     assert unconditional.shape == (2, 1, 19200)
 
 
-def test_a_long_decode_is_one_pass_or_pieces(model, monkeypatch):
-    """More than a window of frames is decoded piece by piece: the same sound."""
-    codec = model("text").codec
-    codes = np.random.default_rng(0).integers(0, 64, (2, 4, 130))
-    whole = codec.decode(codes)
-    monkeypatch.setattr("clean_lm.musicgen.PIECE", 40)
-    np.testing.assert_allclose(codec.decode(codes), whole, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stream_of_ten_seconds(model, name):
-    """Longer than the context of a piece, so that the LSTM begins anew: still the sound of one pass."""
+def test_ten_seconds_in_pieces(model, music, name):
+    """Decoding cuts a long sound, a stream cuts it smaller: the sound of compression_decode, which does not."""
     codec = model(name).codec
-    codes = np.random.default_rng(0).integers(0, 64, (1, 4 * codec.voices, 500))
-    whole = codec.decode(codes)
+    codes = np.random.default_rng(0).integers(0, 64, (2, 4 * codec.voices, 500))
+    whole = Manifest.read(music(name)).graph("compression_decode").session
+    voices = [np.asarray(whole.run(None, {"codes": codes[:, v :: codec.voices]})[0]) for v in range(codec.voices)]
+    expected = np.concatenate(voices, axis=1)
+    assert codes.shape[2] > PIECE
     streamed = np.concatenate(list(codec.decode_stream(iter(np.split(codes, 10, axis=2)), 50)), axis=2)
-    assert np.abs(streamed - whole).max() <= 1e-4 * np.abs(whole).max()
+    for audio in (codec.decode(codes), streamed):
+        np.testing.assert_allclose(audio, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_bundle_without_a_stream_graph(music, tmp_path):
+    """One that an earlier version exported."""
+    tree = json.loads((music("text") / "manifest.json").read_text())
+    del tree["graphs"]["compression_stream"]
+    (tmp_path / "manifest.json").write_text(json.dumps(tree))
+    with pytest.raises(BundleError, match=r"manifest\.json: graphs lacks compression_stream; export it again"):
+        Codec.load(tmp_path)
 
 
 PROMPT = np.zeros((1, 1, 3200), dtype=np.float32)
