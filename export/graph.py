@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,13 @@ def write(
     outputs: list[Port],
     path: Path,
     shared: Mapping[str, ir.ExternalTensor] | None = None,
+    change: Callable[[ir.Model], None] = lambda _: None,
 ) -> dict[str, ir.ExternalTensor]:
     """Export `module`, whose parameters are `weights` in `dtype`, to `path` and `path`.data.
 
     inputs: forward's arguments by name, each a Port or a nest of lists and tuples of them; outputs: in order.
-    shared: what another graph in the same folder has written, to be read from its file.
+    shared: what another graph in the same folder has written, to be read from its file. change: what PyTorch cannot
+    say, done to the traced graph.
     Returns what can be shared of this one.
     """
     say(f"{path.name}: tracing")
@@ -66,6 +68,7 @@ def write(
     _name(model.graph.inputs, pytree.tree_leaves(inputs))
     _name(model.graph.outputs, outputs)
     _attach(model, weights)
+    change(model)
     optimizer.optimize_ir(model)
     _clean(model)
     return save(model, path, shared)
