@@ -1,0 +1,87 @@
+"""The machine: what it is, and how fast it reads memory."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+SETS = {"AVX2": "avx2", "AVX512": "avx512f", "VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni", "AMX": "amx_int8"}
+PACKAGES = ("onnxruntime", "torch", "transformers", "audiocraft", "numpy")
+REPEATS = 3
+
+
+def describe() -> dict[str, Any]:
+    """Processor, memory, system and versions; None for what this system does not tell."""
+    cpu, memory = _fields("/proc/cpuinfo"), _fields("/proc/meminfo")
+    flags = cpu.get("flags", "").split()
+    return {
+        "cpu": cpu.get("model name") or platform.processor() or None,
+        "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
+        "instruction_sets": [name for name, flag in SETS.items() if flag in flags] if flags else None,
+        "memory_bytes": _bytes(memory.get("MemTotal")),
+        "caches": caches(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None where it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def available() -> int | None:
+    """Bytes of memory that may still be taken."""
+    return _bytes(_fields("/proc/meminfo").get("MemAvailable"))
+
+
+def resident() -> dict[str, int | None]:
+    """Bytes of memory that this process has, and the most that it had."""
+    fields = _fields("/proc/self/status")
+    return {"resident": _bytes(fields.get("VmRSS")), "peak": _bytes(fields.get("VmHWM"))}
+
+
+def forget_peak() -> None:
+    """Let the most be counted from now on, where the system can."""
+    path = Path("/proc/self/clear_refs")
+    if path.exists():
+        path.write_text("5", encoding="ascii")
+
+
+def caches() -> dict[str, str]:
+    """Of one core, as the system says: {"L3": "32768K"}."""
+    found = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind = ((folder / name).read_text().strip() for name in ("level", "type"))
+        found[f"L{level}{'' if kind == 'Unified' else kind[0].lower()}"] = (folder / "size").read_text().strip()
+    return found
+
+
+def bandwidth(size: int) -> float:
+    """Bytes a second at which all cores read `size` bytes of memory together: the best of a few sums."""
+    import torch  # not above: memory is measured in processes without it
+
+    array, best = torch.ones(size // 4), float("inf")
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        array.sum()
+        best = min(best, time.perf_counter() - start)
+    return array.nbytes / best
+
+
+def _fields(path: str) -> dict[str, str]:
+    """The first of each `name: value` of a file of /proc; nothing on other systems."""
+    if not Path(path).exists():
+        return {}
+    pairs = [line.partition(":") for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return {name.strip(): value.strip() for name, _, value in reversed(pairs)}
+
+
+def _bytes(field: str | None) -> int | None:
+    return int(field.split()[0]) * 1024 if field else None
