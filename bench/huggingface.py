@@ -7,12 +7,14 @@ to); with one, two. PyTorch's scaled dot-product attention, inference mode, one 
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
     EncodecConfig,
+    EncodecModel,
     MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForConditionalGeneration,
@@ -22,7 +24,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.generation.logits_process import ClassifierFreeGuidanceLogitsProcessor, TopKLogitsWarper
 from transformers.modeling_outputs import BaseModelOutput
 
-from bench.workload import CFG_COEF, TOP_K, Mode, Model, Step, Workload, fill_random
+from bench.workload import CFG_COEF, TOP_K, Coder, Mode, Model, Step, Workload, fill_random
 from clean_lm.config import CodecConfig, LMConfig
 from weights import codec
 from weights.lm import Model as Checkpoint
@@ -42,7 +44,7 @@ class Transformers:
         rate = sound.config.sample_rate
         sizes = (c.layers, c.heads, c.head_dim, c.codebooks, c.card, c.delays, c.text_dim, rate, rate / hop)
         self.model = Model(*sizes)
-        self.coder = TransformersCoder(self.module)
+        self.coder: Coder = TransformersCoder(self.module)
 
     def rows(self, mode: Mode) -> int:
         return mode.takes * (2 if mode.text else 1)
@@ -115,7 +117,7 @@ class Run:
         return step
 
     @torch.inference_mode()
-    def __call__(self, ids: Tensor) -> Tensor:
+    def __call__(self, ids: Any) -> Any:
         """Read columns int64 [BK, S], draw the one after the last [BK, 1]."""
         doubled = ids.repeat(2, 1) if self.mode.text else ids
         out = self.contender.module(
@@ -136,6 +138,7 @@ class TransformersCoder:
     name = "transformers"
 
     def __init__(self, module: MusicgenForConditionalGeneration):
+        assert isinstance(module.audio_encoder, EncodecModel)
         self.codec = module.audio_encoder
 
     @torch.inference_mode()

@@ -18,7 +18,7 @@ def describe() -> dict[str, Any]:
     flags = cpu.get("flags", "").split()
     return {
         "cpu": cpu.get("model name") or platform.processor() or None,
-        "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
+        "cores": os.cpu_count(),
         "instruction_sets": [name for name, flag in SETS.items() if flag in flags] if flags else None,
         "memory_bytes": _bytes(memory.get("MemTotal")),
         "caches": caches(),
@@ -64,10 +64,13 @@ def caches() -> dict[str, str]:
 
 
 def bandwidth(size: int) -> float:
-    """Bytes a second at which all cores read `size` bytes of memory together: the best of a few sums."""
+    """Bytes a second at which all cores read `size` bytes of memory together: the best of a few sums.
+
+    Of integers: a sum of floats waits for its additions, and read a third slower than models do.
+    """
     import torch  # not above: memory is measured in processes without it
 
-    array, best = torch.ones(size // 4), float("inf")
+    array, best = torch.ones(size // 8, dtype=torch.int64), float("inf")
     for _ in range(REPEATS):
         start = time.perf_counter()
         array.sum()

@@ -19,7 +19,8 @@ class Optimum:
     name = "optimum-style"
 
     def __init__(self, folder: Path, bundle: Path, coder: Coder):
-        self.coder, self.model, self.path = coder, ours.sizes(bundle), folder / FILE
+        self.coder: Coder = coder
+        self.model, self.path = ours.sizes(bundle), folder / FILE
         self.condition = ours.condition(bundle)
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -73,15 +74,15 @@ class Optimum:
         cross = self.condition.session.run(names, {"text_states": states, "text_mask": mask})
         past = np.zeros((rows, m.heads, at, m.head_dim), dtype=np.float32)
         fill_random(past)
-        feeds = dict(zip(names, map(value, cross), strict=True))
-        feeds |= {name.replace("present", "past_key_values"): value(past.copy()) for name in self.outputs[1:]}
+        feeds = {name: np.asarray(cache) for name, cache in zip(names, cross, strict=True)}
+        feeds |= {name.replace("present", "past_key_values"): past.copy() for name in self.outputs[1:]}
         return Run(self, feeds, at, mode, top_k)
 
 
 class Run:
     """One generation: its cache, and the loop's body."""
 
-    def __init__(self, decoder: Optimum, feeds: dict[str, ort.OrtValue], at: int, mode: Mode, top_k: int):
+    def __init__(self, decoder: Optimum, feeds: dict[str, np.ndarray], at: int, mode: Mode, top_k: int):
         self.decoder, self.feeds, self.at, self.mode, self.top_k = decoder, feeds, at, mode, top_k
         self.rng = np.random.default_rng(0)
         self.logits = np.zeros(0, dtype=np.float32)
@@ -89,19 +90,15 @@ class Run:
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """Read columns int64 [B, K, S], draw the one after the last [B, K]."""
         rows = np.concatenate([codes] * (2 if self.mode.text else 1))
-        self.feeds |= {"codes": value(rows), "position": value(np.array([self.at]))}
-        logits, *presents = self.decoder.session.run_with_ort_values(self.decoder.outputs, self.feeds)
+        self.feeds |= {"codes": rows, "position": np.array([self.at])}
+        logits, *presents = map(np.asarray, self.decoder.session.run(self.decoder.outputs, self.feeds))
         names = self.decoder.outputs[1:]
         self.feeds |= {n.replace("present", "past_key_values"): p for n, p in zip(names, presents, strict=True)}
         self.at += codes.shape[2]
-        last = logits.numpy()[:, -1]
+        last = logits[:, -1]
         cond, uncond = last[: len(codes)], last[-len(codes) :]
         self.logits = uncond + (cond - uncond) * CFG_COEF if self.mode.text else cond
         return draw(self.logits, self.rng.random((*codes.shape[:2], 1)), self.top_k)
-
-
-def value(array: np.ndarray) -> ort.OrtValue:
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 def draw(logits: np.ndarray, uniform: np.ndarray, top_k: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 import clean_lm.musicgen
 from bench.weights import read_bytes
-from bench.workload import CFG_COEF, TOP_K, Mode, Model, Step, Workload, fill_random
+from bench.workload import CFG_COEF, TOP_K, Coder, Mode, Model, Step, Workload, fill_random
 from clean_lm.runtime import Decoder, Graph, LanguageModel, Manifest, Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -72,8 +72,9 @@ class OurCoder:
 class Ours:
     """One variant of a bundle."""
 
-    def __init__(self, bundle: Path, variant: str, coder: OurCoder, workload: Workload):
-        self.name, self.coder = f"clean_lm {variant}", coder
+    def __init__(self, bundle: Path, variant: str, coder: Coder, workload: Workload):
+        self.name = f"clean_lm {variant}"
+        self.coder: Coder = coder
         self.model, self.workload = sizes(bundle), workload
         self.lm = LanguageModel.load(bundle, hashes=False, **_chosen(bundle, variant))
         self.graph = graph_file(bundle, variant)

@@ -29,7 +29,7 @@ def about(results: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     if summary["bandwidth"]:
-        yield f"Memory is read at {summary['bandwidth'] / GB:.1f} GB/s: all cores summing one array of "
+        yield f"Memory is read at {summary['bandwidth'] / GB:.1f} GB/s: all cores summing one array of integers of "
         yield f"{_bytes(results['bandwidth_array_bytes'])}, the median of {w['rounds']} rounds."
     yield (
         f"{w['rounds']} rounds; in each, every contender is measured once for every cell below, one after the other, "

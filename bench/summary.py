@@ -106,10 +106,11 @@ def _mode(
     said["prefill_to_yardstick"] = None
     if (name, *key) in beside and (yardstick, *key) in beside:
         said["prefill_to_yardstick"] = beside[name, *key] / beside[yardstick, *key]
-    parts = (found["codecs"][coder][ENCODE], said["prefill"], found["codecs"][coder][DECODE])
+    parts = [found["codecs"][coder][ENCODE], said["prefill"], found["codecs"][coder][DECODE]]
+    known = [seconds for seconds in parts if seconds is not None]
     said["extrapolated"] = None
-    if len(steps) > 1 and None not in parts:
-        said["extrapolated"] = _whole(sum(parts) + all_steps(steps, workload.steps(model)), workload)
+    if len(steps) > 1 and len(known) == len(parts):
+        said["extrapolated"] = _whole(sum(known) + all_steps(steps, workload.steps(model)), workload)
     whole = times.get((name, WHOLE, mode, 0))
     said["whole"] = None if whole is None else _whole(whole, workload)
     return said

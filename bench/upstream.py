@@ -23,7 +23,8 @@ class Audiocraft:
     name = "audiocraft"
 
     def __init__(self, checkpoint: Path, coder: Coder):
-        self.config, self.coder = load(checkpoint).config, coder
+        self.config = load(checkpoint).config
+        self.coder: Coder = coder
         self.lm = build(self.config)
         self.lm._set_streaming(True)
         self.states: dict[tuple[str, int], dict[str, Any]] = {}
