@@ -70,6 +70,7 @@ def label(axes: Axes, mode: str, everyone: Mapping[str, Any], looks: Mapping[str
         )  # fmt: skip
     if ends:
         axes.set_xlim(0, max(columns for _, columns, _ in ends) * 1.42)
+        axes.set_xticks(sorted({at for modes in everyone.values() for at in modes.get(mode, {}).get("step", {})}))
 
 
 def spread(heights: list[float], gap: float) -> list[float]:

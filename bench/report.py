@@ -60,7 +60,7 @@ def step_tables(results: Mapping[str, Any]) -> Iterator[str]:
             cells = [_ms(s["step"].get(at)) for at in lengths]
             size = f"{s['read'][last] / MB:.0f}" if last in s["read"] else "-"
             yield _row(name, s["rows"], *cells, _number(s["growth"]), _number(ratio), size, _percent(share))
-        yield from _absent(results, 6 + len(lengths))
+        yield from _absent(results, 5 + len(lengths))
         yield ""
     yield (
         "Growth: the longest cache's step over the shortest's. MB read: every weight that a step uses once, and the "
