@@ -195,7 +195,7 @@ def test_ratios_are_of_one_group():
         samples.append(Sample(group, 0, name, PREFILL, NULL, columns, (3.0 * factor,)))
     names = ("clean_lm fp32", "clean_lm int8")
     read = {(name, NULL, at): 5 for name in names for at in (100, 1490)}
-    coders: dict[str, str] = {name: "clean_lm" for name in names}
+    coders: dict[str, str] = dict.fromkeys(names, "clean_lm")
     rows = {(name, NULL): 1 for name in names}
     found = summarise(samples, read, coders, rows, names[0], REFERENCE, RELEASED)
     assert medians(samples)[names[0], STEP, NULL, 100] == 2
