@@ -21,15 +21,14 @@ from typing import Any
 
 from bench import machine, measure, ours
 from bench.contenders import NAMES, OPTIMUM, OURS, Entry, Files, entries, missing
-from bench.measure import BANDWIDTH, DECODE, ENCODE, PREFILL, STEP, WHOLE, Point, Sample
+from bench.measure import BANDWIDTH, DECODE, ENCODE, MACHINE, PREFILL, STEP, WHOLE, Point, Sample
 from bench.plot import plot
 from bench.report import markdown
 from bench.summary import summarise
 from bench.workload import GUIDED, NULL, REFERENCE, Coder, Contender, Mode
 
-PARTS = ("bandwidth", "steps", "prefill", "codec", "takes", "processes")
+PARTS = ("steps", "prefill", "codec", "takes", "processes")
 ARRAYS = {"tiny": 1 << 26, "small": 1 << 30}  # bytes that the bandwidth is measured on
-MACHINE = "machine"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,6 +115,7 @@ class Bench:
         self.groups = measure.groups(sizes, measure.budget(), self.yardstick)
         self.modes = {mode.name: mode for mode in (Mode(GUIDED, True, 1), Mode(NULL, False, 1))}
         self.takes = Mode(f"{args.takes} null-text takes", False, args.takes)
+        self.reader = machine.Reader(ARRAYS[args.size])
         self.samples: list[Sample] = []
         self.read: dict[tuple[str, str, int], int] = {}
         self.coders: dict[str, str] = {}
@@ -139,9 +139,6 @@ class Bench:
         coders = {contender.coder.name: contender.coder for contender in opened.values()}
         ours_alone = [name for name in opened if name.startswith(OURS)]
         for turn in range(self.args.rounds):
-            if "bandwidth" in self.args.parts:
-                rate = machine.bandwidth(ARRAYS[self.args.size])
-                self.samples.append(Sample(number, turn, MACHINE, BANDWIDTH, "", 0, (rate,)))
             if "codec" in self.args.parts and number == 0:
                 self.codecs(turn, coders)
             self.round(number, turn, list(opened), self.points(), opened)
@@ -164,8 +161,13 @@ class Bench:
     def round(
         self, number: int, turn: int, names: list[str], points: list[Point], opened: dict[str, Contender]
     ) -> None:
-        """Every contender once for every point."""
-        for point, name in measure.in_turn(names, points, turn):
+        """Every contender once for every point; the machine's memory beside their steps, for its speed may change."""
+        for point, name in measure.in_turn([*names, MACHINE], points, turn):
+            if name == MACHINE:
+                if point.what == STEP:
+                    rates = self.reader(self.args.steps)
+                    self.samples.append(Sample(number, turn, name, BANDWIDTH, point.mode, point.columns, rates))
+                continue
             contender, mode = opened[name], self.modes.get(point.mode, self.takes)
             self.say(f"round {turn + 1}: {point.mode} {point.what} {point.columns or ''} {name}")
             values = measure.measure(contender, mode, point, self.args.steps, REFERENCE, self.model)

@@ -9,7 +9,6 @@ from typing import Any
 
 SETS = {"AVX2": "avx2", "AVX512": "avx512f", "VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni", "AMX": "amx_int8"}
 PACKAGES = ("onnxruntime", "torch", "transformers", "audiocraft", "numpy")
-REPEATS = 3
 
 
 def describe() -> dict[str, Any]:
@@ -63,19 +62,25 @@ def caches() -> dict[str, str]:
     return found
 
 
-def bandwidth(size: int) -> float:
-    """Bytes a second at which all cores read `size` bytes of memory together: the best of a few sums.
+class Reader:
+    """An array far larger than the caches, to see how fast all cores together read memory.
 
-    Of integers: a sum of floats waits for its additions, and read a third slower than models do.
+    Of integers: a sum of floats waits for its additions, and reads slower than models do.
     """
-    import torch  # not above: memory is measured in processes without it
 
-    array, best = torch.ones(size // 8, dtype=torch.int64), float("inf")
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        array.sum()
-        best = min(best, time.perf_counter() - start)
-    return array.nbytes / best
+    def __init__(self, size: int):
+        import torch  # not above: memory is measured in processes without it
+
+        self.array = torch.ones(size // 8, dtype=torch.int64)
+
+    def __call__(self, count: int) -> tuple[float, ...]:
+        """Bytes a second of consecutive sums, after one that is not counted."""
+        seconds = []
+        for _ in range(count + 1):
+            start = time.perf_counter()
+            self.array.sum()
+            seconds.append(time.perf_counter() - start)
+        return tuple(self.array.nbytes / t for t in seconds[1:])
 
 
 def _fields(path: str) -> dict[str, str]:

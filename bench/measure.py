@@ -18,6 +18,7 @@ from bench.workload import Coder, Contender, Mode, Model, Step, Workload
 
 ROOT = Path(__file__).parents[1]
 STEP, PREFILL, WHOLE, ENCODE, DECODE, BANDWIDTH = "step", "prefill", "whole", "encode", "decode", "bandwidth"
+MACHINE = "machine"  # whose samples are of bandwidth
 WARM_STEPS = 2
 SHARE = 0.8  # of the memory that is free
 

@@ -22,21 +22,22 @@ def about(results: Mapping[str, Any]) -> Iterator[str]:
     m, w, summary = results["machine"], results["workload"], results["summary"]
     sets = ", ".join(m["instruction_sets"] or ["unknown"])
     caches = ", ".join(f"{name} {size}" for name, size in m["caches"].items())
+    versions = ", ".join(f"{name} {m[name] or NOT_INSTALLED}" for name in LIBRARIES)
     yield f"# Benchmark: {results['size']} size, random weights"
-    yield f"{m['cpu']}, {m['cores']} cores, {sets}; caches {caches or 'unknown'}; memory {_bytes(m['memory_bytes'])}; "
-    yield f"{m['system']}, Python {m['python']}, " + ", ".join(
-        f"{name} {m[name] or NOT_INSTALLED}" for name in LIBRARIES
-    )
+    yield f"{m['cpu']}, {m['cores']} cores, {sets}; caches {caches or 'unknown'}; memory {_bytes(m['memory_bytes'])};"
+    yield f"{m['system']}, Python {m['python']}; {versions}."
     yield ""
-    if summary["bandwidth"]:
-        yield f"Memory is read at {summary['bandwidth'] / GB:.1f} GB/s: all cores summing one array of integers of "
-        yield f"{_bytes(results['bandwidth_array_bytes'])}, the median of {w['rounds']} rounds."
     yield (
         f"{w['rounds']} rounds; in each, every contender is measured once for every cell below, one after the other, "
         f"and each round begins with another contender. A cell is the median of {w['rounds']} x {w['steps']} "
         f"consecutive steps after {w['warm_steps']} that are not counted, elsewhere of {w['rounds']} calls. Weights "
-        "are random: nothing is said about sound. Columns of a cache are random too."
+        "are random, and so is what stands in the caches: nothing is said about sound."
     )
+    if summary["bandwidth"]:
+        yield (
+            f"Memory is read at {summary['bandwidth'] / GB:.1f} GB/s: all cores summing one array of integers of "
+            f"{_bytes(results['bandwidth_array_bytes'])}, beside the contenders of every cell of steps; the median."
+        )
     for number, names in enumerate(results["groups"], 1):
         if len(results["groups"]) > 1:
             yield f"Group {number}, in memory together: {', '.join(names)}."
@@ -64,7 +65,7 @@ def step_tables(results: Mapping[str, Any]) -> Iterator[str]:
         yield ""
     yield (
         "Growth: the longest cache's step over the shortest's. MB read: every weight that a step uses once, and the "
-        "columns of its cache once; of bandwidth: that over the step's time, as a share of the rate above. What is "
+        "columns of its cache once; of bandwidth: that over the step's time, as a share of the rate at which memory was read beside that cell. What is "
         "copied or read twice is not counted: it lowers the share."
     )
     yield ""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.measure import BANDWIDTH, DECODE, ENCODE, PREFILL, STEP, WHOLE, Sample, median
+from bench.measure import BANDWIDTH, DECODE, ENCODE, MACHINE, PREFILL, STEP, WHOLE, Sample, median
 from bench.workload import GUIDED, NULL, Model, Workload
 
 Times = dict[tuple[str, str, str, int], float]  # (contender, what, mode, columns) -> median seconds
@@ -61,7 +61,8 @@ def summarise(
     rows: (contender, mode) -> how many it computes.
     """
     times = medians(samples)
-    bandwidth = next((value for key, value in times.items() if key[1] == BANDWIDTH), None)
+    rates = [rate for s in samples if s.what == BANDWIDTH for rate in s.values]
+    bandwidth = median(rates) if rates else None
     found: dict[str, Any] = {"bandwidth": bandwidth, "contenders": {}, "codecs": {}, "yardstick": yardstick}
     for name in dict.fromkeys(coders.values()):
         parts = {what: times.get((name, what, "", 0)) for what in (ENCODE, DECODE)}
@@ -90,7 +91,7 @@ def _mode(
     model: Model,
 ) -> dict[str, Any]:
     """One contender in one mode. beside: the medians of its own group, where the yardstick was measured with it."""
-    yardstick, bandwidth = found["yardstick"], found["bandwidth"]
+    yardstick = found["yardstick"]
     steps = {at: t for (who, what, how, at), t in times.items() if (who, what, how) == (name, STEP, mode)}
     first, last = min(steps, default=0), max(steps, default=0)
     said: dict[str, Any] = {"rows": rows, "step": steps, "growth": steps[last] / steps[first] if steps else None}
@@ -100,7 +101,8 @@ def _mode(
         if (yardstick, STEP, mode, at) in beside
     }
     said["read"] = {at: read[name, mode, at] for at in steps}
-    said["of_bandwidth"] = {at: read[name, mode, at] / t / bandwidth for at, t in steps.items()} if bandwidth else {}
+    rates = {at: beside[MACHINE, BANDWIDTH, mode, at] for at in steps}
+    said["of_bandwidth"] = {at: read[name, mode, at] / t / rates[at] for at, t in steps.items()}
     key = (PREFILL, mode, workload.prefill(model))
     said["prefill"] = times.get((name, *key))
     said["prefill_to_yardstick"] = None

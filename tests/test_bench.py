@@ -11,7 +11,7 @@ from conftest import ROOT
 from bench import __main__ as command
 from bench import contenders, huggingface, machine, measure, ours, upstream
 from bench.contenders import Files
-from bench.measure import BANDWIDTH, DECODE, ENCODE, PREFILL, STEP, Point, Sample
+from bench.measure import BANDWIDTH, DECODE, ENCODE, MACHINE, PREFILL, STEP, Point, Sample
 from bench.optimum import Optimum, draw
 from bench.plot import spread
 from bench.report import markdown
@@ -188,8 +188,9 @@ def test_groups_hold_the_yardstick():
 def test_ratios_are_of_one_group():
     """The machine was twice as slow when the second group was measured: the ratio does not show it."""
     columns = REFERENCE.prefill(RELEASED)
-    samples = [Sample(0, 0, "machine", BANDWIDTH, "", 0, (10.0,)), Sample(0, 0, "clean_lm", ENCODE, "", 0, (0.5,))]
-    samples.append(Sample(0, 0, "clean_lm", DECODE, "", 0, (2.0,)))
+    samples = [Sample(0, 0, "clean_lm", ENCODE, "", 0, (0.5,)), Sample(0, 0, "clean_lm", DECODE, "", 0, (2.0,))]
+    for group, rate in ((0, 20.0), (1, 10.0)):
+        samples += [Sample(group, 0, MACHINE, BANDWIDTH, NULL, at, (rate,)) for at in (100, 1490)]
     for group, name, factor in ((0, "clean_lm fp32", 1), (1, "clean_lm fp32", 2), (1, "clean_lm int8", 1)):
         samples += [Sample(group, 0, name, STEP, NULL, at, (factor, factor, 9.0)) for at in (100, 1490)]
         samples.append(Sample(group, 0, name, PREFILL, NULL, columns, (3.0 * factor,)))
