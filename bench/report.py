@@ -65,8 +65,8 @@ def step_tables(results: Mapping[str, Any]) -> Iterator[str]:
         yield ""
     yield (
         "Growth: the longest cache's step over the shortest's. MB read: every weight that a step uses once, and the "
-        "columns of its cache once; of bandwidth: that over the step's time, as a share of the rate at which memory was "
-        "read beside that cell. What is copied or read twice is not counted: it lowers the share."
+        "columns of its cache once; of bandwidth: that over the step's time, as a share of the rate at which memory "
+        "was read beside that cell. What is copied or read twice is not counted: it lowers the share."
     )
     yield ""
 
