@@ -101,6 +101,7 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
 
 def add_generation(command: argparse.ArgumentParser) -> None:
     add_bundle(command)
+    command.add_argument("--variant", help="int4, fp32, ...: of those that clean-lm info lists; default: the bundle's")
     command.add_argument("--text", help="a description")
     command.add_argument("--duration", type=float, default=30.0, help="seconds in all, the prompt included")
     command.add_argument("--takes", type=int, default=1, help="more than one: out-1.wav, out-2.wav, ...")
@@ -169,7 +170,7 @@ def refuse(args: argparse.Namespace, prompt: float = 0.0, rate: int = 0, channel
     if args.seed is not None and not 0 <= args.seed <= 2**64 - args.takes:
         raise ValueError(f"--seed: got {args.seed}, expected a number from 0 to 2^64 - {args.takes}")
     sampling(args).check()
-    manifest = Manifest.read(args.bundle)
+    manifest = Manifest.read(args.bundle, variant=args.variant)
     model = dict(manifest.need("model", "frame_rate", "max_duration", "sample_rate", "channels"))
     if "hop" not in model:
         raise BundleError(f"{args.bundle}: holds no codec; export it with export/bundle.py")
@@ -197,7 +198,7 @@ def sampling(args: argparse.Namespace) -> Sampling:
 def load(args: argparse.Namespace) -> MusicGen:
     """The model, with the command line's parameters."""
     threaded(args)
-    model = MusicGen.load(args.bundle, threads=args.threads)
+    model = MusicGen.load(args.bundle, variant=args.variant, threads=args.threads)
     model.sampling, model.duration = sampling(args), args.duration
     return model
 
@@ -347,6 +348,11 @@ def run_info(args: argparse.Namespace) -> None:
     print(f"{args.bundle}: {', '.join(manifest.need('graphs'))}")
     for title, fields in (("model", model), ("defaults", defaults)):
         print(f"{title:10}" + ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None))
+    for name, entry in manifest.tree.get("variants", {}).items():
+        cost = entry.get("quality")
+        said = f"  KL {cost['kl']:.1e} nats from fp32, top-1 {cost['top1']:.1%} ({cost['source']})" if cost else ""
+        said += "  default" if name == manifest.tree["variant"] else ""
+        print(f"{entry['bytes'] / 1e6:12.2f} MB  variant {name:8}{said}")
     for name, entry in manifest.need("files").items():
         there = "" if (manifest.folder / name).exists() else "   MISSING"
         print(f"{entry['bytes'] / 1e6:12.2f} MB  {name}{there}")

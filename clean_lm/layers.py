@@ -24,6 +24,13 @@ class Attention(Protocol):
         """qkv [R, S, 3HD], cache 2 x [R, H, C, D] -> what each new column read [R, S, HD], present cache."""
         ...
 
+    def cross(self, q: Tensor, cross: Cache, heads: int) -> Tensor:
+        """q [X, S, HD], the text's keys and values 2 x [X, H, N, D] -> what each column read of it [X, S, HD].
+
+        Nothing is masked here: the padding of a text is zero keys, which take their share of the softmax.
+        """
+        ...
+
 
 class StandardAttention:
     """ai.onnx operators only, and plain PyTorch. The present cache is the new columns alone: 2 x [R, H, S, D].
@@ -45,12 +52,16 @@ class StandardAttention:
         out = attend(q, torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2), columns[0])
         return out, (k, v)
 
+    def cross(self, q: Tensor, cross: Cache, heads: int) -> Tensor:
+        return attend(rearrange(q, "x s (h d) -> x h s d", h=heads), *cross)
+
 
 class GroupQueryAttention:
-    """ONNX Runtime's com.microsoft.GroupQueryAttention on one cache buffer, extended in place. Export only.
+    """ONNX Runtime's own attention operators, the cache one buffer that is extended in place. Export only.
 
-    Its CPU kernel wants a head size that is a multiple of 8: smaller heads are padded with zeros, which is exact
-    because the scale is given. The present cache is the whole buffer: 2 x [R, H, C, D].
+    The CPU kernel of com.microsoft.GroupQueryAttention wants a head size that is a multiple of 8: smaller heads are
+    padded with zeros, which is exact because the scale is given. The present cache is the whole buffer:
+    2 x [R, H, C, D].
     """
 
     @staticmethod
@@ -80,6 +91,16 @@ class GroupQueryAttention:
             out = rearrange(out, "r s (h d) -> r s h d", h=heads)
             out = rearrange(out[..., :head_dim], "r s h d -> r s (h d)")
         return out, (keys, values)
+
+    def cross(self, q: Tensor, cross: Cache, heads: int) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            [q, *cross],
+            attrs={"num_heads": heads},
+            dtype=q.dtype,
+            shape=q.shape,
+            version=1,
+        )
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -123,14 +144,15 @@ class Layer(nn.Module):
         self.linear1 = weight(dim, hidden)
         self.linear2 = weight(hidden, dim)
 
-    def forward(self, x: Tensor, cache: Cache, cross: Cache, columns: tuple[Tensor, ...]) -> tuple[Tensor, Cache]:
-        """x [R, S, dim], cache 2 x [R, H, C, D], cross 2 x [X, H, N, D], X <= R -> x, present cache."""
+    def forward(
+        self, x: Tensor, cache: Cache, cross: Cache, columns: tuple[Tensor, ...], texts: int
+    ) -> tuple[Tensor, Cache]:
+        """x [R, S, dim], cache 2 x [R, H, C, D], cross 2 x [X, H, N, D], texts = X <= R -> x, present cache."""
         read, present = self.attention(self.norm1(x) @ self.qkv, cache, columns, self.heads)
         x = x + read @ self.out
         # Null text reads zeros and so adds exactly zero: the rows after the first X, which have no text, skip it.
-        texts, nulls = x.split([cross[0].shape[0], x.shape[0] - cross[0].shape[0]])
-        q = rearrange(self.norm_cross(texts) @ self.cross_q, "x s (h d) -> x h s d", h=self.heads)
-        # Nothing is masked here: the padding of a text is zero keys, which take their share of the softmax.
-        x = torch.cat([texts + attend(q, *cross) @ self.cross_out, nulls])
+        told, nulls = x.split([texts, x.shape[0] - texts])
+        read = self.attention.cross(self.norm_cross(told) @ self.cross_q, cross, self.heads)
+        x = torch.cat([told + read @ self.cross_out, nulls])
         x = x + F.gelu(self.norm2(x) @ self.linear1) @ self.linear2
         return x, present

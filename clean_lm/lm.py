@@ -78,9 +78,9 @@ class LM(nn.Module):
         rows, _, new = codes.shape
         columns = self.attention.columns(position, rows, new, past[0][0].shape[2])
         x = self.embed(codes, position)
-        present = []
+        present, texts = [], cross[0][0].shape[0]
         for layer, cache, text in zip(self.layers, past, cross, strict=True):
-            x, cache = layer(x, cache, text, columns)
+            x, cache = layer(x, cache, text, columns, texts)
             present.append(cache)
         return x, present
 

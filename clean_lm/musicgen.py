@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from tqdm import tqdm
 
 from clean_lm.audio import convert_audio
 from clean_lm.chunks import decode_chunks
-from clean_lm.runtime import BundleError, Generation, Graph, LanguageModel, Manifest, Sampling
+from clean_lm.runtime import BundleError, Generation, Graph, LanguageModel, Loading, Manifest, Sampling
 from clean_lm.texts import TextEncoder
 
 # Frames of context on both sides of a piece that is decoded alone: what the LSTM remembers, and what the convolutions
@@ -33,17 +34,13 @@ class Codec:
         self.voices: int = model["channels"] // encode.inputs["audio"]["shape"][1]  # 2: left and right apart
 
     @classmethod
-    def load(
-        cls,
-        bundle: Path | str,
-        threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-        hashes: bool = True,
-    ) -> "Codec":
-        """Open a bundle's codec. Raises FileNotFoundError and BundleError, naming the file."""
-        manifest = Manifest.read(Path(bundle))
-        names = ("compression_encode", "compression_decode")
-        return cls(manifest, *(manifest.session(name, threads, providers, hashes) for name in names))
+    def load(cls, bundle: Path | str, **loading: Unpack[Loading]) -> "Codec":
+        """Open a bundle's codec, see Loading. Raises FileNotFoundError and BundleError, naming the file."""
+        return cls.open(Manifest.read(bundle, **loading))
+
+    @classmethod
+    def open(cls, manifest: Manifest) -> "Codec":
+        return cls(manifest, *(manifest.graph(name).open() for name in ("compression_encode", "compression_decode")))
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
         """audio float [B, channels, samples] at the codec's rate -> codes int64 [B, K, ceil(samples / hop)]."""
@@ -88,20 +85,11 @@ class MusicGen:
         self._progress: Progress | None = None
 
     @classmethod
-    def load(
-        cls,
-        bundle: Path | str,
-        threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-        hashes: bool = True,
-    ) -> "MusicGen":
-        """Open a bundle. `threads`: None for one per physical core; `hashes`: compare every file's SHA-256 first.
-
-        Raises FileNotFoundError and BundleError, naming the file.
-        """
-        how = (bundle, threads, providers, hashes)
-        lm, codec = LanguageModel.load(*how), Codec.load(*how)
-        return cls(lm, codec, TextEncoder.load(*how) if "text_encoder" in lm.manifest.tree["graphs"] else None)
+    def load(cls, bundle: Path | str, **loading: Unpack[Loading]) -> "MusicGen":
+        """Open a bundle, see Loading. Raises FileNotFoundError and BundleError, naming the file."""
+        manifest = Manifest.read(bundle, **loading)
+        text = TextEncoder.open(manifest) if "text_encoder" in manifest.need("graphs") else None
+        return cls(LanguageModel.open(manifest), Codec.open(manifest), text)
 
     @property
     def sample_rate(self) -> int:

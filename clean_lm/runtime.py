@@ -12,6 +12,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -24,7 +25,7 @@ from clean_lm.philox import uniforms
 FORMAT, VERSION = "clean_lm", 1
 CACHE_UPDATES = ("in_place", "new_columns")
 SETTINGS = ("cfg_coef", "temperature", "top_k", "top_p")
-DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8}
 
 
 class BundleError(ValueError):
@@ -53,16 +54,26 @@ class Sampling:
             raise ValueError(f"cfg_coef: got {self.cfg_coef}, expected a finite number")
 
 
+class Loading(TypedDict, total=False):
+    """How to open a bundle: the arguments of every `load` by name."""
+
+    variant: str | None  # of those that the bundle holds ("fp32", "int4", ...); None: its default
+    threads: int | None  # None: one per physical core
+    providers: Sequence[str]  # ONNX Runtime's execution providers; the CPU where not given
+    hashes: bool  # compare every file's SHA-256 before it is opened; True where not given
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json: what a bundle holds."""
+    """manifest.json: what a bundle holds, and how to open it."""
 
     folder: Path
     tree: Mapping[str, Any]
+    loading: Loading
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        """Raises FileNotFoundError, BundleError."""
+    def read(cls, folder: Path | str, **loading: Unpack[Loading]) -> "Manifest":
+        """The bundle with the graphs of one variant. Raises FileNotFoundError, BundleError."""
         path = Path(folder) / "manifest.json"
         if not path.exists():
             raise FileNotFoundError(f"{path}: not found; a bundle is the folder that export/bundle.py writes")
@@ -75,7 +86,11 @@ class Manifest:
             raise BundleError(f"{path}: format is {found!r}, expected {FORMAT!r}")
         if tree.get("version") != VERSION:
             raise BundleError(f"{path}: version is {tree.get('version')!r}, this clean_lm reads {VERSION}")
-        return cls(Path(folder), tree)
+        variants, variant = tree.get("variants", {}), loading.get("variant")
+        if variant is not None and variant not in variants:
+            raise BundleError(f"{path}: holds no variant {variant!r}, only {', '.join(variants) or 'one unnamed'}")
+        chosen = {} if variant is None else variants[variant]["graphs"]
+        return cls(Path(folder), {**tree, "graphs": {**tree.get("graphs", {}), **chosen}}, loading)
 
     def need(self, entry: str, *fields: str) -> Mapping[str, Any]:
         """One entry, which must have these fields. Raises BundleError."""
@@ -85,8 +100,9 @@ class Manifest:
             raise BundleError(f"{self.folder}/manifest.json: {entry} lacks {', '.join(missing)}; export it again")
         return found
 
-    def check_files(self, names: Sequence[str], hashes: bool) -> None:
+    def check_files(self, names: Sequence[str]) -> None:
         """Raise FileNotFoundError or BundleError where a file is missing, of another size or of another content."""
+        hashes = self.loading.get("hashes", True)
         for name in names:
             path, entry = self.folder / name, self.tree["files"][name]
             if not path.exists():
@@ -101,40 +117,45 @@ class Manifest:
         entry = self.tree["graphs"][graph]
         return next(tensor for tensor in entry["inputs"] + entry["outputs"] if tensor["name"] == name)
 
-    def session(
-        self,
-        graph: str,
-        threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-        hashes: bool = True,
-    ) -> "Graph":
-        """Open one graph. `threads`: None for one per physical core. Raises FileNotFoundError, BundleError."""
-        if graph not in self.need("graphs"):
-            raise BundleError(f"{self.folder}: holds no {graph}, only {', '.join(self.tree['graphs'])}")
-        entry = self.tree["graphs"][graph]
-        self.check_files([name for name in self.tree["files"] if name.startswith(f"{entry['file']}")], hashes)
-        path = self.folder / entry["file"]
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        try:
-            session = ort.InferenceSession(str(path), options, providers=list(providers))
-        except Exception as error:  # onnxruntime has no common base class for its own
-            raise BundleError(f"{path}: ONNX Runtime does not load it: {error}") from None
-        inputs = {tensor["name"]: tensor for tensor in entry["inputs"]}
-        found = {tensor.name for tensor in session.get_inputs()}
-        if found != inputs.keys():
-            raise BundleError(f"{path}: its inputs are not those of manifest.json: {sorted(found ^ inputs.keys())}")
-        return Graph(session, inputs, {tensor["name"]: tensor for tensor in entry["outputs"]})
+    def graph(self, name: str) -> "Graph":
+        """One graph, its files checked, its session not yet open. Raises FileNotFoundError, BundleError."""
+        if name not in self.need("graphs"):
+            raise BundleError(f"{self.folder}: holds no {name}, only {', '.join(self.tree['graphs'])}")
+        entry = self.tree["graphs"][name]
+        self.check_files([file for file in self.tree["files"] if file.startswith(entry["file"])])
+        inputs, outputs = ({tensor["name"]: tensor for tensor in entry[half]} for half in ("inputs", "outputs"))
+        return Graph(self.folder / entry["file"], inputs, outputs, self.loading)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A session and its tensors: {name: {dtype, shape}} with symbolic sizes as strings."""
+    """A graph and its tensors: {name: {dtype, shape}} with symbolic sizes as strings."""
 
-    session: ort.InferenceSession
+    path: Path
     inputs: Mapping[str, Mapping[str, Any]]
     outputs: Mapping[str, Mapping[str, Any]]
+    loading: Loading
+
+    def open(self) -> "Graph":
+        """Open its session now: what is asked for at every step. Raises BundleError."""
+        assert self.session
+        return self
+
+    @cached_property
+    def session(self) -> ort.InferenceSession:
+        """Opened when first asked for: whoever gives no texts never loads what reads them. Raises BundleError."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.loading.get("threads") or 0
+        options.log_severity_level = 3
+        providers = list(self.loading.get("providers", ("CPUExecutionProvider",)))
+        try:
+            session = ort.InferenceSession(str(self.path), options, providers=providers)
+        except Exception as error:  # onnxruntime has no common base class for its own
+            raise BundleError(f"{self.path}: ONNX Runtime does not load it: {error}") from None
+        differ = {tensor.name for tensor in session.get_inputs()} ^ self.inputs.keys()
+        if differ:
+            raise BundleError(f"{self.path}: its inputs are not those of manifest.json: {sorted(differ)}")
+        return session
 
     def zeros(self, name: str, sizes: Mapping[str, int]) -> np.ndarray:
         """An array for one tensor, its symbolic sizes taken from `sizes`."""
@@ -161,8 +182,11 @@ class Decoder:
         capacity: int,
         cross: Mapping[str, np.ndarray],
         sampling: Sampling,
+        takes: bool = False,
     ):
+        """takes: every row of the batch is told the same, so that columns which are the same too are read once."""
         self.graph, self.in_place, self.rows, self.capacity = graph, in_place, rows, capacity
+        self.cross, self.sampling, self.takes = cross, sampling, takes
         self.columns = 0  # already in the caches
         sizes = {"batch": batch, "rows": rows, "capacity": capacity, "columns": 1}
         self.caches = {name: graph.zeros(name, sizes) for name in graph.inputs if name.startswith("past_key_values.")}
@@ -185,15 +209,28 @@ class Decoder:
             raise ValueError(f"{new} columns after the first {self.columns}: expected one at a time")
         if self.columns + new > self.capacity:
             raise ValueError(f"{self.columns} + {new} columns do not fit the caches' capacity of {self.capacity}")
-        rows = np.concatenate([codes] * (self.rows // codes.shape[0]))  # conditioned rows, then unconditioned
-        binding, array, presents = self.step if new == 1 else self._bind(rows)
-        array[...] = rows
+        if self.takes and new > 1 and (codes == codes[:1]).all():
+            self._read_once(codes[:1, :, :-1])
+            codes, new = codes[:, :, -1:], 1
+        guidance = self.rows // len(codes)
+        binding, array, presents = self.step if new == 1 else self._bind(np.tile(codes, (guidance, 1, 1)))
+        array.reshape(guidance, *codes.shape)[...] = codes  # conditioned rows, then unconditioned
         self.position[0], self.uniform[...] = self.columns, uniform
         self.graph.session.run_with_iobinding(binding)
         for name, present in presents.items():  # not in place: the new columns alone come back
             self.caches[name][:, :, self.columns : self.columns + new] = present
         self.columns += new
         return self.next_codes
+
+    def _read_once(self, codes: np.ndarray) -> None:
+        """Read columns [1, K, S] for all takes."""
+        guidance, new = self.rows // len(self.uniform), codes.shape[2]
+        cross = {name: array[:1] for name, array in self.cross.items()}
+        one = Decoder(self.graph, self.in_place, 1, guidance, new, cross, self.sampling)
+        one(codes, np.zeros((1, codes.shape[1]), np.float32))
+        for name, cache in self.caches.items():
+            cache[:, :, :new] = one.caches[name].repeat(self.rows // guidance, axis=0)
+        self.columns = new
 
     def _bind(self, codes: np.ndarray) -> tuple[ort.IOBinding, np.ndarray, dict[str, np.ndarray]]:
         """Bind arrays to the graph once; they are then read and written where they lie."""
@@ -211,6 +248,10 @@ class Decoder:
         for name, array in outputs.items():
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
         return binding, codes, presents
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
 class Generation:
@@ -271,21 +312,13 @@ class LanguageModel:
         self.sampling = Sampling(use_sampling=True, **{name: defaults[name] for name in SETTINGS})
 
     @classmethod
-    def load(
-        cls,
-        bundle: Path | str,
-        threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-        hashes: bool = True,
-    ) -> "LanguageModel":
-        """Open a bundle. `threads`: None for one per physical core; `hashes`: compare every file's SHA-256 first.
+    def load(cls, bundle: Path | str, **loading: Unpack[Loading]) -> "LanguageModel":
+        """Open a bundle, see Loading. Raises FileNotFoundError and BundleError, naming the file."""
+        return cls.open(Manifest.read(bundle, **loading))
 
-        Raises FileNotFoundError and BundleError, naming the file.
-        """
-        manifest = Manifest.read(Path(bundle))
-        lm = manifest.session("lm_inference", threads, providers, hashes)
-        condition = manifest.session("lm_condition", threads, providers, hashes)
-        return cls(manifest, lm, condition)
+    @classmethod
+    def open(cls, manifest: Manifest) -> "LanguageModel":
+        return cls(manifest, manifest.graph("lm_inference").open(), manifest.graph("lm_condition"))
 
     def generate_codes(
         self,
@@ -334,11 +367,12 @@ class LanguageModel:
             # Null text: both guidance rows would be the same, so one is exact, and it has no text to attend to.
             sizes = {"texts": 0, "text": 1}
             cross = {n: self.lm.zeros(n, sizes) for n in self.lm.inputs if n.startswith("cross_key_values.")}
-            rows = batch
+            rows, alike = batch, True
         else:
+            alike = all(_same(text, text_states[0]) for text in text_states)
             cross = self.cross_key_values(text_states)
             rows = batch if sampling.cfg_coef == 1 else 2 * batch  # coefficient 1 is the conditioned row itself
-        return Decoder(self.lm, self.in_place, batch, rows, capacity, cross, sampling)
+        return Decoder(self.lm, self.in_place, batch, rows, capacity, cross, sampling, takes=alike and batch > 1)
 
     def cross_key_values(self, text_states: Sequence[np.ndarray | None]) -> dict[str, np.ndarray]:
         """Every layer's keys and values for texts (None: null text).

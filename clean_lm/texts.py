@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from clean_lm.runtime import BundleError, Graph, Manifest
+from clean_lm.runtime import BundleError, Graph, Loading, Manifest
 
 TOKENIZER = "tokenizer.json"
 
@@ -18,22 +19,16 @@ class TextEncoder:
         self.graph, self.tokenizer = graph, tokenizer
 
     @classmethod
-    def load(
-        cls,
-        bundle: Path | str,
-        threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-        hashes: bool = True,
-    ) -> "TextEncoder":
-        """Open a bundle. `threads`: None for one per physical core; `hashes`: compare every file's SHA-256 first.
+    def load(cls, bundle: Path | str, **loading: Unpack[Loading]) -> "TextEncoder":
+        """Open a bundle, see Loading. Raises FileNotFoundError and BundleError, naming the file."""
+        return cls.open(Manifest.read(bundle, **loading))
 
-        Raises FileNotFoundError and BundleError, naming the file.
-        """
-        manifest = Manifest.read(Path(bundle))
-        graph = manifest.session("text_encoder", threads, providers, hashes)
+    @classmethod
+    def open(cls, manifest: Manifest) -> "TextEncoder":
+        graph = manifest.graph("text_encoder")
         if TOKENIZER not in manifest.tree["files"]:
             raise BundleError(f"{manifest.folder}: holds no {TOKENIZER}; export the text encoder again")
-        manifest.check_files([TOKENIZER], hashes)
+        manifest.check_files([TOKENIZER])
         try:
             tokenizer = Tokenizer.from_file(str(manifest.folder / TOKENIZER))
         except Exception as error:  # tokenizers raises nothing narrower

@@ -2,13 +2,15 @@
 
   python export/bundle.py --lm state_dict.bin --codec compression_state_dict.bin --text t5-base --out bundle
   python export/bundle.py --lm other.bin --codec bundle --text bundle --out other      shares the first one's files
+  python export/bundle.py --lm state_dict.bin --text t5-base --variant int4 fp32 --clip loop.wav
   python export/bundle.py --hub facebook/musicgen-small --text t5-base --out bundle
 
 --lm is audiocraft's state_dict.bin or a Hugging Face MusicGen folder. --codec is audiocraft's
 compression_state_dict.bin, a Hugging Face EnCodec folder, or a bundle that has one; without it, what lies beside --lm.
 --text is a Hugging Face T5 folder or a bundle that has one; without it, the bundle takes no descriptions.
 A shared file is found by its path from the new bundle: move both together.
-Each graph is then run beside the PyTorch modules; a bundle that disagrees is not kept.
+Each graph is then run beside the PyTorch modules; a bundle that disagrees is not kept. --variant names how weights are
+stored, one or more of those that export/quantize.py lists; what they cost is measured and kept in manifest.json.
 """
 
 import argparse
@@ -16,16 +18,20 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import weights.codec
 import weights.text
+from clean_lm.audio import AudioError
 from clean_lm.config import CodecConfig, ConfigError, LMConfig
 from clean_lm.runtime import BundleError, Manifest
 from clean_lm.texts import TOKENIZER
-from export import codec, lm, text, verify
+from export import codec, lm, quantize, text, verify
 from export.folder import ExportError, new_folder, print_files, write_manifest
 from export.graph import say
 from weights.checkpoint import CheckpointError
@@ -34,7 +40,7 @@ from weights.tokenizer import open_tokenizer
 
 CODEC, TEXT = ("compression_encode", "compression_decode"), ("text_encoder",)
 CODEC_FILE = "compression_state_dict.bin"
-ERRORS = (BundleError, CheckpointError, ConfigError, MappingError, ExportError, OSError)
+ERRORS = (AudioError, BundleError, CheckpointError, ConfigError, MappingError, ExportError, OSError)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         checkpoint = download(args.hub) if args.hub else args.lm
-        export(checkpoint, args.codec, args.text, args.out, args.attention, args.dtype)
+        export(checkpoint, args.codec, args.text, args.out, args.attention, args.variant, args.clip, args.cache)
     except ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -110,20 +116,24 @@ def export(
     text_path: Path | None,
     out: Path,
     attention: str = "ort",
-    dtype: str = "float32",
+    variants: Sequence[str] = (quantize.FP32,),
+    clips: Sequence[Path] = (),
+    cache: str | None = None,
 ) -> None:
     """Write the bundle; print its files and how far each graph is from PyTorch. codec_path: None for that beside."""
     start = time.perf_counter()
     model = load(checkpoint)
     lm.refuse(model.config)
+    quantize.refuse(variants, attention == "ort")
     sound = open_part(codec_path or beside(checkpoint), CODEC, weights.codec.load)
     texts = open_part(text_path, TEXT, weights.text.load) if text_path else None
     tokenizer = open_tokenizer(texts.checkpoint.path, texts.config) if isinstance(texts, Model) else None
     check(model.config, describe(sound), describe(texts) if texts else None)
 
     parts = [part for part in (model, sound, texts) if isinstance(part, Model)]
-    with new_folder(out, sum(part.parameters * 4 for part in parts)) as folder:
-        lm.write_graphs(model, folder, attention, lm.DTYPES[dtype])
+    rest = sum(part.parameters * 4 for part in parts[1:])
+    with new_folder(out, quantize.needed(model.parameters, variants) + rest) as folder:
+        lm.write_graphs(model, folder, attention, torch.float32)
         if isinstance(sound, Model):
             codec.write_graphs(sound, folder)
         if isinstance(texts, Model):
@@ -142,6 +152,7 @@ def export(
             verdicts.append(f"text encoder {text.parity(folder, texts)}")
         if any(verify.DISAGREES in verdict for verdict in verdicts):
             raise ExportError("nothing was written: the graphs are not what PyTorch computes.\n" + "\n".join(verdicts))
+        verdicts += quantize.add(folder, variants, clips, cache, keep=False)
     print("\n".join(verify.table(steps)), end="\n\n")
     print_files(out, sum(part.parameters for part in parts), time.perf_counter() - start)
     print("\n".join(verdicts))
@@ -155,7 +166,7 @@ def open_part(path: Path, graphs: tuple[str, ...], load: Any) -> Model[Any] | Sh
     missing = [name for name in graphs if name not in shared.manifest.need("graphs")]
     if missing:
         raise ExportError(f"{path}: this bundle has no {' and no '.join(missing)} to share")
-    shared.manifest.check_files([*shared.files, *([TOKENIZER] if graphs == TEXT else [])], hashes=True)
+    shared.manifest.check_files([*shared.files, *([TOKENIZER] if graphs == TEXT else [])])
     return shared
 
 

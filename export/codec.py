@@ -112,7 +112,7 @@ def parity(bundle: Path, model: Model[CodecConfig], seed: int = 0) -> str:
 
 def run(bundle: Path, graph: str, feed: np.ndarray) -> np.ndarray:
     """The one output of a graph with one input."""
-    opened = Manifest.read(bundle).session(graph, hashes=False)
+    opened = Manifest.read(bundle, hashes=False).graph(graph)
     (name,) = opened.inputs
     return np.asarray(opened.session.run(None, {name: feed})[0])
 

@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,25 +61,36 @@ def write_manifest(
     model: dict[str, Any],
     defaults: dict[str, Any],
     cache_update: str | None,
-    graphs: list[str],
+    graphs: Sequence[str],
     shared_graphs: dict[str, Any] | None = None,
     shared_files: dict[str, Any] | None = None,
 ) -> None:
     """Write manifest.json: every tensor as read back from its file, every file with its size and SHA-256.
 
     cache_update: None where no graph has a cache. shared: entries of another bundle's manifest, which stay there.
+    What has variants stands for the one that is there, fp32.
     """
+    own = {name: describe(folder / f"{name}.onnx") for name in graphs}
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "model": model,
         "defaults": defaults,
         "cache_update": cache_update,
-        "graphs": {name: describe(folder / f"{name}.onnx") for name in graphs} | (shared_graphs or {}),
-        "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
-        | (shared_files or {}),
+        "graphs": own | (shared_graphs or {}),
     }
+    if cache_update:
+        varied = {name: own[name] for name in graphs if name.startswith(("lm_", "text_"))}
+        entry = {"graphs": varied, "bytes": size(folder, varied), "cache": "float"}
+        manifest |= {"variant": "fp32", "variants": {"fp32": entry}}
+    manifest["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
+    manifest["files"] |= shared_files or {}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def size(folder: Path, graphs: Mapping[str, Any]) -> int:
+    """Bytes of some graphs of a manifest, weights included."""
+    return sum(path.stat().st_size for graph in graphs.values() for path in folder.glob(f"{graph['file']}*"))
 
 
 def print_files(out: Path, parameters: int, seconds: float) -> None:

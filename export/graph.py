@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from weights.lm import fill
 
-OPSET = 18
+OPSET = 20
 INLINE = 1024  # bytes: smaller tensors stay in the graph file
 PAGE = 4096  # larger ones start on a page, so that they can be memory-mapped
 # Any sizes: they stay symbolic.
@@ -62,8 +62,7 @@ def write(
     _attach(model, weights)
     optimizer.optimize_ir(model)
     _clean(model)
-    _write_data(model, path.with_name(path.name + ".data"))
-    ir.save(model, path)
+    save(model, path)
 
 
 def say(step: str) -> None:
@@ -142,11 +141,12 @@ def _clean(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def _write_data(model: ir.Model, path: Path) -> None:
-    """Move the weights to `path`, one at a time."""
+def save(model: ir.Model, path: Path) -> None:
+    """Write a graph to `path`, its weights one at a time to `path`.data."""
     values = list(model.graph.initializers.values())
     total = sum(value.const_value.nbytes for value in values if value.const_value is not None)
-    with path.open("wb") as file, tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+    data = path.with_name(path.name + ".data")
+    with data.open("wb") as file, tqdm(total=total, desc=data.name, unit="B", unit_scale=True, disable=None) as bar:
         for value in values:
             tensor = value.const_value
             assert tensor is not None, f"{value.name} has no weights"
@@ -156,7 +156,7 @@ def _write_data(model: ir.Model, path: Path) -> None:
             else:
                 file.write(b"\0" * (-file.tell() % PAGE))
                 value.const_value = ir.ExternalTensor(
-                    path.name,
+                    data.name,
                     file.tell(),
                     array.nbytes,
                     tensor.dtype,
@@ -165,6 +165,7 @@ def _write_data(model: ir.Model, path: Path) -> None:
                 )
                 file.write(array.data.cast("B"))
             bar.update(array.nbytes)
+    ir.save(model, path)
 
 
 _ONNX = {

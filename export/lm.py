@@ -1,32 +1,30 @@
 """Export a MusicGen language model to ONNX: lm_inference.onnx, lm_condition.onnx and manifest.json in a new folder.
 
   python export/lm.py --ckpt state_dict.bin
-  python export/lm.py --ckpt state_dict.bin --out bundle --attention standard
+  python export/lm.py --ckpt state_dict.bin --out bundle --variant int4
 
-The graphs are then run beside the PyTorch modules, and the largest difference is printed.
+The float32 graphs are then run beside the PyTorch modules, and the largest difference is printed; of other variants
+(see export/quantize.py), how they differ from float32.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clean_lm.config import ConfigError, LMConfig
-from clean_lm.layers import GroupQueryAttention, StandardAttention
-from clean_lm.lm import LM, Condition
 from clean_lm.runtime import Sampling
+from export import quantize
 from export.folder import ExportError, new_folder, print_files, write_manifest
-from export.graph import Port, say, write
+from export.graph import say
+from export.tracing import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
 from export.verify import AGREES, parity, summary
 from weights.checkpoint import CheckpointError
-from weights.lm import MappingError, Model, load
-
-ATTENTION = {"ort": GroupQueryAttention, "standard": StandardAttention}
-CACHE_UPDATE = {"ort": "in_place", "standard": "new_columns"}
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+from weights.lm import MappingError, load
 
 
 def main() -> None:
@@ -38,7 +36,7 @@ def main() -> None:
     add_options(parser)
     args = parser.parse_args()
     try:
-        export(args.ckpt, args.out, args.attention, args.dtype)
+        export(args.ckpt, args.out, args.attention, args.variant, args.cache)
     except (CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -53,24 +51,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="ort",
         help="ort: ONNX Runtime's own operator, fast (default); standard: ai.onnx operators only, for other engines",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and caches (default: float32)")
+    quantize.add_options(parser)
 
 
-def export(ckpt: Path, out: Path, attention: str = "ort", dtype: str = "float32") -> None:
+def export(
+    ckpt: Path, out: Path, attention: str = "ort", variants: Sequence[str] = (quantize.FP32,), cache: str | None = None
+) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
     model = load(ckpt)
     refuse(model.config)
-    with new_folder(out, model.parameters * DTYPES[dtype].itemsize) as folder:
-        write_graphs(model, folder, attention, DTYPES[dtype])
-        graphs = ["lm_inference", "lm_condition"]
-        write_manifest(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], graphs)
+    quantize.refuse(variants, attention == "ort")
+    with new_folder(out, quantize.needed(model.parameters, variants)) as folder:
+        write_graphs(model, folder, attention, torch.float32)
+        write_manifest(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], LM_GRAPHS)
         say("comparing with the PyTorch modules")
         verdict = summary(parity(folder, model), "the PyTorch modules")
         if not verdict.startswith(AGREES):
             raise ExportError(f"nothing was written: the graphs are not what PyTorch computes. {verdict}")
+        lines = quantize.add(folder, variants, cache=cache, keep=False)
     print_files(out, model.parameters, time.perf_counter() - start)
-    print(verdict)
+    print("\n".join([verdict, *lines]))
 
 
 def refuse(config: LMConfig) -> None:
@@ -80,57 +81,6 @@ def refuse(config: LMConfig) -> None:
             f"xp.cfg fuser: prepend {list(config.prepend)}, cross {list(config.cross)}: melody and style models "
             "are not exported yet, only prepend [] with cross ['description']"
         )
-
-
-def write_graphs(model: Model[LMConfig], folder: Path, attention: str, dtype: torch.dtype) -> None:
-    """Write lm_condition.onnx and lm_inference.onnx with their weights."""
-    c = model.config
-    inputs, outputs = condition_ports(c, dtype)
-    write(Condition(c), model.weights("condition", dtype), dtype, inputs, outputs, folder / "lm_condition.onnx")
-    inputs, outputs = lm_ports(c, attention, dtype)
-    write(
-        LM(c, ATTENTION[attention]()), model.weights("lm", dtype), dtype, inputs, outputs, folder / "lm_inference.onnx"
-    )
-
-
-def condition_ports(c: LMConfig, dtype: torch.dtype) -> tuple[dict[str, Any], list[Port]]:
-    """What goes into lm_condition, by argument, and what comes out."""
-    inputs = {
-        "text_states": Port("text_states", dtype, ("texts", "text", c.text_dim)),
-        "text_mask": Port("text_mask", torch.int64, ("texts", "text")),
-    }
-    caches = cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts")
-    return inputs, [port for cache in caches for port in cache]
-
-
-def lm_ports(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str, Any], list[Port]]:
-    """What goes into lm_inference, by argument, and what comes out."""
-    head_dim = GroupQueryAttention.cache_dim(c.head_dim) if attention == "ort" else c.head_dim
-    present = "capacity" if CACHE_UPDATE[attention] == "in_place" else "columns"
-    inputs = {
-        "codes": Port("codes", torch.int64, ("rows", c.codebooks, "columns")),
-        "position": Port("position", torch.int64, (1,)),
-        "past": cache_ports(c, "past_key_values", "capacity", head_dim, dtype),
-        "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts"),
-        "uniform": Port("uniform", torch.float32, ("batch", c.codebooks)),
-        "cfg_coef": Port("cfg_coef", torch.float32, ()),
-        "temperature": Port("temperature", torch.float32, ()),
-        "top_k": Port("top_k", torch.int64, ()),
-        "top_p": Port("top_p", torch.float32, ()),
-    }
-    outputs = [
-        Port("next_codes", torch.int64, ("batch", c.codebooks)),
-        Port("logits", torch.float32, ("batch", c.codebooks, c.card)),
-    ]
-    return inputs, outputs + [port for cache in cache_ports(c, "present", present, head_dim, dtype) for port in cache]
-
-
-def cache_ports(
-    c: LMConfig, name: str, length: str, head_dim: int, dtype: torch.dtype, rows: str = "rows"
-) -> list[tuple[Port, Port]]:
-    """The keys and values of every layer."""
-    shape = (rows, c.heads, length, head_dim)
-    return [(Port(f"{name}.{i}.key", dtype, shape), Port(f"{name}.{i}.value", dtype, shape)) for i in range(c.layers)]
 
 
 def describe(c: LMConfig) -> dict[str, Any]:

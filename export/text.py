@@ -87,7 +87,7 @@ def parity(bundle: Path, model: Model[TextConfig], seed: int = 0) -> str:
     tokens = np.where(mask, rng.integers(0, model.config.vocab, mask.shape), model.config.pad_token)
     exact, own = (reference_states(model, tokens, mask, dtype) for dtype in (torch.float64, DTYPE))
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    graph = Manifest.read(bundle).session("text_encoder", hashes=False)
+    graph = Manifest.read(bundle, hashes=False).graph("text_encoder")
     (ours,) = graph.session.run(["last_hidden_state"], {"input_ids": tokens, "attention_mask": mask})
     text = mask.astype(bool)
     largest = np.abs(exact[text]).max()

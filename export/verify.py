@@ -2,29 +2,37 @@
 
   python export/verify.py --bundle bundle --ckpt state_dict.bin
   python export/verify.py --bundle bundle --ckpt state_dict.bin --golden tests/golden/text
+  python export/verify.py --bundle bundle --ckpt state_dict.bin --quality --clip loop.wav
 
 A row for every call of the model, on the same codes: the prefill and each step, guided and null text. Differences are
 of logits, from the PyTorch modules in float64. "of largest" is the largest difference as a share of the largest logit,
 "PyTorch" the same for the PyTorch modules in the bundle's own precision. A call agrees within 5e-5, or within four
-times PyTorch's own worst where a sharp model rounds more. Exits with 1 where a call does not agree, or where a
-generation of --golden has other tokens than upstream's.
+times PyTorch's own worst where a sharp model rounds more. Variants with rounded weights cannot agree: --quality says
+what they cost beside fp32, on the clips' own codes, or without clips on what fp32 draws. Exits with 1 where a call does
+not agree, a generation of --golden has other tokens than upstream's, or the default variant is worse than the bounds.
 """
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from clean_lm.audio import AudioError
 from clean_lm.config import ConfigError, LMConfig
 from clean_lm.layers import Cache, Layer, StandardAttention
 from clean_lm.lm import LM, Condition, guide
 from clean_lm.pattern import delay, prefill_length
 from clean_lm.runtime import BundleError, LanguageModel, Manifest, Sampling
+from export.folder import describe
+from export.quality import Reference, calibrate, measure
+from export.tracing import CACHE_UPDATE, LM_GRAPHS, write_graphs
 from weights.checkpoint import CheckpointError
 from weights.lm import MappingError, Model, fill, load
 
@@ -33,6 +41,7 @@ CFG_COEF = 3.0
 TOLERANCE = 5e-5  # of the largest logit
 SHARP = 4  # times PyTorch's own rounding error
 AGREES, DISAGREES = "agrees", "DISAGREES"
+EXACT = ("fp32", "fp16")  # variants whose weights are not rounded to codes
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ def reference_logits(
         cache = [torch.zeros(rows, c.heads, length, c.head_dim, dtype=dtype) for _ in range(2)]
         for call, (start, end) in enumerate(calls(prefill, length)):
             shared = attention.columns(torch.tensor([start]), rows, end - start, length)
-            xs[call], present = layer(xs[call], (cache[0], cache[1]), cross[i], shared)
+            xs[call], present = layer(xs[call], (cache[0], cache[1]), cross[i], shared, rows)
             for buffer, fresh in zip(cache, present, strict=True):
                 buffer[:, :, start:end] = fresh
     wide = torch.promote_types(dtype, torch.float32)
@@ -147,8 +156,8 @@ def calls(prefill: int, length: int) -> list[tuple[int, int]]:
     return [(0, prefill), *((s, s + 1) for s in range(prefill, length))]
 
 
-def parity(bundle: Path, model: Model[LMConfig], seed: int = 0) -> list[Comparison]:
-    """The bundle beside the PyTorch modules: random codes and text states, guided and null text."""
+def parity(bundle: Path, model: Model[LMConfig], seed: int = 0, variant: str | None = None) -> list[Comparison]:
+    """A variant of the bundle beside the PyTorch modules: random codes and text states, guided and null text."""
     rng = np.random.default_rng(seed)
     c = model.config
     columns = rng.integers(0, c.card, (1, c.codebooks, PREFILL + STEPS))
@@ -156,9 +165,10 @@ def parity(bundle: Path, model: Model[LMConfig], seed: int = 0) -> list[Comparis
     cases = {"guided": [rng.standard_normal((7, c.text_dim), dtype=np.float32)], "null text": None}
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
     exact = {case: reference_logits(model, columns, PREFILL, texts, torch.float64) for case, texts in cases.items()}
-    own = getattr(torch, Manifest.read(bundle).tensor("lm_inference", "past_key_values.0.key")["dtype"])
+    manifest = Manifest.read(bundle, variant=variant, hashes=False)
+    own = getattr(torch, manifest.tensor("lm_inference", "past_key_values.0.key")["dtype"])
     rounded = {case: reference_logits(model, columns, PREFILL, texts, own) for case, texts in cases.items()}
-    lm = LanguageModel.load(bundle, hashes=False)
+    lm = LanguageModel.open(manifest)
     steps = []
     for case, texts in cases.items():
         ours = bundle_logits(lm, columns, PREFILL, texts, CFG_COEF)
@@ -166,8 +176,8 @@ def parity(bundle: Path, model: Model[LMConfig], seed: int = 0) -> list[Comparis
     return steps
 
 
-def golden(bundle: Path, folder: Path) -> tuple[list[Comparison], list[str]]:
-    """The bundle beside upstream's arrays: logits of every step, and the tokens of every greedy generation.
+def golden(bundle: Path, folder: Path, variant: str | None = None) -> tuple[list[Comparison], list[str]]:
+    """A variant beside upstream's arrays: logits of every step, and the tokens of every greedy generation.
 
     folder: golden.npz and meta.json, as tests/golden/README.md names their arrays.
     Returns the comparisons, and a line for every case whose tokens differ.
@@ -175,7 +185,7 @@ def golden(bundle: Path, folder: Path) -> tuple[list[Comparison], list[str]]:
     arrays = np.load(folder / "golden.npz")
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     texts = golden_texts(arrays, meta)
-    lm = LanguageModel.load(bundle, hashes=False)
+    lm = LanguageModel.load(bundle, variant=variant, hashes=False)
     steps, wrong = [], []
     for case, said in meta["gen"].items():
         tokens, prompt = arrays[f"gen.{case}.tokens"], arrays.get(f"gen.{case}.prompt")
@@ -234,29 +244,65 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--ckpt", type=Path, required=True, help="the checkpoint that the bundle was exported from")
     parser.add_argument("--golden", type=Path, help="folder of upstream's arrays for this checkpoint")
+    parser.add_argument("--quality", action="store_true", help="measure what every variant costs beside fp32")
+    parser.add_argument("--clip", nargs="+", type=Path, default=[], help="sound to measure on")
     args = parser.parse_args()
     try:
-        agrees = verify(args.bundle, args.ckpt, args.golden)
-    except (BundleError, CheckpointError, ConfigError, MappingError, FileNotFoundError) as error:
+        agrees = verify(args.bundle, args.ckpt, args.golden, args.quality or bool(args.clip), args.clip)
+    except (AudioError, BundleError, CheckpointError, ConfigError, MappingError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
     sys.exit(0 if agrees else 1)
 
 
-def verify(bundle: Path, ckpt: Path, folder: Path | None) -> bool:
-    """Print the tables; whether everything agrees."""
+def verify(bundle: Path, ckpt: Path, folder: Path | None, quality: bool = False, clips: Sequence[Path] = ()) -> bool:
+    """Print the tables; whether everything agrees, and the default is within the bounds."""
     model = load(ckpt)
     same_model(bundle, model)
-    checks = {"the PyTorch modules": parity(bundle, model)}
-    wrong = []
-    if folder:
-        checks["upstream's arrays"], wrong = golden(bundle, folder)
-    for steps in checks.values():
+    held = list(Manifest.read(bundle).need("variants"))
+    exact = [name for name in held if name in EXACT]
+    if not exact and not quality:
+        raise BundleError(f"{bundle}: {', '.join(held)} only, whose weights are rounded: measure it with --quality")
+    checks, wrong = [(name, "the PyTorch modules", parity(bundle, model, variant=name)) for name in exact], []
+    if folder and "fp32" in exact:
+        steps, wrong = golden(bundle, folder, "fp32")
+        checks.append(("fp32", "upstream's arrays", steps))
+    for _, _, steps in checks:
         print("\n".join(table(steps)), end="\n\n")
-    for reference, steps in checks.items():
-        print(summary(steps, reference))
-    if folder:
+    for name, reference, steps in checks:
+        print(f"{'' if name == 'fp32' else name + ' '}{summary(steps, reference)}")
+    if folder and "fp32" in exact:
         print("\n".join(wrong) or "every greedy generation has upstream's tokens")
-    return not wrong and all(s.agrees for steps in checks.values() for s in steps)
+    agrees = not wrong and all(s.agrees for _, _, steps in checks for s in steps)
+    return cost(bundle, model, clips) and agrees if quality else agrees
+
+
+def cost(bundle: Path, model: Model[LMConfig], clips: Sequence[Path]) -> bool:
+    """Print what every variant costs beside fp32, the checkpoint's where the bundle has none; whether the default is
+    within the bounds."""
+    manifest = Manifest.read(bundle, hashes=False)
+    names = [name for name in manifest.tree["variants"] if name != "fp32"]
+    with exact_model(manifest, model) as lm:
+        measured, _ = calibrate(lm, bundle, clips)
+        reference = Reference(lm, measured)
+    found = {name: measure(LanguageModel.load(bundle, variant=name, hashes=False), reference) for name in names}
+    print("\n" + "\n".join(f"{name:8} {quality.line()}" for name, quality in found.items()))
+    default = manifest.tree["variant"]
+    return default == "fp32" or found[default].within_bounds
+
+
+@contextlib.contextmanager
+def exact_model(manifest: Manifest, model: Model[LMConfig]) -> Iterator[LanguageModel]:
+    """The fp32 variant of a bundle, or where it has none one that is exported for the while."""
+    if "fp32" in manifest.tree["variants"]:
+        yield LanguageModel.load(manifest.folder, variant="fp32", hashes=False)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        attention = next(name for name, update in CACHE_UPDATE.items() if update == manifest.tree["cache_update"])
+        write_graphs(model, Path(folder), attention, torch.float32)
+        graphs = {name: describe(Path(folder) / f"{name}.onnx") for name in LM_GRAPHS}
+        yield LanguageModel.open(Manifest(Path(folder), {**manifest.tree, "graphs": graphs, "files": {}}, {}))
 
 
 if __name__ == "__main__":

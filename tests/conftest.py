@@ -65,11 +65,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     made: dict[tuple[str, str, str], Path] = {}
 
-    def make(name: str, attention: str = "ort", dtype: str = "float32") -> Path:
-        key = (name, attention, dtype)
+    def make(name: str, attention: str = "ort", variant: str = "fp32") -> Path:
+        key = (name, attention, variant)
         if key not in made:
             made[key] = tmp_path_factory.mktemp("bundles") / "-".join(key)
-            export(GOLDEN / name / "state_dict.bin", made[key], attention, dtype)
+            export(GOLDEN / name / "state_dict.bin", made[key], attention, [variant])
         return made[key]
 
     return make

@@ -191,10 +191,10 @@ def test_the_sinusoid_has_upstreams_periods(bundle):
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_float16(bundle, language_model, attention):
     """Half the size, caches in float16; close to the float32 bundle, whose draws it mostly repeats."""
-    half, full = bundle("finetune_fp16", attention, "float16"), bundle("finetune_fp16", attention)
-    ratio = (half / "lm_inference.onnx.data").stat().st_size / (full / "lm_inference.onnx.data").stat().st_size
+    half, full = bundle("finetune_fp16", attention, "fp16"), bundle("finetune_fp16", attention)
+    ratio = (half / "lm_inference.fp16.onnx.data").stat().st_size / (full / "lm_inference.onnx.data").stat().st_size
     assert 0.49 < ratio < 0.55
-    lm = language_model("finetune_fp16", attention, "float16")
+    lm = language_model("finetune_fp16", attention, "fp16")
     assert lm.lm.inputs["past_key_values.0.key"]["dtype"] == "float16"
     assert lm.lm.outputs["logits"]["dtype"] == "float32"
     codes = lm.generate_codes(frames=20, seed=0)

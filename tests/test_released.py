@@ -31,7 +31,7 @@ def music(tmp_path_factory) -> MusicGen:
     from export.bundle import export
 
     folder, out = Path(SMALL or ""), tmp_path_factory.mktemp("released") / "bundle"
-    export(folder, folder, folder, out, "ort", "float32")
+    export(folder, folder, folder, out)
     return MusicGen.load(out)
 
 

@@ -1,0 +1,81 @@
+"""Which weights need more bits: each matrix quantized alone, and how far the next-token distribution then moves."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from clean_lm.layers import Cache, Layer
+from clean_lm.lm import LM, guide
+from export.rewrite import quantize_blocks
+
+COLUMNS = 64  # that the distributions are compared on
+MATRICES = ("qkv", "out", "cross_q", "cross_out", "linear1", "linear2")
+CFG_COEF = 3.0
+
+
+def rounded(weight: Tensor, bits: int, block: int) -> Tensor:
+    """weight [K, N] as it is read back from its codes and scales."""
+    codes, scales = quantize_blocks(weight, bits, block)
+    values = (codes.float() - 2 ** (bits - 1)) * scales[..., None]
+    return rearrange(values, "n k b -> (k b) n")[: weight.shape[0]]
+
+
+@torch.inference_mode()
+def sensitivities(lm: LM, columns: np.ndarray, cross: Sequence[Cache], bits: int, block: int) -> dict[str, float]:
+    """KL divergence in nats, mean over codes, of the float32 distribution from that with one matrix quantized.
+
+    columns int64 [B, K, S] delayed, cross L x 2 x [X, H, N, D] with X = B: guided rows, texts first.
+    Returns it for every matrix by its name in the graph.
+    """
+    batch, texts, layers = len(columns), cross[0][0].shape[0], [cast(Layer, layer) for layer in lm.layers]
+    codes = torch.from_numpy(np.concatenate([columns, columns]))
+    shared = lm.attention.columns(torch.tensor([0]), len(codes), codes.shape[2], 0)
+
+    def run(x: Tensor, first: int) -> Tensor:
+        """The layers from `first` on, heads and guidance: x [R, S, dim] -> log-probabilities [B, S, K, card]."""
+        for layer, text in zip(layers[first:], cross[first:], strict=True):
+            x, _ = layer(x, empty(layer, x), text, shared, texts)
+        return guide(lm.logits(x), batch, torch.tensor(CFG_COEF)).log_softmax(dim=-1)
+
+    def alone(owner: nn.Module, name: str, x: Tensor, first: int) -> float:
+        exact = getattr(owner, name)
+        setattr(owner, name, nn.Parameter(rounded(exact, bits, block), requires_grad=False))
+        moved = run(x, first)
+        setattr(owner, name, exact)
+        return float((reference.exp() * (reference - moved)).sum(dim=-1).mean())
+
+    x = lm.embed(codes, torch.tensor([0]))
+    inputs = [x]
+    for layer, text in zip(layers, cross, strict=True):
+        inputs.append(layer(inputs[-1], empty(layer, x), text, shared, texts)[0])
+    reference = run(inputs[-1], len(cross))
+    found = {}
+    for i, layer in enumerate(tqdm(layers, "sensitivity of layers", disable=None)):
+        found |= {f"layers.{i}.{name}": alone(layer, name, inputs[i], i) for name in MATRICES}
+    return found | {"heads": alone(lm, "heads", inputs[-1], len(cross))}
+
+
+def empty(layer: Layer, x: Tensor) -> Cache:
+    """A cache without columns."""
+    cache = x.new_zeros(x.shape[0], layer.heads, 0, x.shape[2] // layer.heads)
+    return cache, cache
+
+
+def sensitive(harm: Mapping[str, float], sizes: Mapping[str, int], bound: float) -> list[str]:
+    """The few weights without which the harm of all others adds up to `bound`, or to half of all where that is less.
+
+    Those with the most harm for their size go first.
+    """
+    left, chosen = sum(harm.values()), []
+    bound = min(bound, left / 2)
+    for name in sorted(harm, key=lambda name: harm[name] / sizes[name], reverse=True):
+        if left <= bound:
+            break
+        chosen.append(name)
+        left -= harm[name]
+    return chosen

@@ -1,0 +1,78 @@
+"""The language model's two graphs: what goes in, what comes out, and which attention they are traced with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from clean_lm.config import LMConfig
+from clean_lm.layers import GroupQueryAttention, StandardAttention
+from clean_lm.lm import LM, Condition
+from export.graph import Port, write
+
+ATTENTION = {"ort": GroupQueryAttention, "standard": StandardAttention}
+CACHE_UPDATE = {"ort": "in_place", "standard": "new_columns"}
+LM_GRAPHS = ("lm_condition", "lm_inference")
+
+
+class Source(Protocol):
+    """Where the weights come from: a checkpoint (weights.lm.Model), or a bundle (export.quantize.Traced)."""
+
+    @property
+    def config(self) -> LMConfig: ...
+
+    def weights(self, component: str, dtype: torch.dtype = ...) -> Mapping[str, Tensor]:
+        """The tensors of "lm" or "condition" by the names that its module has for them."""
+        ...
+
+
+def write_graphs(source: Source, folder: Path, attention: str, dtype: torch.dtype, suffix: str = "") -> None:
+    """Write lm_condition.onnx and lm_inference.onnx with their weights, the suffix before .onnx."""
+    c = source.config
+    modules = {"condition": Condition(c), "lm": LM(c, ATTENTION[attention]())}
+    ports = {"condition": condition_ports(c, dtype), "lm": lm_ports(c, attention, dtype)}
+    for graph, (name, module) in zip(LM_GRAPHS, modules.items(), strict=True):
+        path = folder / f"{graph}{suffix}.onnx"
+        write(module, source.weights(name, dtype), dtype, *ports[name], path)
+
+
+def condition_ports(c: LMConfig, dtype: torch.dtype) -> tuple[dict[str, Any], list[Port]]:
+    """What goes into lm_condition, by argument, and what comes out."""
+    inputs = {
+        "text_states": Port("text_states", dtype, ("texts", "text", c.text_dim)),
+        "text_mask": Port("text_mask", torch.int64, ("texts", "text")),
+    }
+    caches = cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts")
+    return inputs, [port for cache in caches for port in cache]
+
+
+def lm_ports(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str, Any], list[Port]]:
+    """What goes into lm_inference, by argument, and what comes out."""
+    head_dim = GroupQueryAttention.cache_dim(c.head_dim) if attention == "ort" else c.head_dim
+    present = "capacity" if CACHE_UPDATE[attention] == "in_place" else "columns"
+    inputs = {
+        "codes": Port("codes", torch.int64, ("rows", c.codebooks, "columns")),
+        "position": Port("position", torch.int64, (1,)),
+        "past": cache_ports(c, "past_key_values", "capacity", head_dim, dtype),
+        "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts"),
+        "uniform": Port("uniform", torch.float32, ("batch", c.codebooks)),
+        "cfg_coef": Port("cfg_coef", torch.float32, ()),
+        "temperature": Port("temperature", torch.float32, ()),
+        "top_k": Port("top_k", torch.int64, ()),
+        "top_p": Port("top_p", torch.float32, ()),
+    }
+    outputs = [
+        Port("next_codes", torch.int64, ("batch", c.codebooks)),
+        Port("logits", torch.float32, ("batch", c.codebooks, c.card)),
+    ]
+    return inputs, outputs + [port for cache in cache_ports(c, "present", present, head_dim, dtype) for port in cache]
+
+
+def cache_ports(
+    c: LMConfig, name: str, length: str, head_dim: int, dtype: torch.dtype, rows: str = "rows"
+) -> list[tuple[Port, Port]]:
+    """The keys and values of every layer."""
+    shape = (rows, c.heads, length, head_dim)
+    return [(Port(f"{name}.{i}.key", dtype, shape), Port(f"{name}.{i}.value", dtype, shape)) for i in range(c.layers)]

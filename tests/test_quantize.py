@@ -1,0 +1,475 @@
+"""Variants: codes and scales, the rewritten graphs beside the arithmetic that they stand for, quality, the manifest."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from conftest import GOLDEN, ROOT
+
+from clean_lm.layers import StandardAttention
+from clean_lm.lm import LM, Condition
+from clean_lm.musicgen import MusicGen
+from clean_lm.runtime import BundleError, LanguageModel, Manifest, Sampling, sha256
+from demo.checkpoint import TINY
+from export import quality, quantize
+from export.folder import ExportError
+from export.lm import export
+from export.quality import Codes, Quality, Reference, log_probabilities, measure
+from export.quantize import FP32, VARIANTS, Traced, add
+from export.rewrite import Variant, pack, quantize_blocks, quantize_columns, rewrite
+from export.sweep import MATRICES, rounded, sensitive, sensitivities
+from weights.lm import fill
+
+QUANTIZED = tuple(name for name, variant in VARIANTS.items() if variant.bits)
+
+
+@pytest.fixture(scope="module")
+def variants(music, tmp_path_factory) -> Path:
+    """A whole bundle with every variant; do not change it."""
+    folder = tmp_path_factory.mktemp("variants") / "bundle"
+    shutil.copytree(music("text", True), folder)
+    add(folder, list(VARIANTS))
+    return folder
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+# Codes and scales
+
+
+@pytest.mark.parametrize("block", [32, 128])
+@pytest.mark.parametrize(("bits", "share"), [(4, 0.5), (8, 0.5)])
+def test_blocks(bits, share, block):
+    """No weight is farther from what is read back than half a step, but where a smaller step helps the others."""
+    weight = torch.randn(200, 24, generator=torch.Generator().manual_seed(0))
+    codes, scales = quantize_blocks(weight, bits, block)
+    count = -(-200 // block)
+    assert (codes.shape, scales.shape, codes.dtype) == ((24, count, block), (24, count), torch.uint8)
+    assert int(codes.max()) < 2**bits
+    back = rounded(weight, bits, block)
+    largest = torch.nn.functional.pad(weight.T, (0, count * block - 200)).reshape(24, count, block).abs().amax(-1)
+    plain = largest / (2 ** (bits - 1) - 1)  # the step of absmax quantization
+    step = plain.repeat_interleave(block, dim=1)[:, :200].T
+    assert ((back - weight).abs() <= 3 * step).all()
+    absmax = (weight / step).round() * step
+    assert (back - weight).square().sum() <= (absmax - weight).square().sum()
+    assert (((back - weight).abs() <= share * step).float().mean()) > 0.95
+
+
+def test_blocks_of_zeros_and_of_one_value():
+    weight = torch.zeros(64, 3)
+    weight[32:, 1] = 2.5
+    weight[32:, 2] = -0.1
+    torch.testing.assert_close(rounded(weight, 4, 32), weight, rtol=1e-6, atol=0)
+
+
+def test_columns():
+    weight = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    weight[:, 3] = 0
+    codes, scales = quantize_columns(weight)
+    back = (codes.float() - 128) * scales
+    assert ((back - weight).abs() <= scales / 2 + 1e-7).all()
+    assert (back[:, 3] == 0).all()
+
+
+def test_packing():
+    """The first of two codes lies in the lower half of a byte, as MatMulNBits has it."""
+    codes = torch.tensor([[1, 2, 15, 0]], dtype=torch.uint8)
+    assert pack(codes, 4).tolist() == [[0x21, 0x0F]]
+    assert pack(codes, 8).tolist() == codes.tolist()
+
+
+# Graphs
+
+
+def graph_of(folder: Path, op: str, weight: np.ndarray) -> Path:
+    """One MatMul or Gather."""
+    if op == "MatMul":
+        x, y, node = ("float", ["n", len(weight)]), ["n", weight.shape[1]], ["x", "w"]
+    else:
+        x, y, node = ("int64", ["n"]), ["n", weight.shape[1]], ["w", "x"]
+    kinds = {"float": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(op, node, ["y"])],
+        "one",
+        [onnx.helper.make_tensor_value_info("x", kinds[x[0]], x[1])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, y)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    path = folder / "one.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def run(path: Path, x: np.ndarray) -> np.ndarray:
+    return np.asarray(ort.InferenceSession(str(path)).run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize("size", [(256, 48), (200, 64), (24, 10)])
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_a_matrix_is_the_one_of_its_codes(tmp_path, name, size):
+    """Rows of the unit matrix survive the rounding of activations: what comes out is the matrix as it is read back."""
+    variant = VARIANTS[name]
+    if variant.dtype == "float16":
+        variant = Variant(bits=variant.bits, block=variant.block)
+    weight = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
+    rewrite(graph_of(tmp_path, "MatMul", weight), tmp_path / "small.onnx", variant, {}, None)
+    found = run(tmp_path / "small.onnx", np.eye(size[0], dtype=np.float32))
+    if variant.dynamic:
+        codes, scales = quantize_columns(torch.from_numpy(weight))
+        expected = ((codes.float() - 128) * scales).numpy()
+    else:
+        block = min(variant.block, max(16, 2 ** int(np.ceil(np.log2(size[0])))))
+        expected = rounded(torch.from_numpy(weight), variant.bits or 0, block).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [16, 48, 128])
+@pytest.mark.parametrize("variant", [VARIANTS["int4"], VARIANTS["dynamic"]])
+def test_a_table_is_int8(tmp_path, variant, dim):
+    table = np.random.default_rng(0).standard_normal((40, dim), dtype=np.float32)
+    rewrite(graph_of(tmp_path, "Gather", table), tmp_path / "small.onnx", variant, {}, None)
+    found = run(tmp_path / "small.onnx", np.arange(40))
+    np.testing.assert_allclose(found, table, rtol=0, atol=np.abs(table).max() / 250)
+    assert (tmp_path / "small.onnx").stat().st_size < 2000 + 2 * table.nbytes // 4 + 40 * dim
+
+
+def operators(path: Path) -> dict[str, int]:
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    names = [node.op_type for node in nodes]
+    return {name: names.count(name) for name in set(names)}
+
+
+def test_what_is_rewritten(variants):
+    """Every matrix and the table, and nothing that has no weights."""
+    traced = operators(variants / "lm_inference.onnx")
+    for name in QUANTIZED:
+        found = operators(variants / f"lm_inference.{name}.onnx")
+        assert found.get("MatMul", 0) == 0
+        if VARIANTS[name].dynamic:
+            assert (found["MatMulInteger"], found["DynamicQuantizeLinear"]) == (traced["MatMul"], traced["MatMul"])
+        else:
+            assert found["MatMulNBits"] == traced["MatMul"]
+            assert found["GatherBlockQuantized"] == 1
+
+
+def test_nothing_is_left_of_the_weights(variants):
+    """A variant's file holds its codes and scales, not what they were made of."""
+    sizes = {name: (variants / f"lm_inference{suffix(name)}.onnx.data").stat().st_size for name in VARIANTS}
+    assert sizes["int8"] < sizes["int8-32"] < 0.32 * sizes[FP32]
+    assert sizes["int4"] < sizes["int4-32"] < sizes["mixed"] < sizes["int8"]
+    assert sizes["fp16"] < 0.55 * sizes[FP32]
+
+
+def suffix(name: str) -> str:
+    return "" if name == FP32 else f".{name}"
+
+
+def test_an_int8_cache_is_the_keys_over_their_scales(variants):
+    """Its channels have a scale each, and what the float cache holds is found in it, a step's half away."""
+    graph = onnx.load(variants / "lm_inference.int8.onnx").graph
+    scales = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if "past_key_values" in t.name}
+    codes = np.random.default_rng(0).integers(0, 64, (1, 4, 30))
+    caches = {}
+    for name in ("int8", FP32):
+        lm = LanguageModel.load(variants, variant=name)
+        decoder = lm.decoder(1, 30, None, Sampling())
+        decoder(codes, np.zeros((1, 4), np.float32))
+        caches[name] = decoder.caches
+    for name in ("past_key_values.0.key", "past_key_values.0.value"):
+        scale = scales[f"{name}.scale"].reshape(1, 4, 1, 16)
+        assert caches["int8"][name].dtype == np.int8
+        back = caches["int8"][name] * scale
+        error = np.abs(back - caches[FP32][name])
+        # the layer's input differs too: its weights are rounded
+        assert np.quantile(error / scale, 0.9) < 3
+        assert (scale > 0).all()
+
+
+@pytest.mark.parametrize("name", ["int8", "int4-32"])
+def test_a_variant_is_the_model_of_its_rounded_weights(variants, name):
+    """Beside PyTorch with the same rounded weights: what is left is the rounding of activations and of the cache."""
+    traced, variant = Traced(variants), VARIANTS[name]
+    weights = traced.weights("lm")
+    for key in weights:
+        if key.rsplit(".")[-1] in MATRICES or key == "heads":
+            block = min(variant.block, 2 ** int(np.ceil(np.log2(len(weights[key])))))
+            weights[key] = rounded(weights[key], variant.bits or 0, block)
+    module = fill(LM(traced.config, StandardAttention()), weights)
+    columns = np.random.default_rng(0).integers(0, 64, (1, 4, 24))
+    cross, empty = torch.zeros(0, 4, 1, 16), torch.zeros(1, 4, 0, 16)
+    with torch.inference_mode():
+        x, _ = module.read(torch.from_numpy(columns), torch.tensor([0]), [(empty, empty)] * 3, [(cross, cross)] * 3)
+        theirs = module.logits(x[:, -1]).numpy()
+    decoder = LanguageModel.load(variants, variant=name).decoder(1, 24, None, Sampling())
+    decoder(columns, np.zeros((1, 4), np.float32))
+    off = np.sqrt(np.square(decoder.logits - theirs).mean() / np.square(theirs).mean())
+    assert off < 0.1
+
+
+# Sweep
+
+
+def test_the_sweep_finds_what_is_sensitive():
+    """One matrix with a few huge weights, whose blocks then have huge steps."""
+    generator = torch.Generator().manual_seed(0)
+    module = LM(TINY, StandardAttention())
+    condition = Condition(TINY)
+    make = lambda p: torch.randn(p.shape, generator=generator) * p.shape[-1] ** -0.5  # noqa: E731
+    weights = {name: torch.ones(p.shape) if "norm" in name else make(p) for name, p in module.named_parameters()}
+    weights["layers.2.linear1"][::32] *= 30
+    fill(module, weights)
+    fill(condition, {name: make(p) for name, p in condition.named_parameters()})
+    columns = np.random.default_rng(0).integers(0, TINY.card, (1, 4, 12))
+    with torch.inference_mode():
+        cross = condition(torch.randn(1, 5, TINY.text_dim, generator=generator), torch.ones(1, 5, dtype=torch.int64))
+    harm = sensitivities(module, columns, cross, 4, 32)
+    assert harm.keys() == {*(f"layers.{i}.{name}" for i in range(TINY.layers) for name in MATRICES), "heads"}
+    assert max(harm, key=lambda name: harm[name]) == "layers.2.linear1"
+    assert all(value >= -1e-6 for value in harm.values())
+
+
+def test_the_choice():
+    harm, sizes = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}, {"a": 8, "b": 1, "c": 1, "d": 1}
+    assert sensitive(harm, sizes, 100) == ["b", "c"]  # half is left
+    assert sensitive(harm, sizes, 4.5) == ["b", "c", "d"]
+    assert sensitive(harm, sizes, 0) == ["b", "c", "d", "a"]
+
+
+def test_mixed_has_both(variants):
+    entry = manifest(variants)["variants"]["mixed"]
+    graph = onnx.load(variants / "lm_inference.mixed.onnx", load_external_data=False).graph
+    bits = {
+        node.input[1].rsplit(".", 1)[0]: next(a.i for a in node.attribute if a.name == "bits")
+        for node in graph.node
+        if node.op_type == "MatMulNBits"
+    }
+    assert {name for name, b in bits.items() if b == 8} == set(entry["sensitive"])
+    assert 0 < len(entry["sensitive"]) < len(bits)
+
+
+# Quality
+
+
+def test_log_probabilities():
+    x = np.array([[1.0, 2.0, 1000.0], [0.0, 0.0, 0.0]])
+    expected = torch.from_numpy(x).log_softmax(-1).numpy()
+    np.testing.assert_allclose(log_probabilities(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def reference(variants) -> Reference:
+    lm = LanguageModel.load(variants, variant=FP32)
+    codes = lm.generate_codes(frames=20, seed=0)
+    return Reference(lm, [Codes(codes, [None], "test")])
+
+
+def test_a_model_beside_itself(variants, reference):
+    found = measure(LanguageModel.load(variants, variant=FP32), reference)
+    assert (found.kl, found.top1, found.greedy_frames) == (0, 1, quality.GREEDY)
+    assert found.perplexity == found.perplexity_fp32
+    assert found.codes == 80
+    assert found.within_bounds
+
+
+def test_the_numbers(variants, reference):
+    """KL divergence and perplexity as PyTorch has them, from the logits of one call after the other."""
+    lm = LanguageModel.load(variants, variant="int8")
+    found = measure(lm, reference)
+    (codes,) = reference.codes
+    ours = torch.from_numpy(quality.logits(lm, codes)).double().log_softmax(-1)
+    theirs = torch.from_numpy(reference.logits[0])
+    inside = torch.zeros(ours.shape[:3], dtype=torch.bool)  # [S, B, K]: frame t of codebook k is predicted at t + k
+    targets = torch.zeros(ours.shape[:3], dtype=torch.int64)
+    for k in range(4):
+        inside[k : k + 20, 0, k] = True
+        targets[k : k + 20, 0, k] = torch.from_numpy(codes.codes[0, k])
+    kl = torch.nn.functional.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1)[inside].mean()
+    cross = torch.nn.functional.nll_loss(ours[inside], targets[inside])
+    assert found.kl == pytest.approx(float(kl))
+    assert found.perplexity == pytest.approx(float(cross.exp()))
+    assert found.top1 == pytest.approx(float((ours.argmax(-1) == theirs.argmax(-1))[inside].double().mean()))
+    assert found.kl > 0
+
+
+def test_more_bits_cost_less(variants):
+    cost = {name: entry["quality"]["kl"] for name, entry in manifest(variants)["variants"].items() if name != FP32}
+    assert 0 < cost["fp16"] < cost["int8"] < cost["int4-32"]
+    assert cost["mixed"] < cost["int4-32"]
+
+
+def test_bounds():
+    good = Quality(kl=0.05, top1=0.1, perplexity=10.3, perplexity_fp32=10, greedy_frames=0, codes=1, source="")
+    assert good.within_bounds
+    assert not Quality(0.0501, 1, 10, 10, 0, 1, "").within_bounds
+    assert not Quality(0, 1, 10.31, 10, 0, 1, "").within_bounds
+
+
+# Bundles
+
+
+def test_the_manifest(variants):
+    tree = manifest(variants)
+    assert list(tree["variants"]) == list(VARIANTS)
+    assert tree["variant"] == FP32  # the first that was wanted
+    assert tree["graphs"].items() >= tree["variants"][FP32]["graphs"].items()
+    assert {path.name for path in variants.iterdir()} == {*tree["files"], "manifest.json"}
+    for name, entry in tree["files"].items():
+        assert entry == {"bytes": (variants / name).stat().st_size, "sha256": sha256(variants / name)}
+    for name, entry in tree["variants"].items():
+        assert entry["cache"] == VARIANTS[name].cache
+        cache = next(t for t in entry["graphs"]["lm_inference"]["inputs"] if t["name"] == "past_key_values.0.key")
+        assert cache["dtype"] == ("int8" if entry["cache"] == "int8" else VARIANTS[name].dtype)
+        assert entry["bytes"] == sum(
+            tree["files"][f"{graph['file']}{end}"]["bytes"]
+            for graph in entry["graphs"].values()
+            for end in ("", ".data")
+        )
+    encoders = {name: entry["graphs"].get("text_encoder", {}).get("file") for name, entry in tree["variants"].items()}
+    assert encoders["int4"] == encoders["q4f16"] == "text_encoder.int8.onnx"
+    assert (encoders["dynamic"], encoders[FP32], encoders["fp16"]) == (
+        "text_encoder.dynamic.onnx",
+        "text_encoder.onnx",
+        None,
+    )
+    assert 0 < tree["variants"]["int8"]["quality"]["text_error"] < 0.05
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_makes_sound(variants, name):
+    model = MusicGen.load(variants, variant=name)
+    model.set_generation_params(duration=0.5)
+    sound = model.generate(["slow house", None], seed=0)
+    assert isinstance(sound, np.ndarray)
+    assert sound.shape == (2, 1, 16000)
+    assert np.isfinite(sound).all()
+
+
+def test_another_variant(variants):
+    with pytest.raises(BundleError, match=r"holds no variant 'int3', only fp32, fp16, int8"):
+        MusicGen.load(variants, variant="int3")
+
+
+@pytest.fixture
+def copied(music, tmp_path) -> Path:
+    return shutil.copytree(music("text"), tmp_path / "bundle")
+
+
+def test_the_default_is_the_first_within_the_bounds(copied, monkeypatch):
+    costs = iter([1.0, 0.01, 0.0])
+    fake = lambda *_: Quality(next(costs), 1, 10, 10, 0, 1, "")  # noqa: E731
+    monkeypatch.setattr(quantize, "measure", fake)
+    lines = add(copied, ["int4", "int8", "dynamic"], keep=False)
+    assert lines[-1] == "int4 is worse than the bounds: the default is int8"
+    tree = manifest(copied)
+    assert (tree["variant"], list(tree["variants"])) == ("int8", ["int4", "int8", "dynamic"])
+    assert tree["graphs"]["lm_inference"]["file"] == "lm_inference.int8.onnx"
+    assert not (copied / "lm_inference.onnx").exists()
+    assert {path.name for path in copied.iterdir()} == {*tree["files"], "manifest.json"}
+    assert LanguageModel.load(copied).generate_codes(frames=5).shape == (1, 4, 5)
+    with pytest.raises(ExportError, match="holds no fp32 variant to measure beside"):
+        add(copied, ["int8-32"])
+
+
+def test_fp32_stays_where_nothing_else_can_be_the_default(copied, monkeypatch):
+    monkeypatch.setattr(quantize, "measure", lambda *_: Quality(1, 1, 10, 10, 0, 1, ""))
+    lines = add(copied, ["int4"], keep=False)
+    assert lines[-1] == "int4 is worse than the bounds: the default is fp32"
+    assert list(manifest(copied)["variants"]) == [FP32, "int4"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_interrupted(copied, monkeypatch, error):
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(quantize, "measure", fail)
+    with pytest.raises(BaseException, match=r".*"):
+        add(copied, ["int4"])
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
+def test_twice(variants):
+    with pytest.raises(ExportError, match="holds int4, mixed already"):
+        add(variants, ["int4", "mixed"])
+
+
+def test_a_float_cache(copied):
+    add(copied, ["int8"], cache="float")
+    lm = LanguageModel.load(copied, variant="int8")
+    assert lm.lm.inputs["past_key_values.0.key"]["dtype"] == "float32"
+
+
+def test_standard_has_no_operators_of_another_domain(bundle, tmp_path):
+    with pytest.raises(
+        ExportError, match=r"--attention standard with int4: MatMulNBits is no ai\.onnx operator; take fp32"
+    ):
+        export(GOLDEN / "text" / "state_dict.bin", tmp_path / "bundle", "standard", ["int4"])
+    folder = shutil.copytree(bundle("text", "standard"), tmp_path / "standard")
+    add(folder, ["dynamic"])
+    model = onnx.load(folder / "lm_inference.dynamic.onnx", load_external_data=False)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert {opset.domain for opset in model.opset_import} == {""}
+    assert LanguageModel.load(folder, variant="dynamic").generate_codes(frames=5, seed=0).shape == (1, 4, 5)
+
+
+def test_padded_heads(bundle, tmp_path):
+    """A head size of 12 is 16 in the cache: the padding's channels are zeros, and their scale is no zero."""
+    folder = shutil.copytree(bundle("stereo"), tmp_path / "stereo")
+    add(folder, ["int8"])
+    found = manifest(folder)["variants"]["int8"]["quality"]
+    assert found["kl"] < 1
+    assert np.isfinite(found["perplexity"])
+
+
+def test_the_command(music, tmp_path):
+    folder = shutil.copytree(music("text"), tmp_path / "bundle")
+    clip = tmp_path / "loop.wav"
+    shutil.copyfile(ROOT / "demo" / "loop.wav", clip)
+    command = [sys.executable, "export/quantize.py", "--bundle", folder, "--variant", "int8", "--clip", clip]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("int8     KL ")
+    assert "codes of loop.wav" in done.stdout
+    missing = subprocess.run(
+        [*command[:-1], tmp_path / "no.wav"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: ")
+
+
+def test_a_changed_file_is_seen(copied):
+    add(copied, ["int8"])
+    data = copied / "lm_inference.int8.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[99] ^= 1
+    data.write_bytes(content)
+    LanguageModel.load(copied, variant=FP32)
+    with pytest.raises(BundleError, match=r"lm_inference\.int8\.onnx\.data: sha256"):
+        LanguageModel.load(copied, variant="int8")
+
+
+def test_info(variants):
+    done = subprocess.run(
+        [sys.executable, "-m", "clean_lm.cli", "info", variants], capture_output=True, text=True, check=True
+    )
+    assert "variant int4-32   KL" in done.stdout
+
+
+def test_loading_reads_no_text_graphs(variants):
+    model = MusicGen.load(variants, variant="int4")
+    assert "session" not in vars(model.lm.condition)
+    assert model.text is not None
+    assert "session" not in vars(model.text.graph)
+    assert Manifest.read(variants).tree["variant"] == FP32
