@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--ckpt", type=Path, help="folder of a checkpoint that is there already")
     parser.add_argument("--bundle", type=Path, help="a bundle that is there already, of the same checkpoint")
     parser.add_argument("--contenders", nargs="+", choices=NAMES, default=NAMES, help="default: all")
-    parser.add_argument("--variants", nargs="+", help="of clean_lm (default: all that the bundle has)")
+    parser.add_argument("--variants", nargs="+", help="of clean_lm (default: all that the bundle holds)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--steps", type=int, default=5, help="of a sample (default: 5)")
@@ -88,7 +88,7 @@ def prepare(args: argparse.Namespace, work: Path) -> Files:
         subprocess.run(how, check=True, stdout=subprocess.DEVNULL)
     if not files.bundle.exists():
         say(f"{files.bundle}: exporting a bundle")
-        ours.export(files.checkpoint, files.bundle, tuple(args.variants or ours.EXPORTED))
+        ours.export(files.checkpoint, files.bundle, args.variants or ours.EXPORTED)
     if OPTIMUM in args.contenders and not files.growing.exists():
         say(f"{files.growing}: exporting with a growing cache")
         code = "import sys, pathlib; from bench.growing import export; export(*map(pathlib.Path, sys.argv[1:]))"

@@ -11,17 +11,17 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from clean_lm.config import LMConfig
-from clean_lm.layers import Cache, attend
+from clean_lm.layers import Cache, StandardAttention, attend
 from clean_lm.lm import LM
 from export.folder import new_folder
 from export.graph import Port, write
-from export.lm import cache_ports
+from export.tracing import cache_ports
 from weights.lm import load
 
 FILE = "decoder.onnx"
 
 
-class GrowingAttention:
+class GrowingAttention(StandardAttention):
     """ai.onnx operators on a cache that holds what was read and no more. The present cache is the longer one."""
 
     def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:

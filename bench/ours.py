@@ -2,8 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,21 +13,22 @@ from bench.workload import CFG_COEF, TOP_K, Coder, Mode, Model, Step, Workload, 
 from clean_lm.runtime import Decoder, Graph, LanguageModel, Manifest, Sampling
 
 ROOT = Path(__file__).parents[1]
-EXPORTED: tuple[str, ...] = ()  # what export/bundle.py is asked for; none: what it writes unasked
+FP32 = "fp32"
+EXPORTED = ("int8", "int4", "mixed", "dynamic")  # the variants of a new bundle, besides fp32
 SAMPLING = Sampling(top_k=TOP_K, cfg_coef=CFG_COEF)
 
 
-def export(checkpoint: Path, bundle: Path, variants: tuple[str, ...]) -> None:
-    """Write a bundle with these variants of the language model. Raises CalledProcessError."""
-    wanted = ["--variant", *variants] if variants else []
+def export(checkpoint: Path, bundle: Path, variants: Sequence[str]) -> None:
+    """Write a bundle with fp32 and these variants of the language model. Raises CalledProcessError."""
+    wanted = dict.fromkeys([FP32, *variants])
     parts = ["--lm", checkpoint / "state_dict.bin", "--codec", checkpoint / "compression_state_dict.bin"]
-    command = [sys.executable, ROOT / "export" / "bundle.py", *parts, "--out", bundle, *wanted]
+    command = [sys.executable, ROOT / "export" / "bundle.py", *parts, "--out", bundle, "--variant", *wanted]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def variants(bundle: Path) -> tuple[str, ...]:
     """The variants of the language model that a bundle holds."""
-    return tuple(Manifest.read(bundle).tree.get("variants", {"fp32": {}}))
+    return tuple(Manifest.read(bundle).need("variants"))
 
 
 def sizes(bundle: Path) -> Model:
@@ -39,24 +40,17 @@ def sizes(bundle: Path) -> Model:
 
 def graph_file(bundle: Path, variant: str) -> Path:
     """The file of a variant's lm_inference."""
-    tree = Manifest.read(bundle).tree
-    graphs = tree.get("variants", {}).get(variant, {}).get("graphs", tree["graphs"])
-    return bundle / graphs["lm_inference"]["file"]
+    return Manifest.read(bundle, variant=variant, hashes=False).graph("lm_inference").path
 
 
 def condition(bundle: Path) -> Graph:
-    """lm_condition, for a contender that has none of its own."""
-    return Manifest.read(bundle).session("lm_condition", hashes=False)
+    """The float32 lm_condition, for a contender that has none of its own."""
+    return Manifest.read(bundle, variant=FP32, hashes=False).graph("lm_condition")
 
 
 def music(bundle: Path, variant: str) -> clean_lm.musicgen.MusicGen:
     """Everything, for streaming."""
-    return clean_lm.musicgen.MusicGen.load(bundle, hashes=False, **_chosen(bundle, variant))
-
-
-def _chosen(bundle: Path, variant: str) -> dict[str, Any]:
-    """The argument that opens a variant; none for a bundle of one."""
-    return {"variant": variant} if "variants" in Manifest.read(bundle).tree else {}
+    return clean_lm.musicgen.MusicGen.load(bundle, variant=variant, hashes=False)
 
 
 class OurCoder:
@@ -76,7 +70,7 @@ class Ours:
         self.name = f"clean_lm {variant}"
         self.coder: Coder = coder
         self.model, self.workload = sizes(bundle), workload
-        self.lm = LanguageModel.load(bundle, hashes=False, **_chosen(bundle, variant))
+        self.lm = LanguageModel.load(bundle, variant=variant, hashes=False)
         self.graph = graph_file(bundle, variant)
 
     def rows(self, mode: Mode) -> int:

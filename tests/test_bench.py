@@ -34,6 +34,7 @@ def run(tmp_path_factory):
     work, threads = tmp_path_factory.mktemp("bench"), torch.get_num_threads()
     torch.set_num_threads(1)
     arguments = ["--size", "tiny", "--work", work, "--ckpt", ROOT / "demo", "--rounds", 2, "--steps", 2, "--takes", 2]
+    arguments += ["--variants", "fp32", "int8"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         command.main([str(argument) for argument in arguments])
@@ -52,7 +53,7 @@ def fp32(run):
 
 def test_results(run):
     results = run.results
-    assert results["groups"] == [["clean_lm fp32", "optimum-style", "transformers"]]
+    assert results["groups"] == [["clean_lm fp32", "clean_lm int8", "optimum-style", "transformers"]]
     assert results["workload"]["prefill"] == 301
     assert results["workload"]["workload_steps"] == 1202
     assert results["summary"]["bandwidth"] > 0
@@ -67,10 +68,10 @@ def test_results(run):
             assert new == pytest.approx(whole * 24 / 30)
     assert set(results["summary"]["codecs"]) == {"clean_lm", "transformers"}
     processes = results["processes"]
-    assert set(processes) == {"clean_lm fp32", "optimum-style", "transformers"}
-    stream = processes["clean_lm fp32"]["stream"]
-    assert 0 < stream["first"] <= stream["new"]
-    assert processes["clean_lm fp32"]["load"] > 0
+    assert list(processes) == results["groups"][0]
+    for name in ("clean_lm fp32", "clean_lm int8"):
+        assert 0 < processes[name]["stream"]["first"] <= processes[name]["stream"]["new"]
+        assert processes[name]["load"] > 0
     assert processes["transformers"]["load"] is None
     if machine.available() is not None:
         assert all(said["memory"]["opened"] > 0 for said in processes.values())
@@ -81,8 +82,8 @@ def test_every_contender_is_measured_in_every_round(run):
     for turn in range(2):
         order = [s["contender"] for s in run.results["samples"] if (s["round"], s["what"]) == (turn, STEP)]
         names = run.results["groups"][0]
-        assert order[:3] == names[turn:] + names[:turn]
-        assert sorted(order) == sorted(6 * names + ["clean_lm fp32"])  # that of the takes is its own
+        assert order[:4] == names[turn:] + names[:turn]
+        assert sorted(order) == sorted(6 * names + names[:2])  # clean_lm's takes
     assert all(len(s["values"]) == 2 for s in run.results["samples"] if s["what"] == STEP)
 
 
@@ -232,7 +233,7 @@ def test_labels_are_kept_apart():
     ("arguments", "message"),
     [
         (["--rounds", "0"], "expected 1 or more"),
-        (["--variants", "int3"], "holds the variants fp32, not int3"),
+        (["--variants", "int3"], "holds the variants fp32, int8, not int3"),
     ],
 )
 def test_refusals(run, arguments, message):
@@ -252,7 +253,18 @@ def test_interrupted(run, monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(measure, "measure", stop)
     out = ["--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "a.md"), "--plot", str(tmp_path / "a.png")]
-    where = ["--size", "tiny", "--work", str(run.work), "--ckpt", str(ROOT / "demo"), "--contenders", "clean_lm"]
+    where = [
+        "--size",
+        "tiny",
+        "--work",
+        str(run.work),
+        "--ckpt",
+        str(ROOT / "demo"),
+        "--contenders",
+        "clean_lm",
+        "--variants",
+        "fp32",
+    ]
     command.main([*where, *out, "--parts", "steps", "prefill", "--rounds", "1"])
     assert "interrupted" in capsys.readouterr().err
     results = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
