@@ -59,7 +59,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--ckpt", type=Path, help="folder of a checkpoint that is there already")
     parser.add_argument("--bundle", type=Path, help="a bundle that is there already, of the same checkpoint")
     parser.add_argument("--contenders", nargs="+", choices=NAMES, default=NAMES, help="default: all")
-    parser.add_argument("--variants", nargs="+", help="of clean_lm (default: all that the bundle holds)")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        help="of clean_lm (default: all that the bundle holds; a bundle that is made here: fp32 int8 int4)",
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--steps", type=int, default=5, help="of a sample (default: 5)")

@@ -14,7 +14,7 @@ from clean_lm.runtime import Decoder, Graph, LanguageModel, Manifest, Sampling
 
 ROOT = Path(__file__).parents[1]
 FP32 = "fp32"
-EXPORTED = ("int8", "int4", "mixed", "dynamic")  # the variants of a new bundle, besides fp32
+EXPORTED = ("int8", "int4")  # the variants of a new bundle, besides fp32: each takes minutes to make
 SAMPLING = Sampling(top_k=TOP_K, cfg_coef=CFG_COEF)
 
 
