@@ -120,6 +120,7 @@ class Bench:
         self.modes = {mode.name: mode for mode in (Mode(GUIDED, True, 1), Mode(NULL, False, 1))}
         self.takes = Mode(f"{args.takes} null-text takes", False, args.takes)
         self.reader = machine.Reader(ARRAYS[args.size])
+        self.others: float | None = None
         self.samples: list[Sample] = []
         self.read: dict[tuple[str, str, int], int] = {}
         self.coders: dict[str, str] = {}
@@ -128,8 +129,12 @@ class Bench:
         self.start = time.perf_counter()
 
     def run(self) -> None:
-        for number, names in enumerate(self.groups):
-            self.group(number, [entry for entry in self.entries if entry.name in names])
+        others = machine.Others()
+        try:
+            for number, names in enumerate(self.groups):
+                self.group(number, [entry for entry in self.entries if entry.name in names])
+        finally:
+            self.others = others.share()
         if "processes" in self.args.parts:
             self.fresh()
 
@@ -213,6 +218,7 @@ class Bench:
         return {
             "size": self.args.size,
             "machine": machine.describe(),
+            "others": self.others,
             "workload": self.workload(),
             "bandwidth_array_bytes": ARRAYS[self.args.size],
             "groups": self.groups,
@@ -235,6 +241,7 @@ class Bench:
             "takes_mode": self.takes.name,
             "takes_columns": REFERENCE.lengths[len(REFERENCE.lengths) // 2],
             "full": self.args.full,
+            "parts": list(self.args.parts),
         }
 
 

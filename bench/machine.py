@@ -62,6 +62,29 @@ def caches() -> dict[str, str]:
     return found
 
 
+class Others:
+    """How much of the machine other programs take while this process measures."""
+
+    def __init__(self):
+        self.start = self._now()
+
+    def share(self) -> float | None:
+        """Of the cores' time since this was made, 0 to 1; None where the system does not tell."""
+        (wall, own, busy), (wall_0, own_0, busy_0) = self._now(), self.start
+        if busy is None or busy_0 is None:
+            return None
+        return max(0.0, (busy - busy_0) - (own - own_0)) / ((wall - wall_0) * (os.cpu_count() or 1))
+
+    def _now(self) -> tuple[float, float, float | None]:
+        """Seconds: of the clock, of this process on all its threads, of every core that was busy or taken away."""
+        path = Path("/proc/stat")
+        if not path.exists():
+            return time.perf_counter(), time.process_time(), None
+        user, nice, system, _, _, irq, softirq, steal = map(int, path.read_text(encoding="utf-8").split()[1:9])
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), time.process_time(), busy
+
+
 class Reader:
     """An array far larger than the caches, to see how fast all cores together read memory.
 

@@ -58,7 +58,8 @@ def steps(axes: Axes, mode: str, everyone: Mapping[str, Any], looks: Mapping[str
 
 def label(axes: Axes, mode: str, everyone: Mapping[str, Any], looks: Mapping[str, tuple[str, str]], top: float) -> None:
     """Names at the ends of the lines, moved apart where they would touch."""
-    last = {name: list(modes[mode]["step"].items())[-1] for name, modes in everyone.items() if modes.get(mode)}
+    sampled = {name: list(modes.get(mode, {}).get("step", {}).items()) for name, modes in everyone.items()}
+    last = {name: steps[-1] for name, steps in sampled.items() if steps}
     ends = sorted((1000 * seconds, columns, name) for name, (columns, seconds) in last.items())
     places = spread([height for height, _, _ in ends], LABEL_GAP * top)
     for place, (height, columns, name) in zip(places, ends, strict=True):

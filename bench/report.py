@@ -7,6 +7,7 @@ from bench.contenders import NOT_INSTALLED
 from bench.workload import GUIDED, NULL
 
 GB, MB = 1e9, 1e6
+QUIET = 0.05  # of the cores' time that other programs may take
 LIBRARIES = ("onnxruntime", "torch", "transformers", "audiocraft")
 PEAK = "Peak: encode, prefill, caches filled to the last column, a few steps, and decode, not all steps. "
 
@@ -38,6 +39,11 @@ def about(results: Mapping[str, Any]) -> Iterator[str]:
             f"Memory is read at {summary['bandwidth'] / GB:.1f} GB/s: all cores summing one array of integers of "
             f"{_bytes(results['bandwidth_array_bytes'])}, beside the contenders of every cell of steps; the median."
         )
+    if results["others"] is not None:
+        yield (
+            f"Other programs took {results['others']:.0%} of the cores' time meanwhile"
+            + (": **measure again on a quiet machine**." if results["others"] > QUIET else ".")
+        )
     for number, names in enumerate(results["groups"], 1):
         if len(results["groups"]) > 1:
             yield f"Group {number}, in memory together: {', '.join(names)}."
@@ -49,6 +55,8 @@ def about(results: Mapping[str, Any]) -> Iterator[str]:
 def step_tables(results: Mapping[str, Any]) -> Iterator[str]:
     """One for guided, one for null text."""
     lengths = results["workload"]["lengths"]
+    if "steps" not in results["workload"]["parts"]:
+        return
     for mode in (GUIDED, NULL):
         found = {name: modes[mode] for name, modes in _everyone(results) if mode in modes and modes[mode]["step"]}
         yield f"## A step, {mode}"
@@ -73,6 +81,8 @@ def step_tables(results: Mapping[str, Any]) -> Iterator[str]:
 
 def prefill_table(results: Mapping[str, Any]) -> Iterator[str]:
     columns = results["workload"]["prefill"]
+    if "prefill" not in results["workload"]["parts"]:
+        return
     yield f"## Prefill of {columns} columns"
     yardstick = results["summary"]["yardstick"]
     yield from _head("contender", "guided, s", f"x {yardstick}", "null text, s", f"x {yardstick}")
@@ -90,6 +100,8 @@ def whole_table(results: Mapping[str, Any]) -> Iterator[str]:
     """The whole workload, measured where it was."""
     w = results["workload"]
     new = w["duration"] - w["prompt"]
+    if not w["full"] and not {"steps", "prefill", "codec"} <= set(w["parts"]):
+        return
     yield f"## {w['prompt']:g} s in, {w['duration']:g} s out, encode and decode included"
     heads = ("seconds", f"x real time over {w['duration']:g} s", f"over the {new:g} s that are new")
     yield from _head("contender", *(f"{mode}: {head}" for mode in (GUIDED, NULL) for head in heads), "")

@@ -74,6 +74,7 @@ def test_results(run):
         assert processes[name]["load"] > 0
     assert processes["transformers"]["load"] is None
     if machine.available() is not None:
+        assert 0 <= results["others"] <= 1
         assert all(said["memory"]["opened"] > 0 for said in processes.values())
         assert all(said["memory"]["peak"] >= said["memory"]["opened"] for said in processes.values())
 
@@ -269,4 +270,14 @@ def test_interrupted(run, monkeypatch, tmp_path, capsys):
     assert "interrupted" in capsys.readouterr().err
     results = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert sum(s["what"] in (STEP, PREFILL) for s in results["samples"]) == 7
+    assert (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("part", ["prefill", "codec", "takes"])
+def test_a_part_alone(run, tmp_path, part):
+    out = ["--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "a.md"), "--plot", str(tmp_path / "a.png")]
+    where = ["--size", "tiny", "--work", str(run.work), "--ckpt", str(ROOT / "demo")]
+    command.main([*where, *out, "--contenders", "clean_lm", "--parts", part, "--rounds", "1", "--steps", "1"])
+    samples = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["samples"]
+    assert {s["what"] for s in samples} - {BANDWIDTH} <= {part, ENCODE, DECODE, STEP}
     assert (tmp_path / "a.png").exists()
