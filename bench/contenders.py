@@ -1,0 +1,86 @@
+"""Who takes part: how large, and how it is opened."""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import ours
+from bench.workload import Contender, Workload
+
+OURS, OPTIMUM, TRANSFORMERS, AUDIOCRAFT = "clean_lm", "optimum-style", "transformers", "audiocraft"
+NAMES = (OURS, OPTIMUM, TRANSFORMERS, AUDIOCRAFT)
+NOT_INSTALLED = "not installed"
+
+
+@dataclass(frozen=True)
+class Files:
+    """What contenders are opened from."""
+
+    checkpoint: Path
+    bundle: Path
+    growing: Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender that is not open yet."""
+
+    name: str
+    bytes: int  # about what it takes, open
+    open: Callable[[], Contender]
+
+
+def entries(files: Files, names: Sequence[str], variants: Sequence[str], workload: Workload) -> list[Entry]:
+    """Those of `names` that are installed, a clean_lm of each variant."""
+    codec = sum(path.stat().st_size for path in files.bundle.glob("compression_*.data"))
+    full = (files.checkpoint / "state_dict.bin").stat().st_size * 2  # float16 there, float32 in memory
+    found = []
+    if OURS in names:
+        for variant in variants:
+            graph = ours.graph_file(files.bundle, variant)
+            size = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
+            found.append(Entry(f"{OURS} {variant}", size, lambda v=variant: open_ours(files, v, workload)))
+    if OPTIMUM in names:
+        found.append(Entry(OPTIMUM, full, lambda: open_optimum(files)))
+    if TRANSFORMERS in names and not missing(TRANSFORMERS):
+        found.append(Entry(TRANSFORMERS, full + codec, lambda: open_transformers(files)))
+    if AUDIOCRAFT in names and not missing(AUDIOCRAFT):
+        cache = 4 * full  # states of every length are kept
+        found.append(Entry(AUDIOCRAFT, full + cache, lambda: open_audiocraft(files)))
+    return found
+
+
+def missing(name: str) -> bool:
+    """Whether a contender's library is not there."""
+    return name in (TRANSFORMERS, AUDIOCRAFT) and importlib.util.find_spec(name) is None
+
+
+@functools.cache
+def coder(bundle: Path) -> ours.OurCoder:
+    """The bundle's codec, for all who take it."""
+    return ours.OurCoder(bundle)
+
+
+# Opened one by one, and imported then: memory is measured in processes that hold one contender's libraries.
+def open_ours(files: Files, variant: str, workload: Workload) -> Contender:
+    return ours.Ours(files.bundle, variant, coder(files.bundle), workload)
+
+
+def open_optimum(files: Files) -> Contender:
+    from bench.optimum import Optimum
+
+    return Optimum(files.growing, files.bundle, coder(files.bundle))
+
+
+def open_transformers(files: Files) -> Contender:
+    from bench.huggingface import Transformers
+
+    return Transformers(files.checkpoint)
+
+
+def open_audiocraft(files: Files) -> Contender:
+    from bench.upstream import Audiocraft
+
+    return Audiocraft(files.checkpoint, coder(files.bundle))

@@ -1,0 +1,65 @@
+"""The same model as optimum exports decoders: the cache grows, nothing is sampled, the text is always attended to.
+
+     in: past 2 x [R, H, P, D]            out: present 2 x [R, H, P + S, D]
+every step  o o o o o o o o  +  n   ->   o o o o o o o o n     a new tensor of each layer, all of it copied
+"""
+
+from pathlib import Path
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from clean_lm.config import LMConfig
+from clean_lm.layers import Cache, StandardAttention, attend
+from clean_lm.lm import LM
+from export.folder import new_folder
+from export.graph import Port, write
+from export.tracing import cache_ports
+from weights.lm import load
+
+FILE = "decoder.onnx"
+
+
+class GrowingAttention(StandardAttention):
+    """ai.onnx operators on a cache that holds what was read and no more. The present cache is the longer one."""
+
+    def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
+        return (torch.arange(capacity + new) <= repeat(capacity + torch.arange(new), "s -> s 1"),)  # [S, P + S]
+
+    def __call__(self, qkv: Tensor, cache: Cache, columns: tuple[Tensor, ...], heads: int) -> tuple[Tensor, Cache]:
+        q, k, v = rearrange(qkv, "r s (three h d) -> three r h s d", three=3, h=heads)
+        keys, values = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
+        return attend(q, keys, values, columns[0]), (keys, values)
+
+
+class GrowingLM(LM):
+    """Logits of every row and column: guidance and sampling are the caller's."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__(config, GrowingAttention())
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, codes: Tensor, position: Tensor, past: list[Cache], cross: list[Cache]
+    ) -> tuple[Tensor, list[Cache]]:
+        """codes [R, K, S], position [1] = P, past L x 2 x [R, H, P, D], cross L x 2 x [R, H, N, D]
+        -> logits [R, S, K, card], present L x 2 x [R, H, P + S, D]."""
+        x, present = self.read(codes, position, past, cross)
+        return self.logits(x), present
+
+
+def export(checkpoint: Path, out: Path) -> None:
+    """Write the graph into a new folder. Raises ExportError, CheckpointError."""
+    model, dtype = load(checkpoint), torch.float32
+    c = model.config
+    inputs = {
+        "codes": Port("codes", torch.int64, ("rows", c.codebooks, "columns")),
+        "position": Port("position", torch.int64, (1,)),
+        "past": cache_ports(c, "past_key_values", "capacity", c.head_dim, dtype),
+        "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts"),
+    }
+    presents = cache_ports(c, "present", "total", c.head_dim, dtype)
+    outputs = [Port("logits", torch.float32, ("rows", "columns", c.codebooks, c.card))]
+    outputs += [port for cache in presents for port in cache]
+    with new_folder(out, model.parameters * 4) as folder:
+        write(GrowingLM(c), model.weights("lm"), dtype, inputs, outputs, folder / FILE)
