@@ -147,6 +147,36 @@ def test_both_lowerings_draw_the_same(golden, language_model, sampling):
     assert ((drawn[0] >= 0) & (drawn[0] < 64)).all()
 
 
+def test_top_p_goes_before_top_k(language_model):
+    """And so needs all probabilities sorted, though top_k asks for few of them."""
+    lm, few = language_model("text"), {"frames": 40, "seed": 3}
+    nucleus = lm.generate_codes(**few, sampling=Sampling(top_k=0, top_p=0.9))
+    np.testing.assert_array_equal(lm.generate_codes(**few, sampling=Sampling(top_k=2, top_p=0.9)), nucleus)
+    assert (lm.generate_codes(**few, sampling=Sampling(top_k=2)) != nucleus).any()
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("text", [False, True])
+def test_takes_of_one_prompt_read_it_once(golden, language_model, monkeypatch, attention, text):
+    """And are what each of them is alone."""
+    g, lm = golden("text"), language_model("text", attention)
+    prompt, texts = g["gen.desc_p17.prompt"], g.texts([g.meta["D1"]]) if text else None
+    sampling = Sampling(top_k=20)
+    alone = [lm.generate_codes(prompt, texts, frames=40, sampling=sampling, seed=seed) for seed in (7, 8, 9)]
+    prefills: list[tuple[int, ...]] = []
+    bind = Decoder._bind
+    monkeypatch.setattr(Decoder, "_bind", lambda self, codes: prefills.append(codes.shape) or bind(self, codes))
+    many = np.repeat(prompt, 3, axis=0)
+    together = lm.generate_codes(many, texts and texts * 3, frames=40, sampling=sampling, seed=7)
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+    assert [shape for shape in prefills if shape[2] > 1] == [(1 + text, 4, 17)]
+    many[1, 0, 0] ^= 1  # another prompt among them: all are read
+    prefills.clear()
+    other = lm.generate_codes(many, texts and texts * 3, frames=40, sampling=sampling, seed=7)
+    assert [shape for shape in prefills if shape[2] > 1] == [(3 + 3 * text, 4, 18)]
+    np.testing.assert_array_equal(other[[0, 2]], together[[0, 2]])
+
+
 def test_without_a_seed_takes_differ(language_model):
     lm = language_model("text")
     assert (lm.generate_codes(frames=20) != lm.generate_codes(frames=20)).any()
