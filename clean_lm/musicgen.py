@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Unpack
 
 import numpy as np
@@ -63,6 +65,33 @@ class Codec:
         """Voices in turn [B, K, T] -> rows of one voice each [B x voices, K / voices, T]."""
         batch, _, frames = codes.shape
         return codes.reshape(batch, -1, self.voices, frames).swapaxes(1, 2).reshape(batch * self.voices, -1, frames)
+
+
+def ahead(items: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """What an iterator gives, computed in a thread without waiting for whoever takes it."""
+    computed: SimpleQueue[np.ndarray | BaseException | None] = SimpleQueue()
+    closed = Event()
+
+    def compute() -> None:
+        try:
+            for item in items:
+                computed.put(item)
+                if closed.is_set():
+                    return
+            computed.put(None)
+        except BaseException as error:
+            computed.put(error)
+
+    thread = Thread(target=compute, daemon=True)
+    thread.start()
+    try:
+        while (item := computed.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
+        thread.join()
 
 
 class MusicGen:
@@ -165,16 +194,20 @@ class MusicGen:
         """generate_continuation's sound in chunks, while it is still being generated.
 
         Yields float32 [B, channels, chunk_seconds x rate], the last one shorter. The prompt's own chunks come at once.
+        A thread generates and decodes in turn, ahead of whoever takes the chunks: it goes on while one is played, calls
+        the progress callback, and ends when the iterator is closed.
         """
         size = round(chunk_seconds * self.frame_rate)
         if size < 1:
             raise ValueError(f"chunk_seconds: got {chunk_seconds}, expected {1 / self.frame_rate} (a frame) or more")
         generation = self._continue(prompt, prompt_sample_rate, descriptions, seed)
-        return self.codec.decode_stream(self._parts(generation, size), size)
+        return ahead(self.codec.decode_stream(self._parts(generation, size), size))
 
     def _parts(self, generation: Generation, size: int) -> Iterator[np.ndarray]:
-        """A generation's frames, `size` or more at a time."""
-        given = 0
+        """A generation's frames, `size` or more at a time, those of the prompt before anything is generated."""
+        given = generation.frames
+        if given:
+            yield generation.codes()
         for done in generation:
             if self._progress:
                 self._progress(done, generation.total)

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from threading import Event
 
 import numpy as np
 import pytest
@@ -66,14 +68,52 @@ def test_streaming_is_the_same_sound(golden, model, name):
         np.testing.assert_allclose(np.concatenate(chunks, axis=2), whole, atol=1e-4 * np.abs(whole).max())
 
 
-def test_streaming_gives_sound_while_it_generates(golden, model):
-    music, done = model("text"), []
-    music.set_custom_progress_callback(lambda columns, total: done.append((columns, total)))
+def test_the_prompt_is_heard_before_anything_is_generated(golden, model):
+    music, heard, done = model("text"), Event(), []
+    music.set_custom_progress_callback(lambda columns, _: done.append((heard.wait(60), columns)))
     stream = music.stream_continuation(prompt_of(golden, "text"), 44100, chunk_seconds=0.1)
-    first = next(stream)
-    assert first.shape == (1, 1, 3200)
-    assert done[-1][0] < done[-1][1] - 5  # columns are still to come
+    assert next(stream).shape == (1, 1, 3200)
+    assert not done
+    heard.set()
+    assert len(list(stream)) > 1
+    assert done[0] == (True, 1)
+
+
+def test_a_stream_runs_ahead(golden, model):
+    """It goes on while nobody takes a chunk, and no longer once it is closed."""
+    music, ended, seen = model("text"), Event(), []
+
+    def progress(done: int, total: int) -> None:
+        seen.append(done)
+        if done == total:
+            ended.set()
+
+    music.set_custom_progress_callback(progress)
+    stream = music.stream_continuation(prompt_of(golden, "text"), 44100, chunk_seconds=0.1)
+    next(stream)
+    assert ended.wait(60)
     stream.close()
+    seen.clear()
+    music.set_generation_params(duration=30)
+    stream = music.stream_continuation(prompt_of(golden, "text"), 44100, chunk_seconds=0.1)
+    next(stream)
+    stream.close()
+    stopped = len(seen)
+    assert stopped < 100
+    time.sleep(0.1)
+    assert len(seen) == stopped
+
+
+def test_what_ends_a_stream_is_raised_where_it_is_taken(golden, model):
+    music = model("text")
+
+    def stop(done: int, _: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    music.set_custom_progress_callback(stop)
+    with pytest.raises(KeyboardInterrupt):
+        list(music.stream_continuation(prompt_of(golden, "text"), 44100, chunk_seconds=0.1))
 
 
 def test_stereo_codes_are_left_and_right_in_turn(golden, model):
