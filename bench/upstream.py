@@ -65,7 +65,7 @@ class Audiocraft:
 
         @torch.inference_mode()
         def read(codes: Tensor) -> Tensor:
-            how = {"use_sampling": True, "temperature": 1.0, "top_k": TOP_K, "cfg_coef": CFG_COEF}
+            how = {"use_sampling": True, "top_k": TOP_K, "cfg_coef": CFG_COEF}
             return self.lm._sample_next_token(codes, conditions, {}, **how)
 
         codes = read(torch.randint(0, c.card, (mode.takes, c.codebooks, columns)))

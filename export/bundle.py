@@ -16,7 +16,6 @@ stored, one or more of those that export/quantize.py lists; what they cost is me
 import argparse
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from clean_lm.config import CodecConfig, ConfigError, LMConfig
 from clean_lm.runtime import BundleError, Manifest
 from clean_lm.texts import TOKENIZER
 from export import codec, lm, quantize, text, verify
-from export.folder import ExportError, new_folder, print_files, write_manifest
+from export.folder import ExportError, new_folder, print_files, reported, write_manifest
 from export.graph import say
 from weights.checkpoint import CheckpointError
 from weights.lm import MappingError, Model, load
@@ -80,13 +79,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     lm.add_options(parser)
     args = parser.parse_args()
-    try:
+    with reported(*ERRORS):
         checkpoint = download(args.hub) if args.hub else args.lm
         export(checkpoint, args.codec, args.text, args.out, args.attention, args.variant, args.clip, args.cache)
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: nothing was written")
 
 
 def beside(checkpoint: Path) -> Path:

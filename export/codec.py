@@ -8,7 +8,6 @@ codec is then taken. The graphs are then run beside the PyTorch modules, and the
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from clean_lm.chunks import Stream, decode_chunks
 from clean_lm.codec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder, nearness
 from clean_lm.config import CodecConfig, ConfigError
 from clean_lm.runtime import Manifest
-from export.folder import ExportError, new_folder, print_files, write_manifest
+from export.folder import ExportError, new_folder, print_files, reported, write_manifest
 from export.graph import Port, say, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
 from weights.checkpoint import CheckpointError
@@ -41,10 +40,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
-    try:
+    with reported(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
         export(args.codec, args.out)
-    except (CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
 
 
 def export(codec: Path, out: Path) -> None:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,17 @@ from clean_lm.runtime import FORMAT, VERSION, sha256
 
 class ExportError(RuntimeError):
     """Why an export was not made, and what to do."""
+
+
+@contextlib.contextmanager
+def reported(*errors: type[Exception], interrupted: str = "nothing was written") -> Iterator[None]:
+    """End a command with a line instead of a traceback where these errors end it, or Ctrl-C."""
+    try:
+        yield
+    except errors as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: {interrupted}")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ The float32 graphs are then run beside the PyTorch modules, and the largest diff
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from clean_lm.config import ConfigError, LMConfig
 from clean_lm.runtime import Sampling
 from export import quantize
-from export.folder import ExportError, new_folder, print_files, write_manifest
+from export.folder import ExportError, new_folder, print_files, reported, write_manifest
 from export.graph import say
 from export.tracing import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
 from export.verify import AGREES, parity, summary
@@ -35,12 +34,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     add_options(parser)
     args = parser.parse_args()
-    try:
+    with reported(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
         export(args.ckpt, args.out, args.attention, args.variant, args.cache)
-    except (CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: nothing was written")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

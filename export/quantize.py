@@ -17,7 +17,6 @@ the default: KL divergence at most 0.05 nats a code, perplexity at most 1.03 tim
 import argparse
 import contextlib
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +35,7 @@ from clean_lm.lm import LM, Condition
 from clean_lm.pattern import delay
 from clean_lm.runtime import BundleError, LanguageModel, Manifest, sha256
 from clean_lm.texts import TextEncoder
-from export.folder import ExportError, describe, size
+from export.folder import ExportError, describe, reported, size
 from export.graph import say
 from export.quality import DESCRIPTIONS, KL_BOUND, Codes, Reference, calibrate, measure
 from export.rewrite import Variant, rewrite
@@ -106,12 +105,13 @@ def add(
     """Write variants into a bundle that holds fp32, and name them in its manifest. Returns a line on each.
 
     keep: fp32 stays even where it is not wanted; where it is not kept, it stays only for want of another default.
+    The default is the first that is wanted and within the bounds, or else what it was.
     cache: "float" or "int8" in place of what those variants choose whose cache may be int8. The manifest is written
     last: where this is interrupted, the bundle is what it was. Raises ExportError, BundleError, FileNotFoundError.
     """
     manifest = Manifest.read(folder)
     check(manifest, wanted)
-    new = [name for name in wanted if name != FP32]
+    new = [name for name in dict.fromkeys(wanted) if name != FP32]
     if not new:
         return []
     lines = []
@@ -135,7 +135,8 @@ def add(
             lines.append(f"{name:8} {quality.line()}")
             if "text_encoder" in entry["graphs"]:
                 entry["quality"]["text_error"] = text_error(manifest, opened)
-        default = next((name for name in wanted if name == FP32 or variants[name]["quality"]["within_bounds"]), FP32)
+        good = [name for name in wanted if name == FP32 or variants[name]["quality"]["within_bounds"]]
+        default = good[0] if good else manifest.tree["variant"]
         if default != wanted[0]:
             lines.append(f"{wanted[0]} is worse than the bounds: the default is {default}")
         if not keep and FP32 not in (default, *wanted):
@@ -224,8 +225,8 @@ def write(
             if not files["lm_condition"].exists():
                 rewrite(condition, files["lm_condition"], ONCE[once], {}, None)
     text = folder / "text_encoder.onnx"
-    if variant.bits and text.exists():
-        files["text_encoder"] = folder / f"text_encoder.{once}.onnx"
+    if text.exists():
+        files["text_encoder"] = folder / f"text_encoder.{once}.onnx" if variant.bits else text
         if not files["text_encoder"].exists():
             rewrite(text, files["text_encoder"], ONCE[once], {}, None)
     entry: dict[str, Any] = {"graphs": {graph: describe(file) for graph, file in files.items()}}
@@ -263,12 +264,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     add_options(parser, required=True)
     args = parser.parse_args()
-    try:
+    with reported(AudioError, BundleError, ExportError, OSError, interrupted="the bundle is as it was"):
         print("\n".join(add(args.bundle, args.variant, args.clip, args.cache)))
-    except (AudioError, BundleError, ExportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the bundle is as it was")
 
 
 def add_options(parser: argparse.ArgumentParser, required: bool = False) -> None:

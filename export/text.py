@@ -9,7 +9,6 @@ the PyTorch modules, and the largest difference is printed.
 """
 
 import argparse
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from clean_lm.config import ConfigError, TextConfig
 from clean_lm.runtime import Manifest
 from clean_lm.text import T5Encoder, TextLayer
 from clean_lm.texts import TOKENIZER
-from export.folder import ExportError, new_folder, print_files, write_manifest
+from export.folder import ExportError, new_folder, print_files, reported, write_manifest
 from export.graph import Port, say, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
 from weights.checkpoint import CheckpointError
@@ -39,10 +38,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="a Hugging Face folder of a T5, or of a MusicGen")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
-    try:
+    with reported(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
         export(args.text, args.out)
-    except (CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
 
 
 def export(text: Path, out: Path) -> None:

@@ -30,7 +30,7 @@ from clean_lm.layers import Cache, Layer, StandardAttention
 from clean_lm.lm import LM, Condition, guide
 from clean_lm.pattern import delay, prefill_length
 from clean_lm.runtime import BundleError, LanguageModel, Manifest, Sampling
-from export.folder import describe
+from export.folder import describe, reported
 from export.quality import Reference, calibrate, measure
 from export.tracing import CACHE_UPDATE, LM_GRAPHS, write_graphs
 from weights.checkpoint import CheckpointError
@@ -247,13 +247,10 @@ def main() -> None:
     parser.add_argument("--quality", action="store_true", help="measure what every variant costs beside fp32")
     parser.add_argument("--clip", nargs="+", type=Path, default=[], help="sound to measure on")
     args = parser.parse_args()
-    try:
+    errors = AudioError, BundleError, CheckpointError, ConfigError, MappingError, FileNotFoundError
+    with reported(*errors, interrupted="nothing was verified"):
         agrees = verify(args.bundle, args.ckpt, args.golden, args.quality or bool(args.clip), args.clip)
-    except (AudioError, BundleError, CheckpointError, ConfigError, MappingError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    sys.exit(0 if agrees else 1)
+        sys.exit(0 if agrees else 1)
 
 
 def verify(bundle: Path, ckpt: Path, folder: Path | None, quality: bool = False, clips: Sequence[Path] = ()) -> bool:

@@ -66,7 +66,7 @@ def test_every_layer(golden, model, name):
     close(x, g["fw.hidden.in"])
     shared = m.lm.attention.columns(start, 1, seq.shape[2], 0)
     for i, layer in enumerate(m.lm.layers):
-        x, _ = layer(x, m.caches(1, 0)[i], cross[i], shared)
+        x, _ = layer(x, m.caches(1, 0)[i], cross[i], shared, 1)
         close(x, g[f"fw.hidden.l{i}"])
     close(m.lm.out_norm(x), g["fw.hidden.outnorm"])
 

@@ -213,7 +213,7 @@ def test_a_variant_is_the_model_of_its_rounded_weights(variants, name):
     decoder = LanguageModel.load(variants, variant=name).decoder(1, 24, None, Sampling())
     decoder(columns, np.zeros((1, 4), np.float32))
     off = np.sqrt(np.square(decoder.logits - theirs).mean() / np.square(theirs).mean())
-    assert off < 0.1
+    assert off < 0.2
 
 
 # Sweep
@@ -336,11 +336,8 @@ def test_the_manifest(variants):
         )
     encoders = {name: entry["graphs"].get("text_encoder", {}).get("file") for name, entry in tree["variants"].items()}
     assert encoders["int4"] == encoders["q4f16"] == "text_encoder.int8.onnx"
-    assert (encoders["dynamic"], encoders[FP32], encoders["fp16"]) == (
-        "text_encoder.dynamic.onnx",
-        "text_encoder.onnx",
-        None,
-    )
+    assert encoders["dynamic"] == "text_encoder.dynamic.onnx"
+    assert encoders[FP32] == encoders["fp16"] == "text_encoder.onnx"
     assert 0 < tree["variants"]["int8"]["quality"]["text_error"] < 0.05
 
 
