@@ -1,6 +1,8 @@
 """CONTRACT.md: its loop runs and gives upstream's codes, and its tables name the graph's tensors."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from conftest import ATTENTION, NAMES
 
 from clean_lm.philox import uniforms
-from clean_lm.runtime import Manifest
+from clean_lm.runtime import LanguageModel, Manifest
 
 CONTRACT = (Path(__file__).parents[1] / "export" / "CONTRACT.md").read_text(encoding="utf-8")
 
@@ -43,6 +45,21 @@ def test_seeds(golden, bundle, language_model, generate, attention):
     uniform = np.stack([uniforms(seed, 24, 4) for seed in (5, 6)], axis=1)
     ours = generate(bundle("text", attention), prompt, np.stack(texts), 30, uniform)
     lm = language_model("text", attention)
+    np.testing.assert_array_equal(ours, lm.generate_codes(prompt, texts, frames=30, seed=5))
+
+
+@pytest.mark.parametrize("variant", ["int8", "fp16"])
+def test_a_variant(golden, bundle, generate, tmp_path, variant):
+    """Caches of another type, as the manifest has it."""
+    folder = shutil.copytree(bundle("text", "ort", variant), tmp_path / "bundle")
+    tree = json.loads((folder / "manifest.json").read_text())
+    tree["graphs"] |= tree["variants"][variant]["graphs"]  # whichever the default is
+    (folder / "manifest.json").write_text(json.dumps(tree))
+    g = golden("text")
+    prompt, texts = g["gen.mixed_p9.prompt"], g.texts([g.meta["D1"]] * 2)
+    uniform = np.stack([uniforms(seed, 24, 4) for seed in (5, 6)], axis=1)
+    ours = generate(folder, prompt, np.stack(texts), 30, uniform)
+    lm = LanguageModel.load(folder, variant=variant)
     np.testing.assert_array_equal(ours, lm.generate_codes(prompt, texts, frames=30, seed=5))
 
 
