@@ -7,7 +7,6 @@ lm_inference(one column), again and again  until no column is left
 codes   = undelay(columns)
 """
 
-import functools
 import hashlib
 import json
 import secrets
@@ -146,9 +145,8 @@ class Graph:
     @cached_property
     def session(self) -> ort.InferenceSession:
         """Opened when first asked for: whoever gives no texts never loads what reads them. Raises BundleError."""
-        options, threads = ort.SessionOptions(), self.loading.get("threads") or 0
-        options.use_per_session_threads = not shares_pool(threads)
-        options.intra_op_num_threads = threads
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.loading.get("threads") or 0
         options.log_severity_level = 3
         providers = list(self.loading.get("providers", ("CPUExecutionProvider",)))
         try:
@@ -165,20 +163,6 @@ class Graph:
         tensor = self.inputs.get(name) or self.outputs[name]
         shape = [sizes[size] if isinstance(size, str) else size for size in tensor["shape"]]
         return np.zeros(shape, dtype=DTYPES[tensor["dtype"]])
-
-
-@functools.cache
-def shares_pool(threads: int) -> bool:
-    """Whether sessions of so many threads, 0 for one per core, take the threads that all sessions share.
-
-    The first number that is asked for is the shared one: sessions run in turn, and threads of their own would wait
-    for work on each other's cores. Sessions of another number, or where the process has set its own, have their own.
-    """
-    try:
-        ort.set_global_thread_pool_sizes(threads, 1)
-    except Exception:  # onnxruntime has no common base class for its own
-        return False
-    return True
 
 
 def sha256(path: Path) -> str:
