@@ -87,7 +87,7 @@ def calibrate(lm: LanguageModel, folder: Path, clips: Sequence[Path]) -> tuple[l
     """A short run of the float32 model: the codes to measure on, and the scales of an int8 cache.
 
     Without clips, takes of null text and of texts; with clips, the clips' own codes, and they are continued.
-    Scales: by the name of each cache input, float32 [H * D], a 127th of the largest of each channel and a little more.
+    Scales: by the name of each cache input, float32 [H * D], HEADROOM times a 127th of the largest of each channel.
     """
     texts: list[np.ndarray | None] = [None, *text_states(folder, lm.text_dim)]
     heard = clip_codes(folder, clips, PROMPT + FRAMES) if clips else []

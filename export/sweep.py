@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from clean_lm.layers import Cache, Layer
 from clean_lm.lm import LM, guide
+from export.quality import CFG_COEF
 from export.rewrite import quantize_blocks
 
 COLUMNS = 32  # that the distributions are compared on
 MATRICES = ("qkv", "out", "cross_q", "cross_out", "linear1", "linear2")
-CFG_COEF = 3.0
 
 
 def rounded(weight: Tensor, bits: int, block: int) -> Tensor:

@@ -31,13 +31,12 @@ from clean_lm.lm import LM, Condition, guide
 from clean_lm.pattern import delay, prefill_length
 from clean_lm.runtime import BundleError, LanguageModel, Manifest, Sampling
 from export.folder import describe, reported
-from export.quality import Reference, calibrate, measure
+from export.quality import CFG_COEF, Reference, calibrate, measure
 from export.tracing import CACHE_UPDATE, LM_GRAPHS, write_graphs
 from weights.checkpoint import CheckpointError
 from weights.lm import MappingError, Model, fill, load
 
 PREFILL, STEPS = 13, 20
-CFG_COEF = 3.0
 TOLERANCE = 5e-5  # of the largest logit
 SHARP = 4  # times PyTorch's own rounding error
 AGREES, DISAGREES = "agrees", "DISAGREES"
