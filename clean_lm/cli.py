@@ -3,6 +3,7 @@
   clean-lm continue track.wav -o out.wav --bundle bundle
   clean-lm continue track.wav -o out.wav --bundle bundle --from end --splice --text "drum and bass" --takes 3
   clean-lm generate -o out.wav --bundle bundle --text "slow house"
+  clean-lm generate -o out.wav --bundle melody --text "slow house" --melody vocals.wav other.wav
   clean-lm codec track.wav -o decoded.wav --bundle bundle
   clean-lm info bundle
   clean-lm plot out.wav --seam 6
@@ -29,6 +30,7 @@ from clean_lm import audio
 from clean_lm.audio import AudioError
 from clean_lm.musicgen import Codec, MusicGen
 from clean_lm.runtime import BundleError, Manifest, Sampling
+from clean_lm.windows import windows
 
 CROSSFADE = 0.02  # seconds: short enough not to smear a beat, long enough not to click
 
@@ -103,13 +105,25 @@ def add_generation(command: argparse.ArgumentParser) -> None:
     add_bundle(command)
     command.add_argument("--variant", help="int4, fp32, ...: of those that clean-lm info lists; default: the bundle's")
     command.add_argument("--text", help="a description")
-    command.add_argument("--duration", type=float, default=30.0, help="seconds in all, the prompt included")
+    command.add_argument("--melody", nargs="+", type=Path, metavar="FILE", help="melody models: what to follow; "
+                         "several files are stems, which are added up")  # fmt: skip
+    command.add_argument("--style", type=Path, metavar="FILE", help="style models: what it shall sound like")
+    command.add_argument("--style-start", type=float, help="seconds at which the excerpt that is heard begins; drawn "
+                         "by the seed where not given")  # fmt: skip
+    command.add_argument("--style-length", type=float, default=3.0, help="seconds of the excerpt")
+    command.add_argument("--style-levels", type=int, default=3, help="how closely it is heard (audiocraft's eval_q)")
+    command.add_argument("--duration", type=float, help="seconds in all, the prompt included, however many; default: "
+                         "the bundle's, 30 or with AudioGen 10")  # fmt: skip
+    command.add_argument("--extend-stride", type=float, help="seconds from one window to the next, where the duration "
+                         "is longer than one; default: the bundle's, 18 or with AudioGen 2")  # fmt: skip
     command.add_argument("--takes", type=int, default=1, help="more than one: out-1.wav, out-2.wav, ...")
     command.add_argument("--seed", type=int, help="take b is drawn with seed + b - 1; a new one where not given")
     command.add_argument("--top-k", type=int, default=250, help="0: off")
     command.add_argument("--top-p", type=float, default=0.0, help="0: off; goes before --top-k")
     command.add_argument("--temperature", type=float, default=1.0, help="0: greedy")
     command.add_argument("--cfg-coef", type=float, default=3.0, help="guidance: how much the text counts")
+    command.add_argument("--cfg-coef-beta", type=float, help="double guidance: how much more the text counts than a "
+                         "melody or style; audiocraft suggests 5")  # fmt: skip
     command.add_argument("--strategy", choices=tuple(audio.HEADROOM_DB), help="level, as audiocraft's audio_write "
                          "has it; where not given clip, but with --splice the track keeps its own")  # fmt: skip
 
@@ -176,13 +190,24 @@ def refuse(args: argparse.Namespace, prompt: float = 0.0, rate: int = 0, channel
         raise BundleError(f"{args.bundle}: holds no codec; export it with export/bundle.py")
     if args.text and "text_encoder" not in manifest.need("graphs"):
         raise BundleError(f"{args.bundle}: has no text encoder for --text; export it with --text")
-    if not 0 < args.duration <= model["max_duration"]:
-        raise ValueError(
-            f"--duration: got {args.duration}, expected more than 0 and at most {model['max_duration']:g} s, "
-            "the longest that the model was trained on"
-        )
-    if int(args.duration * model["frame_rate"]) <= math.ceil(prompt * model["frame_rate"]):
+    defaults = manifest.need("defaults", "duration", "extend_stride")
+    for name in ("duration", "extend_stride"):
+        if getattr(args, name) is None:
+            setattr(args, name, defaults[name])
+    if not 0 < args.duration < math.inf:
+        raise ValueError(f"--duration: got {args.duration}, expected seconds above 0")
+    known = math.ceil(prompt * model["frame_rate"])
+    if int(args.duration * model["frame_rate"]) <= known:
         raise ValueError(f"--duration: got {args.duration:g} s, expected more than the prompt's {prompt:g} s")
+    windows(args.duration, model["max_duration"], args.extend_stride, model["frame_rate"], known)
+    for kind in ("melody", "style"):
+        if getattr(args, kind) and model.get("self_wav") != kind:
+            is_one = f"a {model['self_wav']} model" if model.get("self_wav") else "no such model"
+            raise BundleError(f"{args.bundle}: takes no --{kind}: it is {is_one}")
+    if args.style and "style_features" not in manifest.need("graphs"):
+        raise BundleError(f"{args.bundle}: has no MERT for --style; export it with --mert")
+    if args.cfg_coef_beta is not None and not model.get("self_wav"):
+        raise BundleError(f"{args.bundle}: --cfg-coef-beta is for melody and style models")
     if not channels or args.rate == "codec":
         rate, channels = model["sample_rate"], model["channels"]
     if 1 < model["channels"] < channels:
@@ -192,15 +217,29 @@ def refuse(args: argparse.Namespace, prompt: float = 0.0, rate: int = 0, channel
 
 
 def sampling(args: argparse.Namespace) -> Sampling:
-    return Sampling(True, args.temperature, args.top_k, args.top_p, args.cfg_coef)
+    return Sampling(True, args.temperature, args.top_k, args.top_p, args.cfg_coef, args.cfg_coef_beta)
 
 
 def load(args: argparse.Namespace) -> MusicGen:
     """The model, with the command line's parameters."""
     threaded(args)
     model = MusicGen.load(args.bundle, variant=args.variant, threads=args.threads)
-    model.sampling, model.duration = sampling(args), args.duration
+    model.sampling, model.duration, model.extend_stride = sampling(args), args.duration, args.extend_stride
+    if args.style:
+        model.set_style_conditioner_params(args.style_levels, args.style_length, args.style_start)
     return model
+
+
+def told(args: argparse.Namespace, model: MusicGen) -> np.ndarray | None:
+    """The melody or style [channels, samples] at the model's rate, stems added up; None where there is none."""
+    files = args.melody or ([args.style] if args.style else [])
+    stems = [audio.convert_audio(*audio.read(file), model.sample_rate, model.audio_channels) for file in files]
+    if not stems:
+        return None
+    mix = np.zeros((model.audio_channels, max(stem.shape[1] for stem in stems)), np.float32)
+    for stem in stems:
+        mix[:, : stem.shape[1]] += stem
+    return mix
 
 
 def threaded(args: argparse.Namespace) -> None:
@@ -229,15 +268,20 @@ def generate(
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
     """The takes, each [channels, samples] at the codec's rate as the prompt, and what to say of them."""
     seed = secrets.randbits(32) if args.seed is None else args.seed
-    texts = [args.text] * args.takes
+    texts, rate, wav = [args.text] * args.takes, model.sample_rate, told(args, model)
+    wavs = None if wav is None else [wav] * args.takes
     start = time.perf_counter()
     with Bar(args, model) as bar:
         model.set_custom_progress_callback(bar)
-        if prompt is None:
-            sound = model.generate(texts, seed=seed)
-        else:
+        if prompt is not None:
             prompts = np.repeat(prompt[None], args.takes, axis=0)
-            sound = model.generate_continuation(prompts, model.sample_rate, texts, seed=seed)
+            sound = model.generate_continuation(
+                prompts, rate, texts, seed=seed, melody_wavs=wavs, melody_sample_rate=rate
+            )
+        elif wavs is not None:
+            sound = model.generate_with_chroma(texts, wavs, rate, seed=seed)
+        else:
+            sound = model.generate(texts, seed=seed)
     assert isinstance(sound, np.ndarray)
     seconds = time.perf_counter() - start
     frames = 0 if prompt is None else math.ceil(prompt.shape[1] / model.codec.hop)  # what is new begins after them

@@ -128,31 +128,33 @@ class Norm(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm layer: self-attention, cross-attention to the text, feed-forward."""
+    """One pre-norm layer: self-attention, cross-attention to the text where the model has it, feed-forward."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, attention: Attention):
+    def __init__(self, dim: int, heads: int, hidden: int, attention: Attention, cross: bool):
         super().__init__()
         self.heads = heads
         self.attention = attention
         self.norm1 = Norm(dim)
         self.qkv = weight(dim, 3 * dim)
         self.out = weight(dim, dim)
-        self.norm_cross = Norm(dim)
-        self.cross_q = weight(dim, dim)
-        self.cross_out = weight(dim, dim)
+        if cross:
+            self.norm_cross = Norm(dim)
+            self.cross_q = weight(dim, dim)
+            self.cross_out = weight(dim, dim)
         self.norm2 = Norm(dim)
         self.linear1 = weight(dim, hidden)
         self.linear2 = weight(hidden, dim)
 
     def forward(
-        self, x: Tensor, cache: Cache, cross: Cache, columns: tuple[Tensor, ...], texts: int
+        self, x: Tensor, cache: Cache, cross: Cache | None, columns: tuple[Tensor, ...], texts: int
     ) -> tuple[Tensor, Cache]:
         """x [R, S, dim], cache 2 x [R, H, C, D], cross 2 x [X, H, N, D], texts = X <= R -> x, present cache."""
         read, present = self.attention(self.norm1(x) @ self.qkv, cache, columns, self.heads)
         x = x + read @ self.out
-        # Null text reads zeros and so adds exactly zero: the rows after the first X, which have no text, skip it.
-        told, nulls = x.split([texts, x.shape[0] - texts])
-        read = self.attention.cross(self.norm_cross(told) @ self.cross_q, cross, self.heads)
-        x = torch.cat([told + read @ self.cross_out, nulls])
+        if cross is not None:
+            # Null text reads zeros and so adds exactly zero: the rows after the first X, which have no text, skip it.
+            told, nulls = x.split([texts, x.shape[0] - texts])
+            read = self.attention.cross(self.norm_cross(told) @ self.cross_q, cross, self.heads)
+            x = torch.cat([told + read @ self.cross_out, nulls])
         x = x + F.gelu(self.norm2(x) @ self.linear1) @ self.linear2
         return x, present

@@ -4,7 +4,10 @@ columns = delay(prompt)                    known, unknown and special places
 cross   = lm_condition(texts)              once; no rows for null text
 lm_inference(columns of the prompt)        fills the caches, draws the next column
 lm_inference(one column), again and again  until no column is left
-codes   = undelay(columns)
+codes   = undelay(columns)                 and from the start with the last of them, where a window ends
+
+Melody and style models have in place of cross a prefix, [melody or style | text], which the first call reads before
+the columns.
 """
 
 import hashlib
@@ -21,11 +24,17 @@ import onnxruntime as ort
 
 from clean_lm.pattern import UNKNOWN, delay, prefill_length, undelay
 from clean_lm.philox import uniforms
+from clean_lm.windows import Window, windows
 
 FORMAT, VERSION = "clean_lm", 1
 CACHE_UPDATES = ("in_place", "new_columns")
 SETTINGS = ("cfg_coef", "temperature", "top_k", "top_p")
+SELF_WAV = {"melody": "lm_melody", "style": "lm_style"}  # what a model may be told beside a text, and its graph
 DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8}
+
+
+Rows = Sequence[np.ndarray | None]  # what each row of a batch is told; None: nothing
+SelfWav = Callable[[float], Rows]  # by the start of a window in seconds
 
 
 class BundleError(ValueError):
@@ -40,7 +49,8 @@ class Sampling:
     temperature: float = 1.0  # 0: greedy
     top_k: int = 250  # keep the k most probable codes; 0: all
     top_p: float = 0.0  # keep the most probable codes up to this sum; > 0 goes before top_k
-    cfg_coef: float = 3.0  # classifier-free guidance; without a text it changes nothing
+    cfg_coef: float = 3.0  # classifier-free guidance; where nothing is told it changes nothing
+    cfg_coef_beta: float | None = None  # double guidance: how much more the text counts than melody or style; None: off
 
     def check(self) -> None:
         """Raise ValueError where a value is out of range."""
@@ -52,6 +62,14 @@ class Sampling:
             raise ValueError(f"top_p: got {self.top_p}, expected 0 (off) to 1")
         if not np.isfinite(self.cfg_coef):
             raise ValueError(f"cfg_coef: got {self.cfg_coef}, expected a finite number")
+        if self.cfg_coef_beta is not None and not np.isfinite(self.cfg_coef_beta):
+            raise ValueError(f"cfg_coef_beta: got {self.cfg_coef_beta}, expected a finite number or None")
+
+    def inputs(self) -> dict[str, float]:
+        """By the names of the graph's inputs."""
+        named = {name: getattr(self, name) for name in SETTINGS}
+        named["temperature"] *= self.use_sampling
+        return named | {"cfg_coef_beta": 1.0 if self.cfg_coef_beta is None else self.cfg_coef_beta}
 
 
 class Loading(TypedDict, total=False):
@@ -117,6 +135,10 @@ class Manifest:
         entry = self.tree["graphs"][graph]
         return next(tensor for tensor in entry["inputs"] + entry["outputs"] if tensor["name"] == name)
 
+    def takes(self, graph: str, name: str) -> bool:
+        """Whether a graph has this input."""
+        return any(tensor["name"] == name for tensor in self.tree["graphs"][graph]["inputs"])
+
     def graph(self, name: str) -> "Graph":
         """One graph, its files checked, its session not yet open. Raises FileNotFoundError, BundleError."""
         if name not in self.need("graphs"):
@@ -171,122 +193,193 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a generation is told, as lm_inference takes it."""
+
+    rows: int  # B without guidance, 2B with it, 3B with double guidance: nulls last
+    alike: bool  # every row of the batch is told the same
+    cross: Mapping[str, np.ndarray]  # every layer's keys and values of the texts
+    prefix: np.ndarray | None  # [R, M, dim], read before the first column in melody and style models
+
+
 class Decoder:
     """The caches of one generation, and the model called on it column by column."""
 
     def __init__(
-        self,
-        graph: Graph,
-        in_place: bool,
-        batch: int,
-        rows: int,
-        capacity: int,
-        cross: Mapping[str, np.ndarray],
-        sampling: Sampling,
-        takes: bool = False,
+        self, graph: Graph, in_place: bool, batch: int, capacity: int, conditions: Conditions, sampling: Sampling
     ):
-        """takes: every row of the batch is told the same, so that columns which are the same too are read once."""
-        self.graph, self.in_place, self.rows, self.capacity = graph, in_place, rows, capacity
-        self.cross, self.sampling, self.takes = cross, sampling, takes
-        self.columns = 0  # already in the caches
-        sizes = {"batch": batch, "rows": rows, "capacity": capacity, "columns": 1}
+        """capacity: of columns, the prefix not counted."""
+        self.graph, self.in_place, self.conditions, self.sampling = graph, in_place, conditions, sampling
+        self.rows, self.filled = conditions.rows, 0  # places of the caches that are taken, the prefix's among them
+        self.before = 0 if conditions.prefix is None else conditions.prefix.shape[1]
+        self.capacity = capacity
+        sizes = {"batch": batch, "rows": self.rows, "capacity": self.before + capacity, "columns": 1, "prefix": 0}
         self.caches = {name: graph.zeros(name, sizes) for name in graph.inputs if name.startswith("past_key_values.")}
         self.position, self.uniform = graph.zeros("position", sizes), graph.zeros("uniform", sizes)
         self.next_codes, self.logits = graph.zeros("next_codes", sizes), graph.zeros("logits", sizes)
-        self.inputs = {**self.caches, **cross, "position": self.position, "uniform": self.uniform}
-        for name in SETTINGS:
-            self.inputs[name] = graph.zeros(name, sizes)
-            self.inputs[name][...] = getattr(sampling, name)
-        self.inputs["temperature"] *= sampling.use_sampling
-        self.step = self._bind(graph.zeros("codes", sizes))
+        self.inputs = {**self.caches, **conditions.cross, "position": self.position, "uniform": self.uniform}
+        for name, value in sampling.inputs().items():
+            if name in graph.inputs:
+                self.inputs[name] = graph.zeros(name, sizes)
+                self.inputs[name][...] = value
+        self.no_prefix = {} if conditions.prefix is None else {"prefix": graph.zeros("prefix", sizes)}
+        self.step = self._bind({"codes": graph.zeros("codes", sizes), **self.no_prefix})
+
+    @property
+    def columns(self) -> int:
+        """How many columns the caches hold."""
+        return max(0, self.filled - self.before)
+
+    def restart(self, conditions: Conditions) -> None:
+        """Forget all columns, for another prefix of the same size."""
+        assert conditions.rows == self.rows
+        self.conditions, self.filled = conditions, 0
 
     def __call__(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Read columns int64 [B, K, S] and draw the one after the last with uniform [B, K] -> int64 [B, K].
 
         The first call takes any number of columns, those after it one. Raises ValueError where they do not fit.
         """
-        new = codes.shape[2]
-        if self.columns and new != 1:
+        new, prefix = codes.shape[2], self.conditions.prefix
+        if self.filled and new != 1:
             raise ValueError(f"{new} columns after the first {self.columns}: expected one at a time")
         if self.columns + new > self.capacity:
             raise ValueError(f"{self.columns} + {new} columns do not fit the caches' capacity of {self.capacity}")
-        if self.takes and new > 1 and (codes == codes[:1]).all():
+        if not self.filled and self._once(codes):
             self._read_once(codes[:1, :, :-1])
             codes, new = codes[:, :, -1:], 1
         guidance = self.rows // len(codes)
-        binding, array, presents = self.step if new == 1 else self._bind(np.tile(codes, (guidance, 1, 1)))
-        array.reshape(guidance, *codes.shape)[...] = codes  # conditioned rows, then unconditioned
-        self.position[0], self.uniform[...] = self.columns, uniform
+        feeds = {"codes": np.tile(codes, (guidance, 1, 1)), **self.no_prefix}
+        if prefix is not None and not self.filled:
+            feeds["prefix"], new = prefix, self.before + new
+        binding, arrays, presents = self.step if new == 1 else self._bind(feeds)
+        arrays["codes"][...] = feeds["codes"]  # conditioned rows, then unconditioned
+        self.position[0], self.uniform[...] = self.filled, uniform
         self.graph.session.run_with_iobinding(binding)
-        for name, present in presents.items():  # not in place: the new columns alone come back
-            self.caches[name][:, :, self.columns : self.columns + new] = present
-        self.columns += new
+        for name, present in presents.items():  # not in place: the new places alone come back
+            self.caches[name][:, :, self.filled : self.filled + new] = present
+        self.filled += new
         return self.next_codes
 
-    def _read_once(self, codes: np.ndarray) -> None:
-        """Read columns [1, K, S] for all takes."""
-        guidance, new = self.rows // len(self.uniform), codes.shape[2]
-        cross = {name: array[:1] for name, array in self.cross.items()}
-        one = Decoder(self.graph, self.in_place, 1, guidance, new, cross, self.sampling)
-        one(codes, np.zeros((1, codes.shape[1]), np.float32))
-        for name, cache in self.caches.items():
-            cache[:, :, :new] = one.caches[name].repeat(self.rows // guidance, axis=0)
-        self.columns = new
+    def _once(self, codes: np.ndarray) -> bool:
+        """Whether several takes of one prompt begin, with something that they can share."""
+        return self.conditions.alike and len(codes) > 1 and self.before + codes.shape[2] > 1 and _same(codes)
 
-    def _bind(self, codes: np.ndarray) -> tuple[ort.IOBinding, np.ndarray, dict[str, np.ndarray]]:
+    def _read_once(self, codes: np.ndarray) -> None:
+        """Read the prefix and columns [1, K, S] for all takes."""
+        batch, told = len(self.uniform), self.conditions
+        prefix = None if told.prefix is None else told.prefix[::batch]
+        cross = {name: array[:1] for name, array in told.cross.items()}
+        once = Conditions(self.rows // batch, True, cross, prefix)
+        one = Decoder(self.graph, self.in_place, 1, codes.shape[2], once, self.sampling)
+        one(codes, np.zeros((1, codes.shape[1]), np.float32))
+        self.filled = one.filled
+        for name, cache in self.caches.items():
+            cache[:, :, : self.filled] = one.caches[name].repeat(batch, axis=0)
+
+    def _bind(
+        self, feeds: Mapping[str, np.ndarray]
+    ) -> tuple[ort.IOBinding, dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Bind arrays to the graph once; they are then read and written where they lie."""
-        codes = np.ascontiguousarray(codes)
+        feeds = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        new = feeds["codes"].shape[2] + (feeds["prefix"].shape[1] if "prefix" in feeds else 0)
         binding = self.graph.session.io_binding()
-        for name, array in {**self.inputs, "codes": codes}.items():
+        for name, array in {**self.inputs, **feeds}.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         outputs, presents = {"next_codes": self.next_codes, "logits": self.logits}, {}
         for name, cache in self.caches.items():
             present = cache
             if not self.in_place:
-                present = np.empty((*cache.shape[:2], codes.shape[2], cache.shape[3]), cache.dtype)
+                present = np.empty((*cache.shape[:2], new, cache.shape[3]), cache.dtype)
                 presents[name] = present
             outputs[name.replace("past_key_values", "present")] = present
         for name, array in outputs.items():
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
-        return binding, codes, presents
+        return binding, feeds, presents
 
 
-def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    return a is b or (a is not None and b is not None and np.array_equal(a, b))
+def _same(rows: np.ndarray) -> bool:
+    """Whether the rows of an array are all the same."""
+    return bool((rows == rows[:1]).all())
+
+
+def _alike(rows: Rows) -> bool:
+    """Whether all rows are told the same."""
+    first = rows[0]
+    return all(x is first or (x is not None and first is not None and np.array_equal(x, first)) for x in rows)
+
+
+def _padded(rows: Rows, zeros: np.ndarray) -> np.ndarray:
+    """rows [N, ...] written into zeros [R, longest, ...]; None leaves them."""
+    for row, array in zip(zeros, rows, strict=True):
+        if array is not None:
+            row[: len(array)] = array
+    return zeros
 
 
 class Generation:
     """One generation under way. Iterating draws column after column: the loop that a port writes."""
 
-    def __init__(self, decoder: Decoder, columns: np.ndarray, delays: Sequence[int], prefill: int, uniform: np.ndarray):
-        self.decoder, self.columns, self.delays, self.uniform = decoder, columns, delays, uniform
-        self.known, self.total = prefill, columns.shape[2] - prefill
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompt: np.ndarray,
+        cut: Sequence[Window],
+        delays: Sequence[int],
+        special_token: int,
+        uniform: np.ndarray,
+        conditions: Callable[[Window], Conditions],
+    ):
+        """prompt int64 [B, K, P], uniform [columns in all, B, K]; conditions: what each window is told."""
+        self.decoder, self.delays, self.special_token = decoder, delays, special_token
+        self.windows, self.uniform, self.conditions = cut, uniform, conditions
+        self.all = np.zeros((*prompt.shape[:2], cut[-1].end), np.int64)
+        self.all[:, :, : prompt.shape[2]] = prompt
+        self.frames = prompt.shape[2]  # that have all their codes
+        self.total = columns_drawn(cut, delays)
 
     def __iter__(self) -> Iterator[int]:
         """Gives how many columns of `total` are drawn, after each."""
-        columns, new = self.columns, self.columns[:, :, : self.known]
-        for step, s in enumerate(range(self.known, columns.shape[2])):
-            codes = self.decoder(new, self.uniform[step])
-            columns[:, :, s] = np.where(columns[:, :, s] == UNKNOWN, codes, columns[:, :, s])
-            new = columns[:, :, s : s + 1]
-            self.known = s + 1
-            yield step + 1
-
-    @property
-    def frames(self) -> int:
-        """How many frames have all their codes."""
-        return max(0, self.known - max(self.delays) - 1)
+        done = 0
+        for window in self.windows:
+            if done:
+                self.decoder.restart(self.conditions(window))
+            frames = self.all[:, :, window.start : window.end]
+            columns = delay(frames[:, :, : window.known], self.delays, window.frames, self.special_token)
+            prefill = prefill_length(window.known, self.delays)
+            new = columns[:, :, :prefill]
+            for s in range(prefill, columns.shape[2]):
+                codes = self.decoder(new, self.uniform[done])
+                columns[:, :, s] = np.where(columns[:, :, s] == UNKNOWN, codes, columns[:, :, s])
+                new = columns[:, :, s : s + 1]
+                t = s - max(self.delays) - 1  # the frame that the column completes
+                if t >= window.known:
+                    frames[:, :, t] = undelay(columns[:, :, t : s + 1], self.delays)[:, :, 0]
+                    self.frames = window.start + t + 1
+                done += 1
+                yield done
 
     def codes(self) -> np.ndarray:
-        """Those frames: int64 [B, K, frames]."""
-        return undelay(self.columns[:, :, : max(self.known, max(self.delays) + 1)], self.delays)
+        """The frames that are complete: int64 [B, K, frames]."""
+        return self.all[:, :, : self.frames].copy()
+
+
+def columns_drawn(cut: Sequence[Window], delays: Sequence[int]) -> int:
+    """How many columns all windows draw."""
+    return sum(w.frames + max(delays) + 1 - prefill_length(w.known, delays) for w in cut)
 
 
 class How(TypedDict, total=False):
     """How to generate: the arguments of LanguageModel.generate_codes by name."""
 
-    frames: int | None  # in all, the prompt included: more than the prompt has
-    duration: float | None  # or seconds, where the bundle knows its frame rate
+    frames: int | None  # in all, the prompt included: more than the prompt has; in one window, however long
+    duration: float | None  # or seconds, where the bundle knows its frame rate; in windows of max_duration
+    max_duration: float  # seconds of a window: what the model was trained on, where not given
+    extend_stride: float  # seconds from one window to the next: the bundle's default, where not given
     batch: int | None  # rows, where neither a prompt nor texts say it
     sampling: Sampling | None  # None: the bundle's defaults
     seed: int | Sequence[int] | None  # take b is drawn with seed + b, or its own of a list; None: a new one each time
@@ -294,10 +387,10 @@ class How(TypedDict, total=False):
 
 
 class LanguageModel:
-    """lm_inference and lm_condition of a bundle. Safe to call from several threads."""
+    """lm_inference, lm_condition and lm_melody or lm_style of a bundle. Safe to call from several threads."""
 
-    def __init__(self, manifest: Manifest, lm: Graph, condition: Graph):
-        self.manifest, self.lm, self.condition = manifest, lm, condition
+    def __init__(self, manifest: Manifest, lm: Graph, condition: Graph, self_wav: Graph | None = None):
+        self.manifest, self.lm, self.condition, self.wav = manifest, lm, condition, self_wav
         model = manifest.need("model", "delays", "codebooks", "card", "special_token", "text_dim", "frame_rate")
         self.delays: list[int] = model["delays"]
         self.codebooks: int = model["codebooks"]
@@ -305,12 +398,15 @@ class LanguageModel:
         self.special_token: int = model["special_token"]
         self.text_dim: int = model["text_dim"]
         self.frame_rate: float | None = model["frame_rate"]
+        self.max_duration: float = manifest.need("model", "max_duration")["max_duration"]
+        self.kind: str | None = model.get("self_wav")  # "melody", "style" or None
         update = manifest.tree.get("cache_update")
         if update not in CACHE_UPDATES:
             raise BundleError(f"{manifest.folder}: cache_update is {update!r}, expected one of {CACHE_UPDATES}")
         self.in_place = update == "in_place"
-        defaults = manifest.need("defaults", *SETTINGS)
+        defaults = manifest.need("defaults", "extend_stride", *SETTINGS)
         self.sampling = Sampling(use_sampling=True, **{name: defaults[name] for name in SETTINGS})
+        self.extend_stride: float = defaults["extend_stride"]
 
     @classmethod
     def load(cls, bundle: Path | str, **loading: Unpack[Loading]) -> "LanguageModel":
@@ -319,12 +415,15 @@ class LanguageModel:
 
     @classmethod
     def open(cls, manifest: Manifest) -> "LanguageModel":
-        return cls(manifest, manifest.graph("lm_inference").open(), manifest.graph("lm_condition"))
+        kind = manifest.need("model").get("self_wav")
+        wav = manifest.graph(SELF_WAV[kind]) if kind else None
+        return cls(manifest, manifest.graph("lm_inference").open(), manifest.graph("lm_condition"), wav)
 
     def generate_codes(
         self,
         prompt_codes: np.ndarray | None = None,
-        text_states: Sequence[np.ndarray | None] | None = None,
+        text_states: Rows | None = None,
+        self_wav: SelfWav | None = None,
         *,
         callback: Callable[[int, int], None] | None = None,
         **how: Unpack[How],
@@ -333,10 +432,12 @@ class LanguageModel:
 
         prompt_codes: int [B, K, P] in 0 .. card - 1, or None for no prompt.
         text_states: per row the text encoder's last hidden state [N, E] without padding, or None for null text.
+        self_wav: in melody and style models, what stands before the text: by the start of a window in seconds, per row
+        what lm_melody or lm_style made [F, dim], or None for nothing.
         callback: called with (columns done, columns in all) after each; what it raises ends the generation.
         how: see How. Returns int64 [B, K, frames]. Raises ValueError before anything is generated.
         """
-        generation = self.begin(prompt_codes, text_states, **how)
+        generation = self.begin(prompt_codes, text_states, self_wav, **how)
         for done in generation:
             if callback:
                 callback(done, generation.total)
@@ -345,7 +446,8 @@ class LanguageModel:
     def begin(
         self,
         prompt_codes: np.ndarray | None = None,
-        text_states: Sequence[np.ndarray | None] | None = None,
+        text_states: Rows | None = None,
+        self_wav: SelfWav | None = None,
         **how: Unpack[How],
     ) -> Generation:
         """What generate_codes iterates over, for whoever wants the frames as they come."""
@@ -353,47 +455,106 @@ class LanguageModel:
         sampling.check()
         batch = self._batch(prompt_codes, text_states, how.get("batch"))
         prompt = self._prompt(prompt_codes, batch)
-        frames = self._frames(how.get("frames"), how.get("duration"), prompt.shape[2])
-        columns = delay(prompt, self.delays, frames, self.special_token)
-        prefill = prefill_length(prompt.shape[2], self.delays)
-        uniform = self._uniform(how.get("uniform"), how.get("seed"), columns.shape[2] - prefill, batch)
-        decoder = self.decoder(batch, columns.shape[2] - 1, text_states, sampling)
-        return Generation(decoder, columns, self.delays, prefill, uniform)
+        cut = self._windows(prompt.shape[2], how)
+        uniform = self._uniform(how.get("uniform"), how.get("seed"), columns_drawn(cut, self.delays), batch)
+        text_states = text_states or [None] * batch
+
+        def conditions(window: Window) -> Conditions:
+            told = self_wav(window.start / (self.frame_rate or 1)) if self_wav else None
+            return self.conditions(text_states, told, sampling)
+
+        constant = conditions(cut[0])
+        capacity = max(w.frames for w in cut) + max(self.delays)
+        decoder = Decoder(self.lm, self.in_place, batch, capacity, constant, sampling)
+        again = conditions if self_wav else lambda _: constant
+        return Generation(decoder, prompt, cut, self.delays, self.special_token, uniform, again)
 
     def decoder(
-        self, batch: int, capacity: int, text_states: Sequence[np.ndarray | None] | None, sampling: Sampling
+        self, batch: int, capacity: int, text_states: Rows | None, sampling: Sampling, self_wav: Rows | None = None
     ) -> Decoder:
-        """Empty caches for `capacity` columns, and the cross-attention of the texts. Raises ValueError."""
-        if text_states is None or all(states is None for states in text_states):
-            # Null text: both guidance rows would be the same, so one is exact, and it has no text to attend to.
+        """Empty caches for `capacity` columns, and what is told. Raises ValueError."""
+        conditions = self.conditions(text_states or [None] * batch, self_wav, sampling)
+        return Decoder(self.lm, self.in_place, batch, capacity, conditions, sampling)
+
+    def conditions(self, texts: Rows, wavs: Rows | None, sampling: Sampling) -> Conditions:
+        """Texts [N, E] and what lm_melody or lm_style made [F, dim], per row, as lm_inference takes them.
+
+        Raises ValueError.
+        """
+        batch, prefixed = len(texts), "prefix" in self.lm.inputs
+        if wavs is not None and self.wav is None:
+            raise ValueError("this model takes no melody and no style: its fuser has no self_wav")
+        if sampling.cfg_coef_beta is not None and self.wav is None:
+            raise ValueError("cfg_coef_beta: this model has no melody or style beside which a text could count more")
+        wavs = wavs or [None] * batch
+        if len(wavs) != batch:
+            raise ValueError(f"rows: got {len(wavs)} melodies or styles for {batch} rows, expected one each")
+        self._check_texts(texts)
+        nulls: Rows = [None] * batch
+        told = [(texts, wavs)]
+        if sampling.cfg_coef_beta is not None and any(text is not None for text in texts):
+            told += [(nulls, wavs), (nulls, nulls)]
+        # Where nothing is told, both guidance rows would be the same, so one is exact; so is coefficient 1.
+        elif sampling.cfg_coef != 1 and any(row is not None for row in (*texts, *wavs)):
+            told += [(nulls, nulls)]
+        rows, alike = len(told) * batch, _alike(texts) and _alike(wavs)
+        if prefixed:
+            every = [[row for group in told for row in group[part]] for part in (0, 1)]
+            prefix = np.concatenate([self._self_wav(every[1]), self._description(every[0])], axis=1)
+            return Conditions(rows, alike, {}, prefix)
+        if all(text is None for text in texts):  # nulls have no text to attend to
             sizes = {"texts": 0, "text": 1}
             cross = {n: self.lm.zeros(n, sizes) for n in self.lm.inputs if n.startswith("cross_key_values.")}
-            rows, alike = batch, True
-        else:
-            alike = all(_same(text, text_states[0]) for text in text_states)
-            cross = self.cross_key_values(text_states)
-            rows = batch if sampling.cfg_coef == 1 else 2 * batch  # coefficient 1 is the conditioned row itself
-        return Decoder(self.lm, self.in_place, batch, rows, capacity, cross, sampling, takes=alike and batch > 1)
+            return Conditions(rows, alike, cross, None)
+        return Conditions(rows, alike, self._condition(texts), None)
 
-    def cross_key_values(self, text_states: Sequence[np.ndarray | None]) -> dict[str, np.ndarray]:
-        """Every layer's keys and values for texts (None: null text).
+    @cached_property
+    def null_wav(self) -> np.ndarray | None:
+        """What stands for no melody [F, dim]: silence is one, and not zeros. None in style models: zeros."""
+        if self.wav is None or "audio" not in self.wav.inputs:
+            return None
+        (row,) = self.wav.session.run(["self_wav"], {"audio": np.zeros((1, 1), np.float32)})
+        return np.asarray(row)[0]
 
-        Texts are padded with zeros to the longest: nothing masks them later, so padding is part of the model.
-        """
-        for row, text in enumerate(text_states):
+    def _self_wav(self, rows: Rows) -> np.ndarray:
+        """[R, F, dim], the shorter ones padded with zeros."""
+        rows = [self.null_wav if row is None else row for row in rows]
+        dim = self.lm.inputs["prefix"]["shape"][2]
+        for row in rows:
+            if row is not None and (row.ndim != 2 or row.shape[1] != dim or not np.isfinite(row).all()):
+                raise ValueError(f"self_wav: got {list(row.shape)}, expected finite numbers [F, {dim}]")
+        # Where no row has any, audiocraft leaves one place of zeros.
+        longest = max((len(row) for row in rows if row is not None), default=int(self.wav is not None))
+        return _padded(rows, self.lm.zeros("prefix", {"rows": len(rows), "prefix": longest}))
+
+    def _description(self, rows: Rows) -> np.ndarray:
+        """Texts [N, E] -> [R, N, dim], padded with zeros to the longest; zeros for null text."""
+        texts = [row for row in rows if row is not None]
+        longest = max((len(text) for text in texts), default=1)
+        found = iter(self._condition(texts)["description"]) if texts else iter(())
+        projected = [None if row is None else next(found)[: len(row)] for row in rows]
+        return _padded(projected, self.lm.zeros("prefix", {"rows": len(rows), "prefix": longest}))
+
+    def _check_texts(self, texts: Rows) -> None:
+        for row, text in enumerate(texts):
             if text is not None and (text.ndim != 2 or text.shape[1] != self.text_dim or not len(text)):
                 raise ValueError(f"text_states[{row}]: got {list(text.shape)}, expected [N, {self.text_dim}], N > 0")
             if text is not None and not np.isfinite(text).all():
                 raise ValueError(f"text_states[{row}]: got NaN or infinity, expected finite numbers")
-        longest = max((len(text) for text in text_states if text is not None), default=1)
-        sizes = {"texts": len(text_states), "text": longest}
-        states, mask = self.condition.zeros("text_states", sizes), self.condition.zeros("text_mask", sizes)
-        for row, text in enumerate(text_states):
-            if text is not None:
-                states[row, : len(text)], mask[row, : len(text)] = text, 1
+
+    def _condition(self, texts: Rows) -> dict[str, np.ndarray]:
+        """lm_condition of texts (None: null text): every layer's keys and values, or the text's part of a prefix.
+
+        Texts are padded with zeros to the longest: nothing masks them later, so padding is part of the model.
+        """
+        sizes = {"texts": len(texts), "text": max((len(text) for text in texts if text is not None), default=1)}
+        states = _padded(texts, self.condition.zeros("text_states", sizes))
+        mask = self.condition.zeros("text_mask", sizes)
+        for row, text in enumerate(texts):
+            mask[row, : 0 if text is None else len(text)] = 1
         names = list(self.condition.outputs)
-        caches = self.condition.session.run(names, {"text_states": states, "text_mask": mask})
-        return {name: np.asarray(cache) for name, cache in zip(names, caches, strict=True)}
+        found = self.condition.session.run(names, {"text_states": states, "text_mask": mask})
+        return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
 
     def _batch(self, prompt: np.ndarray | None, texts: Sequence[np.ndarray | None] | None, batch: int | None) -> int:
         said = {"prompt_codes": len(prompt) if prompt is not None else None, "batch": batch}
@@ -415,18 +576,20 @@ class LanguageModel:
             raise ValueError(f"prompt_codes: got {codes.min()} .. {codes.max()}, expected 0 .. {self.card - 1}")
         return codes.astype(np.int64)
 
-    def _frames(self, frames: int | None, duration: float | None, prompt: int) -> int:
+    def _windows(self, prompt: int, how: How) -> list[Window]:
+        frames, duration = how.get("frames"), how.get("duration")
         if (frames is None) == (duration is None):
             raise ValueError(f"give frames or duration: got frames {frames}, duration {duration}")
         if duration is not None:
             if self.frame_rate is None:
                 raise ValueError("duration: this bundle does not know its frame rate (no codec in it); give frames")
-            frames = int(duration * self.frame_rate)
+            longest, stride = how.get("max_duration", self.max_duration), how.get("extend_stride", self.extend_stride)
+            return windows(duration, longest, stride, self.frame_rate, prompt)
         if frames is None or frames != int(frames):
             raise ValueError(f"frames: got {frames}, expected a whole number")
         if frames <= prompt:
             raise ValueError(f"{frames} frames in all, the prompt has {prompt}: expected more than the prompt")
-        return int(frames)
+        return [Window(0, prompt, int(frames))]
 
     def _uniform(
         self, uniform: np.ndarray | None, seed: int | Sequence[int] | None, steps: int, batch: int

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from clean_lm import audio
 from clean_lm.musicgen import Codec
 from clean_lm.pattern import delay, prefill_length
-from clean_lm.runtime import LanguageModel, Manifest, Sampling
+from clean_lm.runtime import LanguageModel, Manifest, Rows, Sampling, SelfWav
 from clean_lm.texts import TextEncoder
 
 FRAMES = 100  # of codes that are measured on, beyond those of a prompt
@@ -61,7 +61,8 @@ class Codes:
     """Codes [B, K, T] that are measured on, each row with the text states that it is read with, or None."""
 
     codes: np.ndarray
-    texts: Sequence[np.ndarray | None]
+    texts: Rows
+    wavs: Rows | None  # and with what stands before the text, in melody and style models
     source: str
 
 
@@ -90,24 +91,42 @@ def calibrate(lm: LanguageModel, folder: Path, clips: Sequence[Path]) -> tuple[l
     Scales: by the name of each cache input, float32 [H * D], HEADROOM times a 127th of the largest of each channel.
     """
     texts: list[np.ndarray | None] = [None, *text_states(folder, lm.text_dim)]
+    wavs = example_wavs(lm, texts)
     heard = clip_codes(folder, clips, PROMPT + FRAMES) if clips else []
     runs = [np.repeat(codes[None, :, :PROMPT], len(texts), axis=0) for codes in heard]
     largest: dict[str, np.ndarray] = {}
     measured = []
     for prompt in runs or [None]:
         frames = FRAMES + (0 if prompt is None else prompt.shape[2])
-        generation = lm.begin(prompt, texts, frames=frames, seed=0)
+        generation = lm.begin(prompt, texts, always(wavs), frames=frames, seed=0)
         for _ in tqdm(generation, "calibration", generation.total, disable=None):
             pass
         for name, cache in generation.decoder.caches.items():
             peak = np.abs(cache).max(axis=(0, 2)).ravel()
             largest[name] = np.maximum(peak, largest.get(name, 0))
-        measured.append(Codes(generation.codes(), texts, "own samples"))
+        measured.append(Codes(generation.codes(), texts, wavs, "own samples"))
     if clips:
-        measured = [Codes(codes[None], [None], clip.name) for codes, clip in zip(heard, clips, strict=True)]
+        measured = [Codes(codes[None], [None], None, clip.name) for codes, clip in zip(heard, clips, strict=True)]
     # A channel that is always zero (a padded head's) needs no scale, only one that is not zero.
     scales = {name: np.where(peak > 0, HEADROOM * peak / 127, 1).astype(np.float32) for name, peak in largest.items()}
     return measured, scales
+
+
+def always(wavs: Rows | None) -> SelfWav | None:
+    """The same in every window."""
+    return None if wavs is None else lambda _: wavs
+
+
+def example_wavs(lm: LanguageModel, texts: Rows) -> Rows | None:
+    """What melody and style models are told where they are told a text: noise, which has every pitch in turn."""
+    if lm.wav is None:
+        return None
+    rng = np.random.default_rng(0)
+    sizes = {"melodies": 1, "samples": 10 * lm.manifest.need("model")["sample_rate"], "styles": 1, "features": 225}
+    feeds = {name: lm.wav.zeros(name, sizes) for name in lm.wav.inputs}
+    feeds = {name: rng.standard_normal(x.shape, np.float32) if x.ndim else x + 3 for name, x in feeds.items()}
+    (found,) = lm.wav.session.run(["self_wav"], feeds)
+    return [None if text is None else np.asarray(found)[0] for text in texts]
 
 
 def measure(variant: LanguageModel, reference: "Reference") -> Quality:
@@ -122,7 +141,7 @@ def measure(variant: LanguageModel, reference: "Reference") -> Quality:
         cross -= float(np.take_along_axis(ours, at, axis=-1)[..., 0][mask].sum())
         cross_fp32 -= float(np.take_along_axis(theirs, at, axis=-1)[..., 0][mask].sum())
         count += int(mask.sum())
-    differs = (greedy(variant, reference.texts) != reference.greedy).any(axis=(0, 1))
+    differs = (greedy(variant, reference.codes[0]) != reference.greedy).any(axis=(0, 1))
     kept = int(differs.argmax()) if differs.any() else GREEDY
     perplexity, perplexity_fp32 = float(np.exp(cross / count)), float(np.exp(cross_fp32 / count))
     source = ", ".join(codes.source for codes in reference.codes)
@@ -134,21 +153,21 @@ class Reference:
 
     def __init__(self, lm: LanguageModel, codes: Sequence[Codes]):
         self.codes = codes
-        self.texts = codes[0].texts
         self.logits = [log_probabilities(logits(lm, c)) for c in codes]
-        self.greedy = greedy(lm, self.texts)
+        self.greedy = greedy(lm, codes[0])
 
 
-def greedy(lm: LanguageModel, texts: Sequence[np.ndarray | None]) -> np.ndarray:
+def greedy(lm: LanguageModel, c: Codes) -> np.ndarray:
     """codes int64 [B, K, GREEDY] without a prompt."""
-    return lm.generate_codes(None, texts, frames=GREEDY, sampling=Sampling(use_sampling=False))
+    return lm.generate_codes(None, c.texts, always(c.wavs), frames=GREEDY, sampling=Sampling(use_sampling=False))
 
 
 def logits(lm: LanguageModel, c: Codes) -> np.ndarray:
     """Guided logits of every column that has a code to predict: [S, B, K, card]."""
     columns = columns_of(lm, c)
     start = prefill_length(0, lm.delays)
-    decoder = lm.decoder(len(c.codes), columns.shape[2], c.texts, Sampling(use_sampling=False, cfg_coef=CFG_COEF))
+    sampling = Sampling(use_sampling=False, cfg_coef=CFG_COEF)
+    decoder = lm.decoder(len(c.codes), columns.shape[2], c.texts, sampling, c.wavs)
     uniform = np.zeros(columns.shape[:2], dtype=np.float32)
     found, new = [], columns[:, :, :start]
     for s in tqdm(range(start, columns.shape[2]), "measuring", disable=None):

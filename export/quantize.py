@@ -31,16 +31,16 @@ from torch import Tensor
 from clean_lm.audio import AudioError
 from clean_lm.config import LMConfig
 from clean_lm.layers import StandardAttention
-from clean_lm.lm import LM, Condition
+from clean_lm.lm import LM
 from clean_lm.pattern import delay
-from clean_lm.runtime import BundleError, LanguageModel, Manifest, sha256
+from clean_lm.runtime import BundleError, LanguageModel, Manifest, Sampling, sha256
 from clean_lm.texts import TextEncoder
 from export.folder import ExportError, describe, reported, size
 from export.graph import say
-from export.quality import DESCRIPTIONS, KL_BOUND, Codes, Reference, calibrate, measure
+from export.quality import CFG_COEF, DESCRIPTIONS, KL_BOUND, Codes, Reference, calibrate, measure
 from export.rewrite import Variant, rewrite
 from export.sweep import COLUMNS, sensitive, sensitivities
-from export.tracing import LM_GRAPHS, write_graphs
+from export.tracing import LM_GRAPHS, text_module, write_graphs
 from weights.lm import fill
 
 FP32 = "fp32"
@@ -63,25 +63,27 @@ class Traced:
     """The float32 language model of a bundle, its weights read from the graphs: as weights.lm.Model of a checkpoint."""
 
     def __init__(self, folder: Path):
-        model = Manifest.read(folder).need("model")
+        manifest = Manifest.read(folder)
+        model = manifest.need("model")
         self.graphs = {
             name: ir.load(folder / f"{graph}.onnx").graph.initializers
             for name, graph in zip(("condition", "lm"), LM_GRAPHS, strict=True)
         }
+        prefix = manifest.takes("lm_inference", "prefix")
         hidden, dim = _read(self.graphs["lm"]["layers.0.linear2"]).shape
         same = ("layers", "heads", "dim", "codebooks", "card", "text_dim", "text_encoder", "max_duration",
                 "sample_rate", "channels")  # fmt: skip
         self.config = LMConfig(
             hidden_scale=hidden // dim,
             delays=tuple(model["delays"]),
-            cross=("description",),
-            prepend=(),
+            cross=() if prefix else ("description",),
+            prepend=("description",) if prefix else (),
             **{name: model[name] for name in same},
         )
 
     def weights(self, component: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The tensors of "lm" or "condition" by the names that its module has for them, memory-mapped."""
-        module = LM(self.config, StandardAttention()) if component == "lm" else Condition(self.config)
+        module = LM(self.config, StandardAttention()) if component == "lm" else text_module(self.config)
         return {name: _read(self.graphs[component][name]).to(dtype) for name, _ in module.named_parameters()}
 
 
@@ -125,7 +127,7 @@ def add(
             variant = VARIANTS[name]
             if cache and variant.cache != "float":
                 variant = replace(variant, cache=cache)
-            more = sweep(folder, variant, measured[0]) if variant.sensitive else []
+            more = sweep(folder, exact, variant, measured[0]) if variant.sensitive else []
             entry = variants[name] = write(folder, name, variant, more, scales)
             opened = Manifest(folder, {**manifest.tree, "graphs": {**manifest.tree["graphs"], **entry["graphs"]}},
                               {"hashes": False})  # fmt: skip
@@ -184,17 +186,13 @@ def undone(folder: Path) -> Iterator[None]:
         raise
 
 
-def sweep(folder: Path, variant: Variant, codes: Codes) -> list[str]:
+def sweep(folder: Path, exact: LanguageModel, variant: Variant, codes: Codes) -> list[str]:
     """The weights that get more bits, measured on the last of some codes, which is read with a text."""
     traced = Traced(folder)
-    c = traced.config
-    states = codes.texts[-1]
-    given = torch.zeros(1, 1, c.text_dim) if states is None else torch.from_numpy(np.asarray(states, np.float32))[None]
-    mask = torch.full(given.shape[:2], int(states is not None))
-    cross = fill(Condition(c), traced.weights("condition"))(given, mask)
+    c, weights = traced.config, traced.weights("lm")
+    told = exact.conditions(codes.texts[-1:], codes.wavs and codes.wavs[-1:], Sampling(cfg_coef=CFG_COEF))
     columns = delay(codes.codes[-1:], c.delays, codes.codes.shape[2], c.special_token)[:, :, :COLUMNS]
-    weights = traced.weights("lm")
-    harm = sensitivities(fill(LM(c, StandardAttention()), weights), columns, cross, variant.bits or 8, variant.block)
+    harm = sensitivities(fill(LM(c, StandardAttention()), weights), columns, told, variant.bits or 8, variant.block)
     return sensitive(harm, {name: weights[name].numel() for name in harm}, KL_BOUND / 2)
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from clean_lm.layers import Cache, Layer
 from clean_lm.lm import LM, guide
+from clean_lm.runtime import Conditions
 from export.quality import CFG_COEF
 from export.rewrite import quantize_blocks
 
@@ -26,21 +27,24 @@ def rounded(weight: Tensor, bits: int, block: int) -> Tensor:
 
 
 @torch.inference_mode()
-def sensitivities(lm: LM, columns: np.ndarray, cross: Sequence[Cache], bits: int, block: int) -> dict[str, float]:
+def sensitivities(lm: LM, columns: np.ndarray, told: Conditions, bits: int, block: int) -> dict[str, float]:
     """KL divergence in nats, mean over codes, of the float32 distribution from that with one matrix quantized.
 
-    columns int64 [B, K, S] delayed, cross L x 2 x [X, H, N, D] with X = B: guided rows, texts first.
-    Returns it for every matrix by its name in the graph.
+    columns int64 [B, K, S] delayed. Returns it for every matrix by its name in the graph.
     """
-    batch, texts, layers = len(columns), cross[0][0].shape[0], [cast(Layer, layer) for layer in lm.layers]
-    codes = torch.from_numpy(np.concatenate([columns, columns]))
-    shared = lm.attention.columns(torch.tensor([0]), len(codes), codes.shape[2], 0)
+    batch, layers = len(columns), [cast(Layer, layer) for layer in lm.layers]
+    codes = torch.from_numpy(np.tile(columns, (told.rows // batch, 1, 1)))
+    cross = cross_of(told, len(layers))
+    texts = cross[0][0].shape[0] if cross[0] else 0
+    prefix = None if told.prefix is None else torch.from_numpy(told.prefix)
+    x = lm.embed(codes, torch.tensor([0]), prefix)
+    shared = lm.attention.columns(torch.tensor([0]), len(codes), x.shape[1], 0)
 
     def run(x: Tensor, first: int) -> Tensor:
-        """The layers from `first` on, heads and guidance: x [R, S, dim] -> log-probabilities [B, S, K, card]."""
+        """The layers from `first` on, heads and guidance: x [R, M + S, dim] -> log-probabilities [B, S, K, card]."""
         for layer, text in zip(layers[first:], cross[first:], strict=True):
             x, _ = layer(x, empty(layer, x), text, shared, texts)
-        return guide(lm.logits(x), batch, torch.tensor(CFG_COEF)).log_softmax(dim=-1)
+        return guide(lm.logits(x[:, -codes.shape[2] :]), batch, torch.tensor(CFG_COEF)).log_softmax(dim=-1)
 
     def alone(owner: nn.Module, name: str, x: Tensor, first: int) -> float:
         exact = getattr(owner, name)
@@ -49,15 +53,23 @@ def sensitivities(lm: LM, columns: np.ndarray, cross: Sequence[Cache], bits: int
         setattr(owner, name, exact)
         return float((reference.exp() * (reference - moved)).sum(dim=-1).mean())
 
-    x = lm.embed(codes, torch.tensor([0]))
     inputs = [x]
     for layer, text in zip(layers, cross, strict=True):
         inputs.append(layer(inputs[-1], empty(layer, x), text, shared, texts)[0])
-    reference = run(inputs[-1], len(cross))
+    reference = run(inputs[-1], len(layers))
     found = {}
     for i, layer in enumerate(tqdm(layers, "sensitivity of layers", disable=None)):
-        found |= {f"layers.{i}.{name}": alone(layer, name, inputs[i], i) for name in MATRICES}
-    return found | {"heads": alone(lm, "heads", inputs[-1], len(cross))}
+        matrices = [name for name in MATRICES if hasattr(layer, name)]
+        found |= {f"layers.{i}.{name}": alone(layer, name, inputs[i], i) for name in matrices}
+    return found | {"heads": alone(lm, "heads", inputs[-1], len(layers))}
+
+
+def cross_of(told: Conditions, layers: int) -> Sequence[Cache | None]:
+    """What every layer attends to, if anything."""
+    if not told.cross:
+        return [None] * layers
+    arrays = {name: torch.from_numpy(array) for name, array in told.cross.items()}
+    return [(arrays[f"cross_key_values.{i}.key"], arrays[f"cross_key_values.{i}.value"]) for i in range(layers)]
 
 
 def empty(layer: Layer, x: Tensor) -> Cache:

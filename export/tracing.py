@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clean_lm.config import LMConfig
 from clean_lm.layers import GroupQueryAttention, StandardAttention
-from clean_lm.lm import LM, Condition
+from clean_lm.lm import LM, Condition, Description
 from export.graph import Port, write
 
 ATTENTION = {"ort": GroupQueryAttention, "standard": StandardAttention}
@@ -32,12 +32,17 @@ class Source(Protocol):
 def write_graphs(source: Source, folder: Path, attention: str, dtype: torch.dtype, suffix: str = "") -> None:
     """Write lm_condition.onnx and lm_inference.onnx with their weights, the suffix before .onnx."""
     c = source.config
-    modules = {"condition": Condition(c), "lm": LM(c, ATTENTION[attention]())}
+    modules = {"condition": text_module(c), "lm": LM(c, ATTENTION[attention]())}
     ports = {"condition": condition_ports(c, dtype), "lm": lm_ports(c, attention, dtype)}
     changes = {"condition": lambda _: None, "lm": sort_less}
     for graph, (name, module) in zip(LM_GRAPHS, modules.items(), strict=True):
         path = folder / f"{graph}{suffix}.onnx"
         write(module, source.weights(name, dtype), dtype, *ports[name], path, change=changes[name])
+
+
+def text_module(c: LMConfig) -> Condition | Description:
+    """What a text becomes: keys and values where the model attends to it, or else a part of the prefix."""
+    return Condition(c) if c.cross else Description(c)
 
 
 def sort_less(model: ir.Model) -> None:
@@ -65,6 +70,8 @@ def condition_ports(c: LMConfig, dtype: torch.dtype) -> tuple[dict[str, Any], li
         "text_states": Port("text_states", dtype, ("texts", "text", c.text_dim)),
         "text_mask": Port("text_mask", torch.int64, ("texts", "text")),
     }
+    if not c.cross:
+        return inputs, [Port("description", dtype, ("texts", "text", c.dim))]
     caches = cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts")
     return inputs, [port for cache in caches for port in cache]
 
@@ -72,18 +79,24 @@ def condition_ports(c: LMConfig, dtype: torch.dtype) -> tuple[dict[str, Any], li
 def lm_ports(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str, Any], list[Port]]:
     """What goes into lm_inference, by argument, and what comes out."""
     head_dim = GroupQueryAttention.cache_dim(c.head_dim) if attention == "ort" else c.head_dim
-    present = "capacity" if CACHE_UPDATE[attention] == "in_place" else "columns"
+    new = "columns" if c.cross else "prefix + columns"
+    present = "capacity" if CACHE_UPDATE[attention] == "in_place" else new
     inputs = {
         "codes": Port("codes", torch.int64, ("rows", c.codebooks, "columns")),
         "position": Port("position", torch.int64, (1,)),
         "past": cache_ports(c, "past_key_values", "capacity", head_dim, dtype),
-        "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts"),
+        "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts") if c.cross else [],
         "uniform": Port("uniform", torch.float32, ("batch", c.codebooks)),
         "cfg_coef": Port("cfg_coef", torch.float32, ()),
         "temperature": Port("temperature", torch.float32, ()),
         "top_k": Port("top_k", torch.int64, ()),
         "top_p": Port("top_p", torch.float32, ()),
     }
+    if c.prepend:
+        inputs |= {
+            "prefix": Port("prefix", dtype, ("rows", "prefix", c.dim)),
+            "cfg_coef_beta": Port("cfg_coef_beta", torch.float32, ()),
+        }
     outputs = [
         Port("next_codes", torch.int64, ("batch", c.codebooks)),
         Port("logits", torch.float32, ("batch", c.codebooks, c.card)),

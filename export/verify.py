@@ -20,19 +20,21 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from clean_lm.melody import Melody
 
 from clean_lm.audio import AudioError
-from clean_lm.config import ConfigError, LMConfig
+from clean_lm.config import ConfigError, LMConfig, MelodyConfig
 from clean_lm.layers import Cache, Layer, StandardAttention
-from clean_lm.lm import LM, Condition, guide
+from clean_lm.lm import LM, guide
 from clean_lm.pattern import delay, prefill_length
-from clean_lm.runtime import BundleError, LanguageModel, Manifest, Sampling
+from clean_lm.runtime import BundleError, LanguageModel, Manifest, Rows, Sampling
 from export.folder import describe, reported
-from export.quality import CFG_COEF, Reference, calibrate, measure
-from export.tracing import CACHE_UPDATE, LM_GRAPHS, write_graphs
+from export.quality import CFG_COEF, Reference, always, calibrate, measure
+from export.tracing import CACHE_UPDATE, LM_GRAPHS, text_module, write_graphs
 from weights.checkpoint import CheckpointError
 from weights.lm import MappingError, Model, fill, load
 
@@ -87,61 +89,103 @@ def compare(
     return rows
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a generation is told, per row of the batch; guided where it is anything."""
+
+    texts: Rows  # the text encoder's states [N, E], or None for null text
+    wavs: Rows | None = None  # melody and style models: what stands before the text [F, dim]
+    cfg_coef_beta: float | None = None  # double guidance
+    cfg_coef: float = CFG_COEF
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(use_sampling=False, cfg_coef=self.cfg_coef, cfg_coef_beta=self.cfg_coef_beta)
+
+
 @torch.inference_mode()
 def reference_logits(
     model: Model[LMConfig],
     columns: np.ndarray,
     prefill: int,
-    texts: Sequence[np.ndarray | None] | None,
+    told: Told,
+    null_wav: np.ndarray | None,
     dtype: torch.dtype,
 ) -> np.ndarray:
     """The PyTorch modules in `dtype` on given columns int64 [B, K, S]: a prefill, then one by one.
 
-    texts: per row [N, E], or None for null text. Returns guided logits [calls, B, K, card].
+    null_wav: what stands for no melody [F, dim], or None for zeros. Returns guided logits [calls, B, K, card].
     Layer by layer, every call of a layer before the next layer, so that one layer's weights are in memory at a time.
     """
     c = model.config
     batch, _, length = columns.shape
-    cross = reference_cross(model, batch, texts, dtype)
-    rows = cross[0][0].shape[0]
-    codes = torch.from_numpy(np.concatenate([columns] * (rows // batch)))
+    groups = guided_rows(told)
+    cross, prefix = reference_conditions(model, groups, null_wav, dtype)
+    rows, before = len(groups) * batch, 0 if prefix is None else prefix.shape[1]
+    codes = torch.from_numpy(np.concatenate([columns] * len(groups)))
 
     attention = StandardAttention()
     weights = model.weights("lm", dtype)
     ends = {name: weights[name] for name in weights if not name.startswith("layers.")}
     shell = fill(LM(replace(c, layers=0), attention), ends)
-    xs = [shell.embed(codes[:, :, start:end], torch.tensor([start])) for start, end in calls(prefill, length)]
+    # What each call reads, by places: the prefix belongs to the first.
+    places = [(start + before * (start > 0), end + before) for start, end in calls(prefill, length)]
+    xs = [
+        shell.embed(codes[:, :, start:end], torch.tensor([place]), prefix if start == 0 else None)
+        for (start, end), (place, _) in zip(calls(prefill, length), places, strict=True)
+    ]
     for i in range(c.layers):
-        layer = fill(Layer(c.dim, c.heads, c.hidden, attention), model.weights(f"lm.layers.{i}", dtype))
-        cache = [torch.zeros(rows, c.heads, length, c.head_dim, dtype=dtype) for _ in range(2)]
-        for call, (start, end) in enumerate(calls(prefill, length)):
-            shared = attention.columns(torch.tensor([start]), rows, end - start, length)
-            xs[call], present = layer(xs[call], (cache[0], cache[1]), cross[i], shared, rows)
+        layer = fill(Layer(c.dim, c.heads, c.hidden, attention, bool(c.cross)), model.weights(f"lm.layers.{i}", dtype))
+        cache = [torch.zeros(rows, c.heads, before + length, c.head_dim, dtype=dtype) for _ in range(2)]
+        for call, (start, end) in enumerate(places):
+            shared = attention.columns(torch.tensor([start]), rows, end - start, before + length)
+            xs[call], present = layer(xs[call], (cache[0], cache[1]), cross[i] if cross else None, shared, rows)
             for buffer, fresh in zip(cache, present, strict=True):
                 buffer[:, :, start:end] = fresh
     wide = torch.promote_types(dtype, torch.float32)
-    return np.stack([guide(shell.logits(x[:, -1]).to(wide), batch, torch.tensor(CFG_COEF)).numpy() for x in xs])
+    coef, beta = torch.tensor(told.cfg_coef), told.cfg_coef_beta
+    beta = None if beta is None else torch.tensor(beta)
+    return np.stack([guide(shell.logits(x[:, -1]).to(wide), batch, coef, beta).numpy() for x in xs])
 
 
-def reference_cross(
-    model: Model[LMConfig], batch: int, texts: Sequence[np.ndarray | None] | None, dtype: torch.dtype
-) -> list[Cache]:
-    """What every layer attends to: texts then as many nulls, or one row of null text each."""
-    condition = fill(Condition(model.config), model.weights("condition", dtype))
-    size = (2 * batch, max(len(text) for text in texts if text is not None)) if texts else (batch, 1)
-    states, mask = torch.zeros(*size, model.config.text_dim, dtype=dtype), torch.zeros(size, dtype=torch.int64)
-    for row, text in enumerate(texts or ()):
-        if text is not None:
-            states[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text), 1
-    return condition(states, mask)
+def guided_rows(told: Told) -> list[tuple[Rows, Rows]]:
+    """Texts and wavs of every group of rows, as upstream has them: all, with double guidance wavs alone, nothing."""
+    nulls: Rows = [None] * len(told.texts)
+    wavs = told.wavs or nulls
+    middle = [] if told.cfg_coef_beta is None else [(nulls, wavs)]
+    return [(told.texts, wavs), *middle, (nulls, nulls)]
 
 
-def bundle_logits(
-    lm: LanguageModel, columns: np.ndarray, prefill: int, texts: Sequence[np.ndarray | None] | None, cfg_coef: float
-) -> np.ndarray:
+def reference_conditions(
+    model: Model[LMConfig], groups: Sequence[tuple[Rows, Rows]], null_wav: np.ndarray | None, dtype: torch.dtype
+) -> tuple[list[Cache], torch.Tensor | None]:
+    """What every layer attends to, or what stands before the first column, of all groups' rows."""
+    texts, wavs = ([row for group in groups for row in group[part]] for part in (0, 1))
+    states = torch.from_numpy(stacked(texts, model.config.text_dim)).to(dtype)
+    mask = torch.tensor([[t < (0 if text is None else len(text)) for t in range(states.shape[1])] for text in texts])
+    module = fill(text_module(model.config), model.weights("condition", dtype))
+    told = module(states, mask.long())
+    if model.config.cross:
+        return told, None
+    if model.config.self_wav is None:
+        return [], told
+    before = stacked([null_wav if wav is None else wav for wav in wavs], model.config.dim)
+    return [], torch.cat([torch.from_numpy(before).to(dtype), told], dim=1)
+
+
+def stacked(rows: Rows, width: int) -> np.ndarray:
+    """rows [N, width] -> [R, longest, width], padded with zeros; None is zeros."""
+    out = np.zeros((len(rows), max((len(row) for row in rows if row is not None), default=1), width), np.float32)
+    for row, filled in zip(rows, out, strict=True):
+        if row is not None:
+            filled[: len(row)] = row
+    return out
+
+
+def bundle_logits(lm: LanguageModel, columns: np.ndarray, prefill: int, told: Told) -> np.ndarray:
     """The graphs on the same: [calls, B, K, card]."""
     batch, _, length = columns.shape
-    decoder = lm.decoder(batch, length, texts, Sampling(use_sampling=False, cfg_coef=cfg_coef))
+    decoder = lm.decoder(batch, length, told.texts, told.sampling, told.wavs)
     uniform = np.zeros(columns.shape[:2], dtype=np.float32)
     logits = []
     for start, end in calls(prefill, length):
@@ -156,23 +200,49 @@ def calls(prefill: int, length: int) -> list[tuple[int, int]]:
 
 
 def parity(bundle: Path, model: Model[LMConfig], seed: int = 0, variant: str | None = None) -> list[Comparison]:
-    """A variant of the bundle beside the PyTorch modules: random codes and text states, guided and null text."""
+    """A variant of the bundle beside the PyTorch modules: random codes and text states, guided and with nothing told;
+    melody and style models with random ones, and with double guidance too."""
     rng = np.random.default_rng(seed)
     c = model.config
     columns = rng.integers(0, c.card, (1, c.codebooks, PREFILL + STEPS))
     columns[:, :, 0] = c.special_token
-    cases = {"guided": [rng.standard_normal((7, c.text_dim), dtype=np.float32)], "null text": None}
+    cases = random_cases(c, rng)
+    nothing = null_wav(model)
+    references = {
+        dtype: {case: reference_logits(model, columns, PREFILL, told, nothing, dtype) for case, told in cases.items()}
+        for dtype in dict.fromkeys((torch.float64, own_dtype(bundle, variant)))
+    }
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    exact = {case: reference_logits(model, columns, PREFILL, texts, torch.float64) for case, texts in cases.items()}
-    manifest = Manifest.read(bundle, variant=variant, hashes=False)
-    own = getattr(torch, manifest.tensor("lm_inference", "past_key_values.0.key")["dtype"])
-    rounded = {case: reference_logits(model, columns, PREFILL, texts, own) for case, texts in cases.items()}
-    lm = LanguageModel.open(manifest)
+    lm = LanguageModel.load(bundle, variant=variant, hashes=False)
+    exact, *rounded = references.values()
     steps = []
-    for case, texts in cases.items():
-        ours = bundle_logits(lm, columns, PREFILL, texts, CFG_COEF)
-        steps += compare(case, PREFILL, ours, exact[case], rounded[case])
+    for case, told in cases.items():
+        ours = bundle_logits(lm, columns, PREFILL, told)
+        steps += compare(case, PREFILL, ours, exact[case], rounded[0][case])
     return steps
+
+
+def own_dtype(bundle: Path, variant: str | None) -> torch.dtype:
+    """The precision that a variant computes in."""
+    manifest = Manifest.read(bundle, variant=variant, hashes=False)
+    return getattr(torch, manifest.tensor("lm_inference", "past_key_values.0.key")["dtype"])
+
+
+def random_cases(c: LMConfig, rng: np.random.Generator) -> dict[str, Told]:
+    """What a model is told in a comparison."""
+    text = [rng.standard_normal((7, c.text_dim), dtype=np.float32)]
+    if c.self_wav is None:
+        return {"guided": Told(text), "null text": Told([None])}
+    wav = [rng.standard_normal((c.self_wav.places, c.dim), dtype=np.float32)]
+    return {"guided": Told(text, wav), "double": Told(text, wav, cfg_coef_beta=5.0), "nothing": Told([None])}
+
+
+@torch.inference_mode()
+def null_wav(model: Model[LMConfig]) -> np.ndarray | None:
+    """What stands for no melody [F, dim], by the PyTorch module; None where that is zeros."""
+    if not isinstance(model.config.self_wav, MelodyConfig):
+        return None
+    return fill(Melody(model.config.self_wav), model.weights("melody"))(torch.zeros(1, 1))[0].numpy()
 
 
 def golden(bundle: Path, folder: Path, variant: str | None = None) -> tuple[list[Comparison], list[str]]:
@@ -183,22 +253,29 @@ def golden(bundle: Path, folder: Path, variant: str | None = None) -> tuple[list
     """
     arrays = np.load(folder / "golden.npz")
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    texts = golden_texts(arrays, meta)
     lm = LanguageModel.load(bundle, variant=variant, hashes=False)
     steps, wrong = [], []
     for case, said in meta["gen"].items():
         tokens, prompt = arrays[f"gen.{case}.tokens"], arrays.get(f"gen.{case}.prompt")
-        states = [texts[description] for description in said["descriptions"]]
-        sampling = Sampling(use_sampling=False, cfg_coef=said["kwargs"].get("cfg_coef", CFG_COEF))
-        ours = lm.generate_codes(prompt, states, frames=tokens.shape[2], sampling=sampling)
+        told = golden_told(arrays, meta, said)
+        ours = lm.generate_codes(prompt, told.texts, always(told.wavs), frames=tokens.shape[2], sampling=told.sampling)
         if not np.array_equal(ours, tokens):
             wrong.append(f"{case}: {(ours != tokens).sum()} of {tokens.size} tokens differ from upstream's")
         if f"gen.{case}.step_logits" in arrays:
             columns = delay(tokens, lm.delays, tokens.shape[2], lm.special_token)[:, :, :-1]
             prefill = prefill_length(0 if prompt is None else prompt.shape[2], lm.delays)
-            logits = bundle_logits(lm, columns, prefill, states, sampling.cfg_coef)
+            logits = bundle_logits(lm, columns, prefill, told)
             steps += compare(case, prefill, logits, arrays[f"gen.{case}.step_logits"])
     return steps, wrong
+
+
+def golden_told(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], said: Mapping[str, Any]) -> Told:
+    """What a case of the goldens is told; said: its entry in meta.json."""
+    texts, kwargs, wavs = golden_texts(arrays, meta), said.get("kwargs", said), None
+    if said.get("wav"):
+        wavs = [arrays["cond.desc.self_wav"][0] if wav else None for wav in said["wav"]]
+    states = [texts[description] for description in said["descriptions"]]
+    return Told(states, wavs, kwargs.get("cfg_coef_beta"), kwargs.get("cfg_coef", CFG_COEF))
 
 
 def golden_texts(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> dict[str | None, np.ndarray | None]:

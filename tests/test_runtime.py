@@ -12,7 +12,7 @@ from conftest import ATTENTION, NAMES
 
 from clean_lm.pattern import delay, prefill_length
 from clean_lm.philox import uniforms
-from clean_lm.runtime import BundleError, Decoder, LanguageModel, Sampling
+from clean_lm.runtime import BundleError, Conditions, Decoder, LanguageModel, Sampling
 
 GREEDY = Sampling(use_sampling=False)
 CASES = ("desc", "desc_p17", "none", "none_p17", "two", "mixed_p9", "twostep", "coef1", "p1", "p29of30", "len1")
@@ -109,10 +109,10 @@ def test_null_text_is_one_row(golden, language_model, attention):
     assert decoder.rows == 1
     codes, draws = np.full((1, 4, 4), 64), np.zeros((1, 4))
     decoder(codes, draws)
-    nulls = lm.cross_key_values([None, None])
+    nulls = lm._condition([None, None])
     assert all((array == 0).all() for array in nulls.values())
     np.testing.assert_array_equal(nulls["cross_key_values.0.key"].shape, (2, 4, 1, 16))
-    full = Decoder(lm.lm, lm.in_place, 1, 2, 5, nulls, GREEDY)
+    full = Decoder(lm.lm, lm.in_place, 1, 5, Conditions(2, False, nulls, None), GREEDY)
     full(codes, draws)
     np.testing.assert_allclose(decoder.logits, full.logits, rtol=0, atol=1e-6 * np.abs(full.logits).max())
 
