@@ -76,6 +76,7 @@ class Traced:
             delays=tuple(model["delays"]),
             cross=("description",),
             prepend=(),
+            self_wav=None,
             **{name: model[name] for name in same},
         )
 
