@@ -37,6 +37,34 @@ IMPLEMENTED: dict[str, tuple[Any, Any]] = {
     "interleave_stereo_codebooks.per_timestep": (False, False),
 }
 
+# And for what stands before the first column, under conditioners.self_wav.chroma_stem: ChromaStemConditioner and
+# ChromaExtractor. match_len_on_eval is not among them: whatever it says, upstream sets it to generate.
+MELODY_IMPLEMENTED: dict[str, tuple[Any, Any]] = {
+    "argmax": (True, False),
+    "eval_wavs": (None, None),
+    "nfft": (None, None),
+    "winlen": (None, None),
+    "winhop": (None, None),
+    "norm": (math.inf, math.inf),
+}
+
+# And under conditioners.self_wav.style: StyleConditioner and FeatureExtractor.
+STYLE_IMPLEMENTED: dict[str, tuple[Any, Any]] = {
+    "model_name": ("mert", None),
+    "batch_norm": (True, True),
+    "use_middle_of_segment": (False, False),
+}
+
+# StyleConditioner's transformer_scale: (dim, heads, layers). The last is of golden/style, made for tests.
+STYLE_SCALES = {
+    "none": (512, 1, 0),
+    "xsmall": (256, 8, 4),
+    "default": (512, 8, 8),
+    "large": (1024, 16, 24),
+    "tiny": (32, 4, 2),
+}
+STYLE_FEATURES = 768  # the width that StyleConditioner takes of its features, MERT's
+
 # The same for audiocraft's codec: SEANetEncoder and -Decoder, ResidualVectorQuantizer and their builders.
 CODEC_IMPLEMENTED: dict[str, tuple[Any, Any]] = {
     "compression_model": ("encodec", None),
@@ -133,6 +161,121 @@ class Fields:
 
 
 @dataclass(frozen=True)
+class MelodyConfig:
+    """The conditioner of a melody model: which pitch class a sound is on, a frame at a time."""
+
+    chroma: int  # pitch classes
+    radix2_exp: int  # samples of a frame, as a power of 2
+    sample_rate: int
+    duration: float  # seconds whose frames stand before the first column, however long the sound is
+    output_dim: int  # the language model's width
+
+    @property
+    def n_fft(self) -> int:
+        """Samples of a frame."""
+        return 2**self.radix2_exp
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame's middle to the next."""
+        return self.n_fft // 4
+
+    @property
+    def frames(self) -> int:
+        """Frames of the duration: sounds that are shorter than one frame are made as long as it."""
+        return 1 + max(int(self.sample_rate * self.duration), self.n_fft) // self.hop
+
+    @classmethod
+    def from_xp_cfg(cls, tree: Mapping[str, Any]) -> "MelodyConfig":
+        """Read conditioners.self_wav of an audiocraft LM's `xp.cfg`, whose options `unimplemented` has looked at.
+
+        Raises ConfigError with the first field that is missing or none.
+        """
+        fields, at = Fields(tree), "conditioners.self_wav.chroma_stem."
+        config = cls(
+            chroma=fields.need(f"{at}n_chroma", int),
+            radix2_exp=fields.need(f"{at}radix2_exp", int),
+            sample_rate=fields.need(f"{at}sample_rate", int),
+            duration=fields.need("dataset.segment_duration", float),
+            output_dim=fields.need("transformer_lm.dim", int),
+        )
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise ConfigError where the sizes are none."""
+        for name in ("chroma", "sample_rate", "output_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"self_wav {name} {getattr(self, name)}: expected a number above 0")
+        if not 2 <= self.radix2_exp <= 20:
+            raise ConfigError(f"self_wav radix2_exp {self.radix2_exp}: expected a number from 2 to 20")
+        if not 0 < self.duration < math.inf:
+            raise ConfigError(f"self_wav duration {self.duration}: expected a number of seconds above 0")
+
+
+@dataclass(frozen=True)
+class StyleConfig:
+    """The conditioner of a style model: an excerpt's features, told in a few vectors of its codebooks."""
+
+    features: int  # width of the features
+    dim: int
+    heads: int
+    layers: int
+    levels: int  # codebooks: each tells what those before it left
+    bins: int  # vectors of a codebook
+    eval_q: int  # levels that count unless another number is asked for
+    ds_factor: int  # frames that become one
+    length: float  # seconds of the excerpt
+    sample_rate: int
+    output_dim: int  # the language model's width
+
+    @property
+    def hidden(self) -> int:
+        """The feed-forward's width."""
+        return 4 * self.dim
+
+    @classmethod
+    def from_xp_cfg(cls, tree: Mapping[str, Any]) -> "StyleConfig":
+        """Read conditioners.self_wav of an audiocraft LM's `xp.cfg`, as MelodyConfig does."""
+        fields, at = Fields(tree), "conditioners.self_wav.style."
+        scale = fields.need(f"{at}transformer_scale", str, "default")
+        if scale not in STYLE_SCALES:
+            supported = ", ".join(map(repr, STYLE_SCALES))
+            raise ConfigError(f"xp.cfg {at}transformer_scale: found {scale!r}, supported: {supported}")
+        dim, heads, layers = STYLE_SCALES[scale]
+        # defaults: StyleConditioner's
+        config = cls(
+            features=STYLE_FEATURES,
+            dim=dim,
+            heads=heads,
+            layers=layers,
+            levels=fields.need(f"{at}n_q_out", int, 6),
+            bins=fields.need(f"{at}bins", int, 1024),
+            eval_q=fields.need(f"{at}eval_q", int, 3),
+            ds_factor=fields.need(f"{at}ds_factor", int, 15),
+            length=fields.need(f"{at}length", float),
+            sample_rate=fields.need(f"{at}sample_rate", int),
+            output_dim=fields.need("transformer_lm.dim", int),
+        )
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise ConfigError where the sizes are none or contradict each other."""
+        for name in ("features", "dim", "heads", "levels", "bins", "ds_factor", "sample_rate", "output_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"self_wav {name} {getattr(self, name)}: expected a number above 0")
+        if not 1 <= self.eval_q <= self.levels:
+            raise ConfigError(f"self_wav eval_q {self.eval_q}: expected a number from 1 to n_q_out, {self.levels}")
+        if not 0 < self.length < math.inf:
+            raise ConfigError(f"self_wav length {self.length}: expected a number of seconds above 0")
+
+
+# xp.cfg's conditioners.self_wav.model
+SELF_WAV = {"chroma_stem": (MelodyConfig, MELODY_IMPLEMENTED), "style": (StyleConfig, STYLE_IMPLEMENTED)}
+
+
+@dataclass(frozen=True)
 class LMConfig:
     """The language model of one checkpoint."""
 
@@ -150,6 +293,7 @@ class LMConfig:
     channels: int
     cross: tuple[str, ...]  # conditioners that are attended to
     prepend: tuple[str, ...]  # conditioners that stand before the first column
+    self_wav: MelodyConfig | StyleConfig | None  # what the conditioner of that name does with a sound
 
     @property
     def special_token(self) -> int:
@@ -192,6 +336,7 @@ class LMConfig:
             channels=fields.need("channels", int),
             cross=fields.need_list("fuser.cross", str),
             prepend=fields.need_list("fuser.prepend", str),
+            self_wav=_self_wav(fields),
         )
         config.check()
         return config
@@ -235,6 +380,7 @@ class LMConfig:
             channels=channels,
             cross=("description",),
             prepend=(),
+            self_wav=None,
         )
         config.check()
         return config
@@ -253,6 +399,14 @@ class LMConfig:
                 f"fuser.cross {list(self.cross)} and fuser.prepend {list(self.prepend)}: "
                 "expected description in one of them, and at most self_wav beside it"
             )
+        if ("self_wav" in self.cross + self.prepend) != (self.self_wav is not None):
+            raise ConfigError(
+                f"fuser.cross {list(self.cross)}, fuser.prepend {list(self.prepend)} and conditioners.self_wav "
+                f"{'' if self.self_wav is None else 'not '}null: expected self_wav in a fuser and in conditioners, "
+                "or in neither"
+            )
+        if self.self_wav is not None and self.self_wav.sample_rate != self.sample_rate:
+            raise ConfigError(f"self_wav sample_rate {self.self_wav.sample_rate}: expected {self.sample_rate}")
         if self.dim % (2 * self.heads):
             raise ConfigError(f"dim {self.dim} is not an even multiple of the {self.heads} heads")
         if len(self.delays) != self.codebooks or list(self.delays) != sorted(self.delays) or min(self.delays) < 0:
@@ -503,6 +657,12 @@ def unimplemented(fields: Fields) -> list[str]:
     text = fields.get("conditioners.description.model")
     if text != "t5":
         problems.append(f"xp.cfg conditioners.description.model: found {text!r}, supported: 't5'")
+    model = fields.get("conditioners.self_wav.model")
+    if isinstance(model, str) and model in SELF_WAV:
+        problems += unlike(fields, SELF_WAV[model][1], "xp.cfg", "audiocraft", f"conditioners.self_wav.{model}.")
+    elif model is not None:
+        supported = ", ".join(map(repr, SELF_WAV))
+        problems.append(f"xp.cfg conditioners.self_wav.model: found {model!r}, supported: {supported}")
     interleaved = fields.get("interleave_stereo_codebooks.use", False)
     if interleaved != (fields.get("channels") == 2):
         problems.append(
@@ -510,6 +670,12 @@ def unimplemented(fields: Fields) -> list[str]:
             "supported: 2 channels that are interleaved, or 1"
         )
     return problems
+
+
+def _self_wav(fields: Fields) -> MelodyConfig | StyleConfig | None:
+    """The conditioner that reads a sound, None where a model has none."""
+    model = fields.get("conditioners.self_wav.model")
+    return None if model is None else SELF_WAV[model][0].from_xp_cfg(fields.tree)
 
 
 def _delays(fields: Fields, codebooks: int) -> tuple[int, ...]:

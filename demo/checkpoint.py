@@ -21,6 +21,7 @@ from weights.lm import Source, audiocraft
 TINY = LMConfig(
     layers=4, heads=4, dim=128, hidden_scale=4, codebooks=4, card=256, delays=(0, 1, 2, 3), text_dim=512,
     text_encoder="t5-small", max_duration=30.0, sample_rate=32_000, channels=1, cross=("description",), prepend=(),
+    self_wav=None,
 )  # fmt: skip
 RELEASED = replace(TINY, card=2048, text_dim=768, text_encoder="t5-base")
 SIZES = {

@@ -70,11 +70,12 @@ def export(
 
 
 def refuse(config: LMConfig) -> None:
-    """Raise ConfigError for models that are checked but not exported yet."""
-    if config.prepend or config.cross != ("description",):
+    """Raise ConfigError for models that are checked but not exported."""
+    both = config.cross and config.prepend
+    if both or "self_wav" in config.cross:
         raise ConfigError(
-            f"xp.cfg fuser: prepend {list(config.prepend)}, cross {list(config.cross)}: melody and style models "
-            "are not exported yet, only prepend [] with cross ['description']"
+            f"xp.cfg fuser.cross {list(config.cross)}, fuser.prepend {list(config.prepend)}: exported are models with "
+            "all of their conditions in one of them, self_wav in prepend only: there is none to compare others with"
         )
 
 
@@ -95,6 +96,7 @@ def describe(c: LMConfig) -> dict[str, Any]:
         "channels": c.channels,
         "text_dim": c.text_dim,
         "text_encoder": c.text_encoder,
+        **self_wav.describe(c),
     }
 
 
@@ -107,6 +109,7 @@ def defaults(c: LMConfig) -> dict[str, Any]:
         "top_p": s.top_p,
         "temperature": s.temperature,
         "duration": c.max_duration,
+        "extend_stride": 0.6 * c.max_duration,
     }
 
 

@@ -78,6 +78,7 @@ class Traced:
             delays=tuple(model["delays"]),
             cross=() if prefix else ("description",),
             prepend=("description",) if prefix else (),
+            self_wav=None,
             **{name: model[name] for name in same},
         )
 

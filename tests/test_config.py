@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from clean_lm.config import ConfigError, LMConfig
+from clean_lm.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -91,9 +91,57 @@ def test_sizes_come_from_the_file():
         channels=1,
         cross=("description",),
         prepend=(),
+        self_wav=None,
     )
     assert audiocraft().special_token == 64
     assert audiocraft().head_dim == 16
+
+
+def released(name: str) -> LMConfig:
+    tree = yaml.safe_load((Path(__file__).parent / "layouts" / f"{name}.cfg.yaml").read_text())
+    return LMConfig.from_xp_cfg(tree, text_dim=768)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [
+        ("musicgen-melody", 1536),
+        ("musicgen-melody-large", 2048),
+        ("musicgen-stereo-melody", 1536),
+        ("musicgen-stereo-melody-large", 2048),
+    ],
+)
+def test_melody(name: str, dim: int):
+    melody = MelodyConfig(chroma=12, radix2_exp=14, sample_rate=32000, duration=30.0, output_dim=dim)
+    assert released(name).self_wav == melody
+    assert (melody.n_fft, melody.hop, melody.frames) == (16384, 4096, 235)
+
+
+def test_melody_of_a_duration_below_a_frame():
+    assert MelodyConfig(chroma=12, radix2_exp=14, sample_rate=32000, duration=0.1, output_dim=8).frames == 5
+
+
+def test_style():
+    style = StyleConfig(
+        features=768,
+        dim=512,
+        heads=8,
+        layers=8,
+        levels=6,
+        bins=1024,
+        eval_q=3,
+        ds_factor=15,
+        length=3.0,
+        sample_rate=32000,
+        output_dim=1536,
+    )
+    assert released("musicgen-style").self_wav == style
+    assert style.hidden == 2048
+
+
+@pytest.mark.parametrize("name", ["musicgen-small", "audiogen-medium"])
+def test_no_conditioner_of_sounds(name: str):
+    assert released(name).self_wav is None
 
 
 def test_huggingface_sizes():

@@ -20,7 +20,7 @@ from weights.lm import MappingError, load
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 TEXT = "condition_provider.conditioners.description.output_proj"
-MELODY = "condition_provider.conditioners.self_wav"
+SELF_WAV = "condition_provider.conditioners.self_wav"
 
 RELEASED = {
     # name: what `check` says of its size; the parameters of small are those that its users report
@@ -157,12 +157,12 @@ def test_values_of_text():
 
 def test_values_of_a_prefix():
     theirs, melody = package("melody")["best_state"], load(GOLDEN / "melody").weights("melody")
-    assert torch.equal(melody["window"], theirs[f"{MELODY}.chroma.spec.window"])
-    assert torch.equal(melody["output_proj"], theirs[f"{MELODY}.output_proj.weight"].T)
+    assert torch.equal(melody["window"], theirs[f"{SELF_WAV}.chroma.spec.window"])
+    assert torch.equal(melody["output_proj"], theirs[f"{SELF_WAV}.output_proj.weight"].T)
     theirs, style = package("style")["best_state"], load(GOLDEN / "style").weights("style")
-    assert torch.equal(style["layers.1.qkv"], theirs[f"{MELODY}.transformer.layers.1.self_attn.in_proj_weight"].T)
-    assert torch.equal(style["codebooks.5"], theirs[f"{MELODY}.rvq.vq.layers.5._codebook.embed"])
-    assert torch.equal(style["batch_norm.var"], theirs[f"{MELODY}.batch_norm.running_var"])
+    assert torch.equal(style["layers.1.qkv"], theirs[f"{SELF_WAV}.transformer.layers.1.self_attn.in_proj_weight"].T)
+    assert torch.equal(style["codebooks.5"], theirs[f"{SELF_WAV}.rvq.vq.layers.5._codebook.embed"])
+    assert torch.equal(style["variance"], theirs[f"{SELF_WAV}.batch_norm.running_var"])
     assert len(style) == 6 + 2 * 8 + 6
 
 
@@ -251,15 +251,23 @@ def test_every_difference_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "OK" not in out
 
 
-@pytest.mark.parametrize("key", [f"{TEXT}.weight", f"{MELODY}.embed.weight"])
 @pytest.mark.parametrize("tensor", [None, torch.ones(4)])
-def test_widths_that_only_the_tensors_know(tmp_path: Path, key: str, tensor: Tensor | None):
-    state = package("style")["best_state"]
-    del state[key]
-    path = save(tmp_path, state | ({} if tensor is None else {key: tensor}), "style")
+def test_widths_that_only_the_tensors_know(tmp_path: Path, tensor: Tensor | None):
+    state = package("text")["best_state"]
+    del state[f"{TEXT}.weight"]
+    path = save(tmp_path, state | ({} if tensor is None else {f"{TEXT}.weight": tensor}))
     with pytest.raises(ConfigError) as error:
         load(path)
-    assert str(error.value).startswith(f"{path}: no {key} of two axes")
+    assert str(error.value).startswith(f"{path}: no {TEXT}.weight of two axes")
+
+
+def test_style_of_another_scale(tmp_path: Path):
+    style, path = package("style"), tmp_path / "state_dict.bin"
+    torch.save(style | {"xp.cfg": style["xp.cfg"].replace("transformer_scale: tiny", "transformer_scale: none")}, path)
+    with pytest.raises(MappingError) as error:
+        load(path)
+    assert f"misshapen   {SELF_WAV}.embed.weight: found [32, 768], expected [512, 768]" in str(error.value)
+    assert f"unexpected  {SELF_WAV}.transformer.layers.1.linear2.weight [32, 128]" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -267,14 +275,46 @@ def test_widths_that_only_the_tensors_know(tmp_path: Path, key: str, tensor: Ten
     [
         ("n_chroma: 12", "n_chroma: twelve", ["n_chroma", "'twelve'", "int"]),
         ("radix2_exp: 14", "radix2_exp: null", ["radix2_exp", "needed"]),
+        ("radix2_exp: 14", "radix2_exp: 40", ["self_wav radix2_exp 40", "2 to 20"]),
+        ("n_chroma: 12", "n_chroma: 0", ["self_wav chroma 0", "above 0"]),
+        ("argmax: true", "argmax: false", ["self_wav.chroma_stem.argmax: found False, supported: True"]),
+        ("argmax: true", "argmax: true\n      norm: 2", ["self_wav.chroma_stem.norm: found 2, supported: inf"]),
+        ("argmax: true", "argmax: true\n      winhop: 5", ["self_wav.chroma_stem.winhop: found 5, supported: None"]),
+        ("eval_wavs: null", "eval_wavs: wavs.json", ["chroma_stem.eval_wavs: found 'wavs.json', supported: None"]),
         ("model: chroma_stem", "model: clap", ["self_wav.model", "'clap'", "'chroma_stem', 'style'"]),
         ("model: chroma_stem", "model: [1]", ["self_wav.model", "[1]"]),
     ],
 )
 def test_melody_conditioner_of_another_kind(tmp_path: Path, old: str, new: str, words: list[str]):
-    melody, path = package("melody"), tmp_path / "state_dict.bin"
-    assert old in melody["xp.cfg"]
-    torch.save(melody | {"xp.cfg": melody["xp.cfg"].replace(old, new)}, path)
+    refused(tmp_path, "melody", old, new, words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("model_name: mert", "model_name: encodec", ["self_wav.style.model_name: found 'encodec', supported: 'mert'"]),
+        ("batch_norm: true", "batch_norm: false", ["self_wav.style.batch_norm: found False, supported: True"]),
+        ("use_middle_of_segment: false", "use_middle_of_segment: true", ["use_middle_of_segment: found True"]),
+        ("scale: tiny", "scale: huge", ["self_wav.style.transformer_scale: found 'huge'", "'default', 'large'"]),
+        ("eval_q: 3", "eval_q: 7", ["self_wav eval_q 7", "from 1 to n_q_out, 6"]),
+        ("eval_q: 3", "eval_q: 0", ["self_wav eval_q 0", "from 1 to n_q_out, 6"]),
+        ("ds_factor: 15", "ds_factor: 0", ["self_wav ds_factor 0", "above 0"]),
+        ("length: 3.0", "length: .nan", ["self_wav length nan", "above 0"]),
+        ("length: 3.0", "length: three", ["style.length", "'three'", "float"]),
+        ("sample_rate: ${sample_rate}", "sample_rate: 24000", ["self_wav sample_rate 24000: expected 32000"]),
+        ("  - self_wav\n", "", ["fuser.prepend ['description']", "conditioners.self_wav not null"]),
+        ("model: style", "model: null", ["['self_wav', 'description']", "conditioners.self_wav null"]),
+    ],
+)
+def test_style_conditioner_of_another_kind(tmp_path: Path, old: str, new: str, words: list[str]):
+    refused(tmp_path, "style", old, new, words)
+
+
+def refused(folder: Path, name: str, old: str, new: str, words: list[str]) -> None:
+    """A golden checkpoint with something else in its configuration is refused in these words."""
+    theirs, path = package(name), folder / "state_dict.bin"
+    assert old in theirs["xp.cfg"]
+    torch.save(theirs | {"xp.cfg": theirs["xp.cfg"].replace(old, new)}, path)
     with pytest.raises(ConfigError) as error:
         load(path)
     assert [word for word in [str(path), *words] if word not in str(error.value)] == [], str(error.value)

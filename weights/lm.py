@@ -10,11 +10,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from clean_lm.config import ConfigError, Fields, LMConfig
+from clean_lm.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
 from weights.checkpoint import Checkpoint, Spec, open_lm
 
 TEXT = "condition_provider.conditioners.description.output_proj"
-MELODY = "condition_provider.conditioners.self_wav"
+SELF_WAV = "condition_provider.conditioners.self_wav"
 
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
@@ -160,7 +160,7 @@ def table(checkpoint: Checkpoint, config: LMConfig) -> dict[str, Source]:
     """Ours <- theirs, for the layout of `checkpoint`."""
     if checkpoint.layout == "huggingface":
         return _huggingface(config)
-    return audiocraft(config) | _prefix(checkpoint, config)
+    return audiocraft(config) | self_wav(config)
 
 
 def dropped(checkpoint: Checkpoint) -> list[Dropped]:
@@ -227,62 +227,57 @@ def _huggingface(c: LMConfig) -> dict[str, Source]:
     return rows
 
 
-def _prefix(checkpoint: Checkpoint, c: LMConfig) -> dict[str, Source]:
-    """The conditioner of melody and style models that stands before the first column."""
-    fields = Fields(checkpoint.config)
-    model = fields.get("conditioners.self_wav.model")
-    if model is None:
-        return {}
-    if model == "chroma_stem":
-        chroma = fields.need("conditioners.self_wav.chroma_stem.n_chroma", int)
-        window = 2 ** fields.need("conditioners.self_wav.chroma_stem.radix2_exp", int)
-        return {
-            "melody.window": _one("melody", f"{MELODY}.chroma.spec.window", (window,)),
-            "melody.output_proj": _one("melody", f"{MELODY}.output_proj.weight", (c.dim, chroma), transpose=True),
-            "melody.output_bias": _one("melody", f"{MELODY}.output_proj.bias", (c.dim,)),
-        }
-    if model == "style":
-        return _style(checkpoint, c, fields)
-    raise ConfigError(f"xp.cfg conditioners.self_wav.model: found {model!r}, supported: 'chroma_stem', 'style'")
+def self_wav(c: LMConfig) -> dict[str, Source]:
+    """The conditioner of melody and style models that reads a sound."""
+    if isinstance(c.self_wav, MelodyConfig):
+        return _melody(c.self_wav)
+    return {} if c.self_wav is None else _style(c.self_wav)
 
 
-def _style(checkpoint: Checkpoint, c: LMConfig, fields: Fields) -> dict[str, Source]:
-    # xp.cfg names the transformer's scale only: its width and depth are read off the tensors
-    embed = checkpoint.specs.get(f"{MELODY}.embed.weight")
-    if embed is None or len(embed.shape) != 2:
-        raise ConfigError(f"no {MELODY}.embed.weight of two axes: the style conditioner's width is unknown")
-    d, features = embed.shape
-    layers = sum(name.startswith(f"{MELODY}.transformer.layers.") for name in checkpoint.specs) // 8
-    bins = fields.need("conditioners.self_wav.style.bins", int)
-    rows = {
-        "style.embed": _one("style", f"{MELODY}.embed.weight", (d, features), transpose=True),
-        "style.embed_bias": _one("style", f"{MELODY}.embed.bias", (d,)),
-        "style.output_proj": _one("style", f"{MELODY}.output_proj.weight", (c.dim, d), transpose=True),
-        "style.output_bias": _one("style", f"{MELODY}.output_proj.bias", (c.dim,)),
-        "style.batch_norm.mean": _one("style", f"{MELODY}.batch_norm.running_mean", (d,)),
-        "style.batch_norm.var": _one("style", f"{MELODY}.batch_norm.running_var", (d,)),
+def _melody(c: MelodyConfig) -> dict[str, Source]:
+    return {
+        "melody.window": _one("melody", f"{SELF_WAV}.chroma.spec.window", (c.n_fft,)),
+        **_output("melody", c.chroma, c.output_dim),
     }
-    for i in range(layers):
-        ours, theirs = f"style.layers.{i}", f"{MELODY}.transformer.layers.{i}"
+
+
+def _style(c: StyleConfig) -> dict[str, Source]:
+    d, hidden = c.dim, c.hidden
+    rows = {
+        "style.embed": _one("style", f"{SELF_WAV}.embed.weight", (d, c.features), transpose=True),
+        "style.embed_bias": _one("style", f"{SELF_WAV}.embed.bias", (d,)),
+        "style.mean": _one("style", f"{SELF_WAV}.batch_norm.running_mean", (d,)),
+        "style.variance": _one("style", f"{SELF_WAV}.batch_norm.running_var", (d,)),
+        **_output("style", d, c.output_dim),
+    }
+    for i in range(c.layers):
+        ours, theirs = f"style.layers.{i}", f"{SELF_WAV}.transformer.layers.{i}"
         rows |= _norm(f"{ours}.norm1", f"{theirs}.norm1", d, "style")
         rows |= _norm(f"{ours}.norm2", f"{theirs}.norm2", d, "style")
         for name, key, shape in (
             ("qkv", "self_attn.in_proj_weight", (3 * d, d)),
             ("out", "self_attn.out_proj.weight", (d, d)),
-            ("linear1", "linear1.weight", (4 * d, d)),
-            ("linear2", "linear2.weight", (d, 4 * d)),
+            ("linear1", "linear1.weight", (hidden, d)),
+            ("linear2", "linear2.weight", (d, hidden)),
         ):
             rows[f"{ours}.{name}"] = _one("style", f"{theirs}.{key}", shape, transpose=True)
-    for i in range(fields.need("conditioners.self_wav.style.n_q_out", int)):
-        rows[f"style.codebooks.{i}"] = _one("style", f"{MELODY}.rvq.vq.layers.{i}._codebook.embed", (bins, d))
+    for i in range(c.levels):
+        rows[f"style.codebooks.{i}"] = _one("style", f"{SELF_WAV}.rvq.vq.layers.{i}._codebook.embed", (c.bins, d))
     return rows
+
+
+def _output(component: str, width: int, dim: int) -> dict[str, Source]:
+    return {
+        f"{component}.output_proj": _one(component, f"{SELF_WAV}.output_proj.weight", (dim, width), transpose=True),
+        f"{component}.output_bias": _one(component, f"{SELF_WAV}.output_proj.bias", (dim,)),
+    }
 
 
 _DROPPED = {
     "audiocraft": [
-        Dropped(f"{MELODY}.batch_norm.num_batches_tracked", "counts training steps"),
+        Dropped(f"{SELF_WAV}.batch_norm.num_batches_tracked", "counts training steps"),
         *(
-            Dropped(f"{MELODY}.rvq.vq.layers.*._codebook.{name}", "state of the codebook's training")
+            Dropped(f"{SELF_WAV}.rvq.vq.layers.*._codebook.{name}", "state of the codebook's training")
             for name in ("inited", "cluster_size", "embed_avg")
         ),
     ],
