@@ -22,7 +22,7 @@ from clean_lm.runtime import (
     Sampling,
     SelfWav,
 )
-from clean_lm.self_wav import MERT_RATE, Excerpt, melody, style
+from clean_lm.self_wav import Excerpt, melody, style
 from clean_lm.texts import TextEncoder
 
 # Frames of a longer sound that are decoded at once. At full size, 30 s take the same time from 150 to 1500 frames, 15 %
@@ -374,7 +374,7 @@ class MusicGen:
         if len(wavs) != len(descriptions):
             raise ValueError(f"melody_wavs: got {len(wavs)} for {len(descriptions)} descriptions, expected one each")
         for wav in (wav for wav in wavs if wav is not None):
-            checked("melody_wavs", wav, rate, "[channels, samples]", axes=2)
+            checked("melody", wav, rate, "[channels, samples]", axes=2)
         if self.lm.kind == "style":
             return self._features(descriptions, [None if w is None else self._excerpt(w, rate, seed) for w in wavs])
         heard = [None if w is None else self._mono(w, rate) for w in wavs]
@@ -390,7 +390,10 @@ class MusicGen:
             )
         drawn = seed if isinstance(seed, int) or seed is None else seed[0]
         heard = self.excerpt.of(self._mono(wav, rate), self.sample_rate, drawn)
-        audio = convert_audio(heard[None, None], self.sample_rate, MERT_RATE, 1)[0]
+        model = self.lm.manifest.need("model", "style_sample_rate", "style_receptive_field")
+        audio = convert_audio(heard[None, None], self.sample_rate, model["style_sample_rate"], 1)[0]
+        if audio.shape[1] < model["style_receptive_field"]:
+            raise ValueError(f"excerpt_length: got {self.excerpt.length:g} s, too short for one of MERT's features")
         (features,) = self.mert.session.run(["features"], {"audio": audio})
         return np.asarray(features)[0]
 
@@ -428,4 +431,4 @@ def checked(name: str, wav: np.ndarray, rate: int, shape: str, axes: int = 3) ->
     if not np.isfinite(wav).all():
         raise ValueError(f"{name}: got NaN or infinity, expected finite samples")
     if rate < 1:
-        raise ValueError(f"{name}: got a rate of {rate}, expected samples a second")
+        raise ValueError(f"{name}_sample_rate: got {rate}, expected samples a second")

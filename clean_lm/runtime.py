@@ -14,7 +14,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -24,6 +24,7 @@ import onnxruntime as ort
 
 from clean_lm.pattern import UNKNOWN, delay, prefill_length, undelay
 from clean_lm.philox import uniforms
+from clean_lm.two_step import TwoStep
 from clean_lm.windows import Window, windows
 
 FORMAT, VERSION = "clean_lm", 1
@@ -51,6 +52,9 @@ class Sampling:
     top_p: float = 0.0  # keep the most probable codes up to this sum; > 0 goes before top_k
     cfg_coef: float = 3.0  # classifier-free guidance; where nothing is told it changes nothing
     cfg_coef_beta: float | None = None  # double guidance: how much more the text counts than melody or style; None: off
+    two_step_cfg: bool = (
+        False  # nulls apart from what is told; melody and style models are others then, see two_step.py
+    )
 
     def check(self) -> None:
         """Raise ValueError where a value is out of range."""
@@ -64,6 +68,10 @@ class Sampling:
             raise ValueError(f"cfg_coef: got {self.cfg_coef}, expected a finite number")
         if self.cfg_coef_beta is not None and not np.isfinite(self.cfg_coef_beta):
             raise ValueError(f"cfg_coef_beta: got {self.cfg_coef_beta}, expected a finite number or None")
+
+    def apart(self) -> "Sampling":
+        """Of what is told alone, without guidance."""
+        return replace(self, cfg_coef=1.0)
 
     def inputs(self) -> dict[str, float]:
         """By the names of the graph's inputs."""
@@ -326,7 +334,7 @@ class Generation:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Decoder | TwoStep,
         prompt: np.ndarray,
         cut: Sequence[Window],
         delays: Sequence[int],
@@ -457,24 +465,35 @@ class LanguageModel:
         prompt = self._prompt(prompt_codes, batch)
         cut = self._windows(prompt.shape[2], how)
         uniform = self._uniform(how.get("uniform"), how.get("seed"), columns_drawn(cut, self.delays), batch)
-        text_states = text_states or [None] * batch
+        told = sampling.apart() if self._two_step(sampling) else sampling
 
         def conditions(window: Window) -> Conditions:
-            told = self_wav(window.start / (self.frame_rate or 1)) if self_wav else None
-            return self.conditions(text_states, told, sampling)
+            wavs = self_wav(window.start / (self.frame_rate or 1)) if self_wav else None
+            return self.conditions(text_states or [None] * batch, wavs, told)
 
-        constant = conditions(cut[0])
+        first = conditions(cut[0])
         capacity = max(w.frames for w in cut) + max(self.delays)
-        decoder = Decoder(self.lm, self.in_place, batch, capacity, constant, sampling)
-        again = conditions if self_wav else lambda _: constant
+        again = conditions if self_wav else lambda _: first
+        decoder = self._decoder(batch, capacity, first, sampling)
         return Generation(decoder, prompt, cut, self.delays, self.special_token, uniform, again)
 
     def decoder(
         self, batch: int, capacity: int, text_states: Rows | None, sampling: Sampling, self_wav: Rows | None = None
-    ) -> Decoder:
+    ) -> Decoder | TwoStep:
         """Empty caches for `capacity` columns, and what is told. Raises ValueError."""
-        conditions = self.conditions(text_states or [None] * batch, self_wav, sampling)
-        return Decoder(self.lm, self.in_place, batch, capacity, conditions, sampling)
+        told = sampling.apart() if self._two_step(sampling) else sampling
+        first = self.conditions(text_states or [None] * batch, self_wav, told)
+        return self._decoder(batch, capacity, first, sampling)
+
+    def _two_step(self, sampling: Sampling) -> bool:
+        return sampling.two_step_cfg and sampling.cfg_coef_beta is None and "prefix" in self.lm.inputs
+
+    def _decoder(self, batch: int, capacity: int, told: Conditions, sampling: Sampling) -> Decoder | TwoStep:
+        if not self._two_step(sampling):
+            return Decoder(self.lm, self.in_place, batch, capacity, told, sampling)
+        nulls = self.conditions([None] * batch, None, sampling)
+        pair = [Decoder(self.lm, self.in_place, batch, capacity, one, sampling) for one in (told, nulls)]
+        return TwoStep(*pair, sampling)
 
     def conditions(self, texts: Rows, wavs: Rows | None, sampling: Sampling) -> Conditions:
         """Texts [N, E] and what lm_melody or lm_style made [F, dim], per row, as lm_inference takes them.
@@ -580,16 +599,19 @@ class LanguageModel:
         frames, duration = how.get("frames"), how.get("duration")
         if (frames is None) == (duration is None):
             raise ValueError(f"give frames or duration: got frames {frames}, duration {duration}")
-        if duration is not None:
+        if duration is None:
+            if frames != int(frames or 0):
+                raise ValueError(f"frames: got {frames}, expected a whole number")
+            cut = [Window(0, prompt, int(frames))]
+        else:
             if self.frame_rate is None:
                 raise ValueError("duration: this bundle does not know its frame rate (no codec in it); give frames")
             longest, stride = how.get("max_duration", self.max_duration), how.get("extend_stride", self.extend_stride)
-            return windows(duration, longest, stride, self.frame_rate, prompt)
-        if frames is None or frames != int(frames):
-            raise ValueError(f"frames: got {frames}, expected a whole number")
-        if frames <= prompt:
-            raise ValueError(f"{frames} frames in all, the prompt has {prompt}: expected more than the prompt")
-        return [Window(0, prompt, int(frames))]
+            cut = windows(duration, longest, stride, self.frame_rate, prompt)
+        if not cut or cut[-1].end <= prompt:
+            all_of_it = cut[-1].end if cut else prompt
+            raise ValueError(f"{all_of_it} frames in all, the prompt has {prompt}: expected more than the prompt")
+        return cut
 
     def _uniform(
         self, uniform: np.ndarray | None, seed: int | Sequence[int] | None, steps: int, batch: int

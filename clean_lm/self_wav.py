@@ -8,8 +8,6 @@ import numpy as np
 from clean_lm.philox import uniforms
 from clean_lm.runtime import Graph, Rows, SelfWav
 
-MERT_RATE = 24_000  # samples a second, of the sound that MERT hears
-
 
 def melody(graph: Graph, wavs: Sequence[np.ndarray | None], sample_rate: int, window: float | None) -> SelfWav:
     """Melodies, mono [samples] at the model's rate or None, by lm_melody.

@@ -23,15 +23,12 @@ class Window:
 
 
 def windows(duration: float, max_duration: float, extend_stride: float, frame_rate: float, prompt: int) -> list[Window]:
-    """The windows of `duration` seconds that begin with `prompt` known frames.
+    """The windows of `duration` seconds that begin with `prompt` known frames; none where those are all.
 
     audiocraft's arithmetic, in its own floats: the whole may come out a frame short of duration * frame_rate.
     Raises ValueError where a window would have nothing to generate.
     """
     total = int(duration * frame_rate)
-    if prompt >= int(min(duration, max_duration) * frame_rate):
-        longest = f"; a window is {max_duration:g} s long" if duration > max_duration else ""
-        raise ValueError(f"{total} frames in all, the prompt has {prompt}: expected more than the prompt{longest}")
     if duration <= max_duration:
         return [Window(0, prompt, total)]
     stride = int(frame_rate * extend_stride)
@@ -45,9 +42,9 @@ def windows(duration: float, max_duration: float, extend_stride: float, frame_ra
         frames = int(min(duration - start / frame_rate, max_duration) * frame_rate)
         if frames <= known:
             raise ValueError(
-                f"extend_stride {extend_stride} s, duration {duration} s: the last window has {frames} frames, "
-                f"{known} of them known: nothing to generate; take another stride"
+                f"{prompt} frames of a prompt, windows of {max_duration:g} s every {extend_stride:g} s, "
+                f"{duration:g} s in all: a window has {frames} frames, {known} of them known: expected more than those"
             )
         found.append(Window(start, known, frames))
-        start, known = start + stride, frames - stride
+        start, known = start + stride, max(0, frames - stride)
     return found

@@ -8,6 +8,7 @@
 --lm is audiocraft's state_dict.bin or a Hugging Face MusicGen folder. --codec is audiocraft's
 compression_state_dict.bin, a Hugging Face EnCodec folder, or a bundle that has one; without it, what lies beside --lm.
 --text is a Hugging Face T5 folder or a bundle that has one; without it, the bundle takes no descriptions.
+--mert is a Hugging Face MERT folder or a bundle that has one: what style models hear a sound with.
 A shared file is found by its path from the new bundle: move both together.
 Each graph is then run beside the PyTorch modules; a bundle that disagrees is not kept. --variant names how weights are
 stored, one or more of those that export/quantize.py lists; what they cost is measured and kept in manifest.json.
@@ -17,7 +18,7 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,20 @@ from typing import Any
 import torch
 
 import weights.codec
+import weights.mert
 import weights.text
 from clean_lm.audio import AudioError
-from clean_lm.config import CodecConfig, ConfigError, LMConfig
+from clean_lm.config import CodecConfig, ConfigError, LMConfig, MertConfig, StyleConfig, TextConfig
 from clean_lm.runtime import BundleError, Manifest
 from clean_lm.texts import TOKENIZER
-from export import codec, lm, quantize, text, verify
+from export import codec, lm, mert, quantize, self_wav, text, verify
 from export.folder import ExportError, new_folder, print_files, reported, write_manifest
 from export.graph import say
 from weights.checkpoint import CheckpointError
 from weights.lm import MappingError, Model, load
 from weights.tokenizer import open_tokenizer
 
-CODEC, TEXT = tuple(codec.GRAPHS), ("text_encoder",)
+CODEC, TEXT, MERT = tuple(codec.GRAPHS), ("text_encoder",), ("style_features",)
 CODEC_FILE = "compression_state_dict.bin"
 ERRORS = (AudioError, BundleError, CheckpointError, ConfigError, MappingError, ExportError, OSError)
 
@@ -76,12 +78,14 @@ def main() -> None:
     source.add_argument("--hub", help="a repository of the Hugging Face hub that holds both checkpoints")
     parser.add_argument("--codec", type=Path, help=f"{CODEC_FILE}, a Hugging Face EnCodec folder, or a bundle")
     parser.add_argument("--text", type=Path, help="a Hugging Face T5 folder, or a bundle")
+    parser.add_argument("--mert", type=Path, help="a Hugging Face MERT folder, or a bundle: for style models")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     lm.add_options(parser)
     args = parser.parse_args()
     with reported(*ERRORS):
         checkpoint = download(args.hub) if args.hub else args.lm
-        export(checkpoint, args.codec, args.text, args.out, args.attention, args.variant, args.clip, args.cache)
+        parts = checkpoint, args.codec, args.text
+        export(*parts, args.out, args.attention, args.variant, args.clip, args.cache, args.mert)
 
 
 def beside(checkpoint: Path) -> Path:
@@ -117,6 +121,7 @@ def export(
     variants: Sequence[str] = (quantize.FP32,),
     clips: Sequence[Path] = (),
     cache: str | None = None,
+    mert_path: Path | None = None,
 ) -> None:
     """Write the bundle; print its files and how far each graph is from PyTorch. codec_path: None for that beside."""
     start = time.perf_counter()
@@ -126,28 +131,35 @@ def export(
     sound = open_part(codec_path or beside(checkpoint), CODEC, weights.codec.load)
     texts = open_part(text_path, TEXT, weights.text.load) if text_path else None
     tokenizer = open_tokenizer(texts.checkpoint.path, texts.config) if isinstance(texts, Model) else None
-    check(model.config, describe(sound), describe(texts) if texts else None)
+    hearing = open_part(mert_path, MERT, weights.mert.load) if mert_path else None
+    check(model.config, describe(sound), describe(texts) if texts else None, describe(hearing) if hearing else None)
 
-    parts = [part for part in (model, sound, texts) if isinstance(part, Model)]
+    parts = [part for part in (model, sound, texts, hearing) if isinstance(part, Model)]
     rest = sum(part.parameters * 4 for part in parts[1:])
     with new_folder(out, quantize.needed(model.parameters, variants) + rest) as folder:
-        lm.write_graphs(model, folder, attention, torch.float32)
+        names = lm.write_all(model, folder, attention)
         if isinstance(sound, Model):
             codec.write_graphs(sound, folder)
         if isinstance(texts, Model):
             text.write_graphs(texts, folder)
+        if isinstance(hearing, Model):
+            mert.write_graphs(hearing, folder)
         if tokenizer:
             tokenizer.save(str(folder / TOKENIZER))
         elif isinstance(texts, Shared):  # small, and looked for in the bundle itself: copied
             shutil.copyfile(texts.manifest.folder / TOKENIZER, folder / TOKENIZER)
-        manifest(folder, model.config, sound, texts, attention)
+        manifest(folder, model.config, names, {CODEC: sound, TEXT: texts, MERT: hearing}, attention)
         say("comparing with the PyTorch modules")
         steps = verify.parity(folder, model)
         verdicts = [f"language model {verify.summary(steps, 'the PyTorch modules')}"]
+        if model.config.self_wav:
+            verdicts.append(f"{names[-1]} {self_wav.parity(folder, model)}")
         if isinstance(sound, Model):
             verdicts.append(f"codec {codec.parity(folder, sound)}")
         if isinstance(texts, Model):
             verdicts.append(f"text encoder {text.parity(folder, texts)}")
+        if isinstance(hearing, Model):
+            verdicts.append(f"MERT {mert.parity(folder, hearing)}")
         if any(verify.DISAGREES in verdict for verdict in verdicts):
             raise ExportError("nothing was written: the graphs are not what PyTorch computes.\n" + "\n".join(verdicts))
         verdicts += quantize.add(folder, variants, clips, cache, keep=False)
@@ -169,9 +181,9 @@ def open_part(path: Path, graphs: tuple[str, ...], load: Any) -> Model[Any] | Sh
 
 
 def describe(part: Model[Any] | Shared) -> dict[str, Any]:
-    """What the manifest's `model` says of the codec or the text encoder."""
+    """What the manifest's `model` says of the codec, the text encoder or MERT."""
     if isinstance(part, Model):
-        return codec.describe(part.config) if isinstance(part.config, CodecConfig) else text.describe(part.config)
+        return DESCRIBE[type(part.config)](part.config)
     said = dict(part.manifest.need("model"))
     if part.graphs == CODEC:  # a stereo model's bundle counts both voices of its codec
         said["channels"] = part.manifest.tensor("compression_encode", "audio")["shape"][1]
@@ -179,8 +191,15 @@ def describe(part: Model[Any] | Shared) -> dict[str, Any]:
     return said
 
 
-def check(config: LMConfig, sound: dict[str, Any], texts: dict[str, Any] | None) -> None:
+DESCRIBE: dict[type, Any] = {CodecConfig: codec.describe, TextConfig: text.describe, MertConfig: mert.describe}
+
+
+def check(
+    config: LMConfig, sound: dict[str, Any], texts: dict[str, Any] | None, hearing: dict[str, Any] | None = None
+) -> None:
     """Raise ExportError where the parts do not belong together."""
+    if hearing and not isinstance(config.self_wav, StyleConfig):
+        raise ExportError("--mert is for style models: this one's xp.cfg has no conditioners.self_wav.style")
     voices = max(1, config.channels // sound["channels"])  # a stereo model has a mono codec for each side
     pairs = {
         "sample rate": (sound["sample_rate"], config.sample_rate),
@@ -193,23 +212,31 @@ def check(config: LMConfig, sound: dict[str, Any], texts: dict[str, Any] | None)
     ]
     if texts and texts["text_dim"] != config.text_dim:
         wrong.append(f"states {texts['text_dim']} wide in the text encoder, {config.text_dim} in the language model")
+    width = getattr(config.self_wav, "features", None)
+    if hearing and hearing["style_feature_dim"] != width:
+        wrong.append(f"features {hearing['style_feature_dim']} wide of MERT, {width} in the language model")
     if wrong:
         raise ExportError(f"these parts do not belong together: {'; '.join(wrong)} (its text: {config.text_encoder})")
 
 
 def manifest(
-    folder: Path, config: LMConfig, sound: Model[Any] | Shared, texts: Model[Any] | Shared | None, attention: str
+    folder: Path,
+    config: LMConfig,
+    names: list[str],
+    parts: Mapping[tuple[str, ...], Model[Any] | Shared | None],
+    attention: str,
 ) -> None:
-    """Write manifest.json over all parts."""
-    said, names = describe(sound), ["lm_inference", "lm_condition"]
-    model = lm.describe(config) | {name: said[name] for name in ("sample_rate", "hop", "frame_rate", "lookahead")}
-    if texts:
-        model |= {name: value for name, value in describe(texts).items() if name.startswith("text_")}
+    """Write manifest.json over all parts. names: the graphs that the language model's checkpoint became."""
+    said = {graphs: describe(part) for graphs, part in parts.items() if part}
+    model = lm.describe(config)
+    model |= {name: said[CODEC][name] for name in ("sample_rate", "hop", "frame_rate", "lookahead")}
+    for graphs, prefix in ((TEXT, "text_"), (MERT, "style_")):
+        model = {name: value for name, value in said.get(graphs, {}).items() if name.startswith(prefix)} | model
     model["text_encoder"] = config.text_encoder
     graphs, files = {}, {}
-    for part, own in ((sound, CODEC), (texts, TEXT)):
+    for own, part in parts.items():
         if isinstance(part, Model):
-            names += own
+            names = [*names, *own]
         elif part:
             theirs = part.entries(folder)
             graphs, files = graphs | theirs[0], files | theirs[1]

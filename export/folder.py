@@ -15,6 +15,9 @@ import onnx
 from clean_lm.runtime import FORMAT, VERSION, sha256
 
 
+VARIED = ("lm_condition", "lm_inference", "text_encoder")  # the graphs that variants store in their own way
+
+
 class ExportError(RuntimeError):
     """Why an export was not made, and what to do."""
 
@@ -92,7 +95,7 @@ def write_manifest(
         "graphs": own | (shared_graphs or {}),
     }
     if cache_update:
-        varied = {name: own[name] for name in graphs if name.startswith(("lm_", "text_"))}
+        varied = {name: own[name] for name in graphs if name in VARIED}
         entry = {"graphs": varied, "bytes": size(folder, varied), "cache": "float"}
         manifest |= {"variant": "fp32", "variants": {"fp32": entry}}
     manifest["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}

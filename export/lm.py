@@ -3,7 +3,7 @@
   python export/lm.py --ckpt state_dict.bin
   python export/lm.py --ckpt state_dict.bin --out bundle --variant int4
 
-The float32 graphs are then run beside the PyTorch modules, and the largest difference is printed; of other variants
+Melody and style models have lm_melody.onnx or lm_style.onnx too. The float32 graphs are then run beside the PyTorch modules, and the largest difference is printed; of other variants
 (see export/quantize.py), how they differ from float32.
 """
 
@@ -17,13 +17,13 @@ import torch
 
 from clean_lm.config import ConfigError, LMConfig
 from clean_lm.runtime import Sampling
-from export import quantize
+from export import quantize, self_wav
 from export.folder import ExportError, new_folder, print_files, reported, write_manifest
 from export.graph import say
 from export.tracing import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
-from export.verify import AGREES, parity, summary
+from export.verify import DISAGREES, parity, summary
 from weights.checkpoint import CheckpointError
-from weights.lm import MappingError, load
+from weights.lm import MappingError, Model, load
 
 
 def main() -> None:
@@ -58,15 +58,23 @@ def export(
     refuse(model.config)
     quantize.refuse(variants, attention == "ort")
     with new_folder(out, quantize.needed(model.parameters, variants)) as folder:
-        write_graphs(model, folder, attention, torch.float32)
-        write_manifest(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], LM_GRAPHS)
+        names = write_all(model, folder, attention)
+        write_manifest(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], names)
         say("comparing with the PyTorch modules")
-        verdict = summary(parity(folder, model), "the PyTorch modules")
-        if not verdict.startswith(AGREES):
-            raise ExportError(f"nothing was written: the graphs are not what PyTorch computes. {verdict}")
+        verdicts = [summary(parity(folder, model), "the PyTorch modules")]
+        if model.config.self_wav:
+            verdicts.append(f"{names[-1]} {self_wav.parity(folder, model)}")
+        if any(DISAGREES in verdict for verdict in verdicts):
+            raise ExportError("nothing was written: the graphs are not what PyTorch computes.\n" + "\n".join(verdicts))
         lines = quantize.add(folder, variants, cache=cache, keep=False)
     print_files(out, model.parameters, time.perf_counter() - start)
-    print("\n".join([verdict, *lines]))
+    print("\n".join([*verdicts, *lines]))
+
+
+def write_all(model: Model[LMConfig], folder: Path, attention: str) -> list[str]:
+    """Write every graph of a language model's checkpoint in float32; their names."""
+    write_graphs(model, folder, attention, torch.float32)
+    return [*LM_GRAPHS, *([self_wav.write_graph(model, folder)] if model.config.self_wav else [])]
 
 
 def refuse(config: LMConfig) -> None:
@@ -96,7 +104,7 @@ def describe(c: LMConfig) -> dict[str, Any]:
         "channels": c.channels,
         "text_dim": c.text_dim,
         "text_encoder": c.text_encoder,
-        **self_wav.describe(c),
+        **(self_wav.describe(c.self_wav) if c.self_wav else {}),
     }
 
 

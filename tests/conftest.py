@@ -16,7 +16,8 @@ from clean_lm.runtime import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-NAMES = ("text", "stereo", "audiogen", "finetune_fp16")
+NAMES = ("text", "stereo", "audiogen", "finetune_fp16")  # whose layers attend to the text
+PREFIXED = ("melody", "style")  # which read melody or style and text before the first column
 ATTENTION = ("ort", "standard")
 
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, Golden
+from conftest import NAMES, PREFIXED, Golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from clean_lm.layers import Cache, StandardAttention
-from clean_lm.lm import LM, Condition, filtered, guide, sample
+from clean_lm.lm import LM, Condition, Description, filtered, guide, sample
 from clean_lm.pattern import UNKNOWN, delay, undelay
 from weights.lm import fill, load
 
@@ -23,12 +23,17 @@ class Model:
         model = load(golden.checkpoint)
         self.config = model.config
         self.lm = LM(model.config, StandardAttention())
-        self.condition = Condition(model.config)
+        self.condition = Condition(model.config) if model.config.cross else Description(model.config)
         fill(self.lm, model.weights("lm"))
         fill(self.condition, model.weights("condition"))
 
     def cross(self, states: np.ndarray, mask: np.ndarray) -> list[Cache]:
         return self.condition(torch.from_numpy(states), torch.from_numpy(mask))
+
+    def prefix(self, wav: np.ndarray, states: np.ndarray, mask: np.ndarray) -> Tensor:
+        return torch.cat(
+            [torch.from_numpy(wav), self.condition(torch.from_numpy(states), torch.from_numpy(mask))], dim=1
+        )
 
     def caches(self, rows: int, capacity: int, value: float = 0.0) -> list[Cache]:
         shape = (rows, self.config.heads, capacity, self.config.head_dim)
@@ -79,6 +84,36 @@ def test_logits_of_a_sequence(golden, model, name):
         cross = m.cross(g[f"t5.{case}.hidden"], g[f"t5.{case}.attention_mask"])
         x, _ = m.lm.read(seq, torch.tensor([0]), m.caches(2, 0), cross)
         close(m.lm.logits(x), logits.transpose(0, 2, 1, 3))
+
+
+@pytest.mark.parametrize("name", PREFIXED)
+def test_every_layer_behind_a_prefix(golden, model, name):
+    g, m = golden(name), model(name)
+    seq, start = torch.from_numpy(g["fw.seq"]), torch.tensor([0])
+    prefix = m.prefix(g["cond.desc.self_wav"][:1], g["t5.desc.hidden"][:1], g["t5.desc.attention_mask"][:1])
+    x = m.lm.embed(seq, start, prefix)
+    close(x, g["fw.hidden.in"])
+    shared = m.lm.attention.columns(start, 1, x.shape[1], 0)
+    for i, layer in enumerate(m.lm.layers):
+        x, _ = layer(x, m.caches(1, 0)[i], None, shared, 0)
+        if i == 0:
+            close(x, g["fw.hidden.l0"])
+    close(m.lm.out_norm(x), g["fw.hidden.outnorm"])
+
+
+@pytest.mark.parametrize("name", PREFIXED)
+def test_logits_of_a_sequence_behind_a_prefix(golden, model, name):
+    g, m = golden(name), model(name)
+    cases = (
+        ("desc", "fw.seq", "fw.logits"),
+        ("none", "fw.seq", "fw.none.logits"),
+        ("two", "fw.two.seq", "fw.two.logits"),
+    )
+    for case, seq, logits in cases:
+        codes = torch.from_numpy(g[seq]).repeat(2, 1, 1)
+        prefix = m.prefix(g[f"cond.{case}.self_wav"], g[f"t5.{case}.hidden"], g[f"t5.{case}.attention_mask"])
+        x, _ = m.lm.read(codes, torch.tensor([0]), m.caches(len(codes), 0), [], prefix)
+        close(m.lm.logits(x[:, prefix.shape[1] :]), g[logits].transpose(0, 2, 1, 3))
 
 
 def test_two_texts_of_different_length(golden, model):
@@ -140,6 +175,17 @@ def test_greedy_generation(golden, model, case):
         drawn, _, _ = m.lm(codes, torch.tensor([0]), m.caches(2, 0), cross, torch.zeros(1, 4), *scalars())
         columns[:, :, s] = np.where(columns[:, :, s] == UNKNOWN, drawn.numpy(), columns[:, :, s])
     np.testing.assert_array_equal(undelay(columns, m.config.delays), tokens)
+
+
+def test_double_guidance():
+    """The formula of its paper, and plain guidance where no rows stand in the middle."""
+    both, wav, null = torch.randn(3, 2, 4, 9, generator=torch.Generator().manual_seed(0)).double()
+    coef, beta = torch.tensor(3.0), torch.tensor(5.0)
+    close_to = lambda x, y: torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)  # noqa: E731
+    double = guide(torch.cat([both, wav, null]), 2, coef, beta)
+    close_to(double, null + coef * (wav + beta * (both - wav) - null))
+    assert torch.equal(guide(torch.cat([both, null]), 2, coef, beta), guide(torch.cat([both, null]), 2, coef))
+    assert torch.equal(guide(both, 2, coef, beta), both)
 
 
 def test_guidance_of_equal_rows_changes_nothing():

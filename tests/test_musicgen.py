@@ -191,9 +191,9 @@ def test_refused_before_anything_is_generated(model, case):
     assert not called
 
 
-@pytest.mark.parametrize("duration", [0, -1, 30.5, float("nan")])
+@pytest.mark.parametrize("duration", [0, -1, float("inf"), float("nan")])
 def test_durations(model, duration):
-    with pytest.raises(ValueError, match=r"duration: got .* at most 30 s"):
+    with pytest.raises(ValueError, match=r"duration: got .* more than 0"):
         model("text").set_generation_params(duration=duration)
 
 

@@ -5,10 +5,11 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ATTENTION, NAMES
+from conftest import ATTENTION, NAMES, PREFIXED
 
 from clean_lm.pattern import delay, prefill_length
 from clean_lm.philox import uniforms
@@ -16,6 +17,7 @@ from clean_lm.runtime import BundleError, Conditions, Decoder, LanguageModel, Sa
 
 GREEDY = Sampling(use_sampling=False)
 CASES = ("desc", "desc_p17", "none", "none_p17", "two", "mixed_p9", "twostep", "coef1", "p1", "p29of30", "len1")
+PREFIX_CASES = (*CASES, "textonly", "wavonly", "dbl_beta5", "dbl_beta5_p17")
 TOLERANCE = 5e-5  # of upstream's largest logit
 
 
@@ -23,13 +25,16 @@ def case_of(golden, name, case):
     """What a generation of upstream's was given: prompt, text states, sampling, and its tokens."""
     g = golden(name)
     said = g.meta["gen"][case]
-    sampling = Sampling(use_sampling=False, cfg_coef=said["kwargs"].get("cfg_coef", 3.0))
+    given = {key: value for key, value in said["kwargs"].items() if key != "max_gen_len"}
+    sampling = Sampling(use_sampling=False, **given)
     return g.get(f"gen.{case}.prompt"), g.texts(said["descriptions"]), sampling, g[f"gen.{case}.tokens"]
 
 
 def test_the_goldens_have_no_other_cases(golden):
     for name in NAMES:
         assert set(golden(name).meta["gen"]) == set(CASES)
+    for name in PREFIXED:
+        assert set(golden(name).meta["gen"]) == set(PREFIX_CASES)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
@@ -55,6 +60,94 @@ def test_logits_of_every_step_are_upstreams(golden, language_model, name, attent
     for i, end in enumerate(range(prefill, columns.shape[2])):
         decoder(columns[:, :, decoder.columns : end], np.zeros(columns.shape[:2]))
         assert np.abs(decoder.logits - upstream[i]).max() <= TOLERANCE * largest, f"call {i}"
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("name", PREFIXED)
+@pytest.mark.parametrize("case", PREFIX_CASES)
+def test_greedy_tokens_behind_a_prefix_are_upstreams(golden, language_model, name, attention, case):
+    """Of melody and style models, from what their conditioner gives on."""
+    prompt, texts, sampling, tokens = case_of(golden, name, case)
+    lm, wavs = language_model(name, attention), wavs_of(golden(name), case)
+    codes = lm.generate_codes(prompt, texts, wavs and (lambda _: wavs), frames=tokens.shape[2], sampling=sampling)
+    np.testing.assert_array_equal(codes, tokens)
+
+
+def wavs_of(g, case):
+    """What stands before the text in a case."""
+    said = g.meta["gen"][case]["wav"]
+    return said and [g["cond.desc.self_wav"][0] if wav else None for wav in said]
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("name", PREFIXED)
+@pytest.mark.parametrize("case", ["desc", "none_p17", "two", "dbl_beta5"])
+def test_logits_behind_a_prefix_are_upstreams(golden, language_model, name, attention, case):
+    prompt, texts, sampling, tokens = case_of(golden, name, case)
+    lm, g = language_model(name, attention), golden(name)
+    upstream = g[f"gen.{case}.step_logits"]
+    columns = delay(tokens, lm.delays, tokens.shape[2], lm.special_token)
+    prefill = prefill_length(0 if prompt is None else prompt.shape[2], lm.delays)
+    decoder = lm.decoder(len(tokens), columns.shape[2], texts, sampling, wavs_of(g, case))
+    for i, end in enumerate(range(prefill, columns.shape[2])):
+        decoder(columns[:, :, decoder.columns : end], np.zeros(columns.shape[:2]))
+        assert np.abs(decoder.logits - upstream[i]).max() <= TOLERANCE * np.abs(upstream).max(), f"call {i}"
+
+
+@pytest.mark.parametrize("name", PREFIXED)
+def test_1503_columns_behind_a_prefix(golden, language_model, name):
+    """Positions count it: the last column of a melody model's 30 s is at place 1745."""
+    g, lm = golden(name), language_model(name)
+    columns, at, upstream = g["long.seq"].astype(np.int64), g["long.at"].tolist(), g["long.logits"]
+    sampling = Sampling(use_sampling=False, cfg_coef=1.0)
+    decoder = lm.decoder(1, columns.shape[2], g.texts([g.meta["D1"]]), sampling, [g["cond.desc.self_wav"][0]])
+    for start, end in [(0, 400), *((s, s + 1) for s in range(400, columns.shape[2]))]:
+        decoder(columns[:, :, start:end], np.zeros(columns.shape[:2]))
+        if end - 1 in at:
+            difference = np.abs(decoder.logits - upstream[:, :, at.index(end - 1)]).max()
+            assert difference <= TOLERANCE * np.abs(upstream).max(), f"column {end - 1}"
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("case", ["desc", "desc_p17", "dbl_beta5_p17"])
+def test_takes_share_what_stands_before_them(golden, language_model, monkeypatch, attention, case):
+    """The prefix too is read once, and each take is what it is alone."""
+    g, lm = golden("melody"), language_model("melody", attention)
+    prompt, texts, sampling, _ = case_of(golden, "melody", case)
+    sampling, wav = replace(sampling, use_sampling=True, top_k=20), wavs_of(g, case)
+    alone = [
+        lm.generate_codes(prompt, texts, lambda _: wav, frames=30, sampling=sampling, seed=seed) for seed in (7, 8, 9)
+    ]
+    reads: list[tuple[int, int]] = []
+    bind = Decoder._bind
+    monkeypatch.setattr(Decoder, "_bind", lambda d, feeds: reads.append(feeds["prefix"].shape[:2]) or bind(d, feeds))
+    many = None if prompt is None else np.repeat(prompt, 3, axis=0)
+    together = lm.generate_codes(many, texts * 3, lambda _: wav * 3, frames=30, sampling=sampling, seed=7)
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+    assert [rows for rows, places in reads if places] == [2 if sampling.cfg_coef_beta is None else 3]
+
+
+def test_a_row_told_nothing_is_one_row(golden, language_model):
+    """As upstream's two: silence is a melody, and a style is zeros, in both rows."""
+    for name in PREFIXED:
+        g, lm = golden(name), language_model(name)
+        decoder = lm.decoder(1, 5, None, GREEDY)
+        assert decoder.rows == 1
+        told = lm.conditions([None], None, GREEDY)
+        np.testing.assert_allclose(told.prefix[:, :-1], g["cond.none.self_wav"][:1], rtol=0, atol=1e-6)
+        assert (told.prefix[:, -1] == 0).all()
+
+
+def test_two_step_sampling_is_the_graphs(language_model):
+    """Where guidance does not matter, two calls and one draw the same."""
+    lm = language_model("melody")
+    settings = [Sampling(), Sampling(top_k=5), Sampling(top_k=0, top_p=0.8), Sampling(top_k=0, temperature=0.7)]
+    for sampling in settings:
+        drawn = [
+            lm.generate_codes(None, None, frames=40, sampling=replace(sampling, two_step_cfg=two_step), seed=3)
+            for two_step in (False, True)
+        ]
+        np.testing.assert_array_equal(*drawn)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
@@ -165,7 +258,7 @@ def test_takes_of_one_prompt_read_it_once(golden, language_model, monkeypatch, a
     alone = [lm.generate_codes(prompt, texts, frames=40, sampling=sampling, seed=seed) for seed in (7, 8, 9)]
     prefills: list[tuple[int, ...]] = []
     bind = Decoder._bind
-    monkeypatch.setattr(Decoder, "_bind", lambda self, codes: prefills.append(codes.shape) or bind(self, codes))
+    monkeypatch.setattr(Decoder, "_bind", lambda d, feeds: prefills.append(feeds["codes"].shape) or bind(d, feeds))
     many = np.repeat(prompt, 3, axis=0)
     together = lm.generate_codes(many, texts and texts * 3, frames=40, sampling=sampling, seed=7)
     np.testing.assert_array_equal(together, np.concatenate(alone))
