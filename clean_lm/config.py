@@ -99,6 +99,22 @@ PAD_MODES = ("constant", "reflect")
 # T5's feed_forward_proj: what transformers makes of it, (dense_act_fn, is_gated_act)
 T5_FEED_FORWARD = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True)}
 
+# And for Hugging Face's MERTConfig, which is its HubertConfig with three fields more. Its audio is at 24 kHz because
+# MusicGen-style hears no other.
+MERT_IMPLEMENTED: dict[str, tuple[Any, Any]] = {
+    "sample_rate": (24_000, None),
+    "feature_extractor_cqt": (False, False),
+    "deepnorm": (False, False),
+    "feat_extract_norm": ("group", "group"),
+    "feat_extract_activation": ("gelu", "gelu"),
+    "feat_proj_layer_norm": (True, True),
+    "conv_bias": (False, False),
+    "conv_pos_batch_norm": (False, False),
+    "do_stable_layer_norm": (False, False),
+    "hidden_act": ("gelu", "gelu"),
+    "layer_norm_eps": (1e-5, 1e-5),
+}
+
 _ABSENT: Any = object()
 
 
@@ -485,6 +501,82 @@ class TextConfig:
         for name in ("pad_token", "eos_token"):
             if not 0 <= getattr(self, name) < self.vocab:
                 raise ConfigError(f"{name}_id {getattr(self, name)}: expected a token of the {self.vocab}")
+
+
+@dataclass(frozen=True)
+class MertConfig:
+    """What hears a style: MERT, whose checkpoint is Hugging Face's."""
+
+    layers: int
+    heads: int
+    dim: int
+    hidden: int  # the feed-forward's width
+    channels: tuple[int, ...]  # of the convolutions that shorten audio, from the first to the last
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+    position_kernel: int  # features that the positional convolution sees
+    position_groups: int
+    sample_rate: int
+
+    @property
+    def hop(self) -> int:
+        """Samples from one feature to the next."""
+        return math.prod(self.strides)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one feature is made of: the shortest audio."""
+        samples = 1
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def features(self, samples: int) -> int:
+        """How many features audio of that length has."""
+        return max(0, (samples - self.receptive_field) // self.hop + 1)
+
+    @classmethod
+    def from_huggingface(cls, tree: Mapping[str, Any]) -> "MertConfig":
+        """Read the config.json of a MERT, or of a HuBERT that is built as one.
+
+        Raises ConfigError with every field that asks for another model, or with the first that is missing.
+        """
+        fields = Fields(tree)
+        problems = unlike(fields, MERT_IMPLEMENTED, "config.json", "transformers")
+        relax = fields.need("attention_relax", float, -1.0)
+        if relax > 0:
+            problems.append(f"config.json attention_relax: found {relax!r}, supported: -1.0")
+        if problems:
+            raise ConfigError("this MERT is not one that clean_lm implements:\n  " + "\n  ".join(problems))
+        config = cls(
+            layers=fields.need("num_hidden_layers", int),
+            heads=fields.need("num_attention_heads", int),
+            dim=fields.need("hidden_size", int),
+            hidden=fields.need("intermediate_size", int),
+            channels=fields.need_list("conv_dim", int),
+            kernels=fields.need_list("conv_kernel", int),
+            strides=fields.need_list("conv_stride", int),
+            position_kernel=fields.need("num_conv_pos_embeddings", int),
+            position_groups=fields.need("num_conv_pos_embedding_groups", int),
+            sample_rate=fields.need("sample_rate", int),
+        )
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise ConfigError where the sizes are none or contradict each other."""
+        for name in ("layers", "heads", "dim", "hidden", "position_kernel", "position_groups"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)}: expected a number above 0")
+        convolutions = self.channels, self.kernels, self.strides
+        if len(set(map(len, convolutions))) > 1 or not self.channels or min(map(min, convolutions)) < 1:
+            raise ConfigError(
+                f"conv_dim {list(self.channels)}, conv_kernel {list(self.kernels)}, conv_stride {list(self.strides)}: "
+                "expected numbers above 0, as many in each"
+            )
+        for name in ("heads", "position_groups"):
+            if self.dim % getattr(self, name):
+                raise ConfigError(f"dim {self.dim} is not a multiple of the {name} {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

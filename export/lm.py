@@ -3,8 +3,9 @@
   python export/lm.py --ckpt state_dict.bin
   python export/lm.py --ckpt state_dict.bin --out bundle --variant int4
 
-Melody and style models have lm_melody.onnx or lm_style.onnx too. The float32 graphs are then run beside the PyTorch modules, and the largest difference is printed; of other variants
-(see export/quantize.py), how they differ from float32.
+Melody and style models have lm_melody.onnx or lm_style.onnx too. The float32 graphs are then run beside the PyTorch
+modules, and the largest difference is printed; of other variants (see export/quantize.py), how they differ from
+float32.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Generations longer than the model was trained on, beside upstream's: the arithmetic, and the tokens."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_what_upstream_asserts_is_refused():
 def test_windows_overlap_by_what_is_known():
     found = windows(75.0, 30.0, 18.0, FRAME_RATE, 300)
     assert found[0] == Window(0, 300, 1500)
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert after.start == before.start + 900
         assert after.start + after.known == before.end
     assert found[-1].end == 3750
@@ -54,7 +55,7 @@ def test_windows_overlap_by_what_is_known():
 
 @pytest.mark.parametrize("stride", [0.0, -1.0, 30.0, 31.0, 0.01])
 def test_a_stride_that_leads_nowhere(stride):
-    with pytest.raises(ValueError, match="extend_stride.*a frame.*less than 30 s"):
+    with pytest.raises(ValueError, match=r"extend_stride.*a frame.*less than 30 s"):
         windows(40.0, 30.0, stride, FRAME_RATE, 0)
     assert windows(30.0, 30.0, stride, FRAME_RATE, 0) == [Window(0, 0, 1500)]  # which needs none
 

@@ -36,7 +36,7 @@ class Spec:
 @dataclass(frozen=True)
 class Checkpoint:
     path: Path
-    layout: str  # "audiocraft", "huggingface" (MusicGen's), "encodec" or "t5": which names the tensors have
+    layout: str  # "audiocraft", "huggingface" (MusicGen's), "encodec", "t5" or "mert": which names the tensors have
     config: Mapping[str, Any]  # audiocraft: xp.cfg, unresolved; Hugging Face: config.json
     specs: Mapping[str, Spec]
     open: Callable[[], Callable[[str], Tensor]]  # maps the file: tensors by name, as stored, while the result lives
@@ -99,16 +99,29 @@ def open_text(path: Path) -> Checkpoint:
 
     Raises CheckpointError where it is something else, FileNotFoundError where there is none.
     """
+    return _open_encoder(path, _text_config, "text encoder", "T5")
+
+
+def open_mert(path: Path) -> Checkpoint:
+    """Open what hears a style: Hugging Face's folder of a MERT, or of a HuBERT; or a file in it.
+
+    Raises CheckpointError where it is something else, FileNotFoundError where there is none.
+    """
+    return _open_encoder(path, _mert_config, "MERT", "MERT")
+
+
+def _open_encoder(path: Path, read: Callable[[Path], tuple[str, dict[str, Any]]], what: str, kind: str) -> Checkpoint:
+    """Hugging Face's folder of an encoder, of which `read` takes its config.json."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
-            f"{folder}: no text encoder found; expected Hugging Face's config.json and model.safetensors "
-            "(or pytorch_model.bin) of a T5"
+            f"{folder}: no {what} found; expected Hugging Face's config.json and model.safetensors "
+            f"(or pytorch_model.bin) of a {kind}"
         )
-    layout, config = _text_config(folder / "config.json")
+    layout, config = read(folder / "config.json")
     tensors = open_safetensors if _has_safetensors(folder) else _open_pytorch
     specs, _ = tensors(folder)
     return Checkpoint(folder, layout, config, specs, lambda: tensors(folder)[1])
@@ -122,6 +135,14 @@ def _text_config(path: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(kind, str) or kind not in layouts:
         raise CheckpointError(f"{path}: model_type is {kind!r}, expected 't5', or 'musicgen' with a T5 in it")
     return layouts[kind], config
+
+
+def _mert_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The layout of a folder's tensors, and its config.json."""
+    config = read_json(path)
+    if config.get("model_type") not in ("mert_model", "hubert"):
+        raise CheckpointError(f"{path}: model_type is {config.get('model_type')!r}, expected 'mert_model' or 'hubert'")
+    return "mert", config
 
 
 def _has_safetensors(folder: Path) -> bool:
