@@ -73,6 +73,7 @@ class Traced:
                 "sample_rate", "channels")  # fmt: skip
         self.config = LMConfig(
             hidden_scale=hidden // dim,
+            solver="musicgen",  # decides the defaults alone, which the manifest has
             delays=tuple(model["delays"]),
             cross=("description",),
             prepend=(),
