@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# What a model was trained as, by the names of audiocraft's solvers; its own files from before its release may say the
+# last two.
+SOLVERS = {"musicgen": "musicgen", "audiogen": "audiogen", "lm": "musicgen", "sound_lm": "audiogen"}
+
 # Every option of audiocraft's transformer that would make another model, as
 #   field of xp.cfg: (the value these modules implement, audiocraft's own default where the field is absent)
 # The defaults are those of LMModel, StreamingTransformer(Layer), ConditionFuser and DelayedPatternProvider:
@@ -305,6 +309,7 @@ class LMConfig:
     text_dim: int  # width of the text encoder's states
     text_encoder: str  # its name, "t5-base"
     max_duration: float  # seconds a model was trained on: one window
+    solver: str  # "musicgen" or "audiogen": whose defaults it is generated with
     sample_rate: int
     channels: int
     cross: tuple[str, ...]  # conditioners that are attended to
@@ -348,6 +353,7 @@ class LMConfig:
             text_dim=text_dim,
             text_encoder=fields.need("conditioners.description.t5.name", str),
             max_duration=fields.need("dataset.segment_duration", float),
+            solver=SOLVERS[fields.need("solver", str, "musicgen")],
             sample_rate=fields.need("sample_rate", int),
             channels=fields.need("channels", int),
             cross=fields.need_list("fuser.cross", str),
@@ -392,6 +398,7 @@ class LMConfig:
             text_dim=fields.need("text_encoder.d_model", int),
             text_encoder=fields.need("text_encoder._name_or_path", str) if name_or_path else "t5",
             max_duration=fields.need("generation_config.max_length", int) * hop / max(sample_rate, 1),
+            solver="musicgen",
             sample_rate=sample_rate,
             channels=channels,
             cross=("description",),
@@ -743,6 +750,9 @@ def unlike(
 def unimplemented(fields: Fields) -> list[str]:
     """One line for every field that asks for something these modules do not do."""
     problems = unlike(fields, IMPLEMENTED, "xp.cfg", "audiocraft")
+    solver = fields.get("solver", "musicgen")
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        problems.append(f"xp.cfg solver: found {solver!r}, supported: {', '.join(map(repr, SOLVERS))}")
     pattern = fields.get("codebooks_pattern.modeling") or fields.get("transformer_lm.q_modeling")
     if pattern != "delay":
         problems.append(f"xp.cfg codebooks_pattern.modeling: found {pattern!r}, supported: 'delay'")

@@ -19,6 +19,7 @@ from weights.checkpoint import Checkpoint
 from weights.lm import Source, audiocraft
 
 TINY = LMConfig(
+    solver="musicgen",
     layers=4, heads=4, dim=128, hidden_scale=4, codebooks=4, card=256, delays=(0, 1, 2, 3), text_dim=512,
     text_encoder="t5-small", max_duration=30.0, sample_rate=32_000, channels=1, cross=("description",), prepend=(),
     self_wav=None,

@@ -14,7 +14,6 @@ import onnx
 
 from clean_lm.runtime import FORMAT, VERSION, sha256
 
-
 VARIED = ("lm_condition", "lm_inference", "text_encoder")  # the graphs that variants store in their own way
 
 

@@ -26,6 +26,9 @@ from export.verify import DISAGREES, parity, summary
 from weights.checkpoint import CheckpointError
 from weights.lm import MappingError, Model, load
 
+# Of audiocraft's set_generation_params: seconds that are generated, and from one window's start to the next's.
+DURATION = {"musicgen": (30.0, 18.0), "audiogen": (10.0, 2.0)}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,15 +113,18 @@ def describe(c: LMConfig) -> dict[str, Any]:
 
 
 def defaults(c: LMConfig) -> dict[str, Any]:
-    """The manifest's `defaults`: those of audiocraft's set_generation_params."""
-    s = Sampling()
+    """The manifest's `defaults`: those of audiocraft's set_generation_params.
+
+    It refuses a stride that is not below max_duration: a model of windows so short gets the same share of its own.
+    """
+    s, (duration, stride) = Sampling(), DURATION[c.solver]
     return {
         "cfg_coef": s.cfg_coef,
         "top_k": s.top_k,
         "top_p": s.top_p,
         "temperature": s.temperature,
-        "duration": c.max_duration,
-        "extend_stride": 0.6 * c.max_duration,
+        "duration": min(duration, c.max_duration),
+        "extend_stride": stride if stride < c.max_duration else stride * c.max_duration / duration,
     }
 
 

@@ -75,6 +75,7 @@ class Traced:
                 "sample_rate", "channels")  # fmt: skip
         self.config = LMConfig(
             hidden_scale=hidden // dim,
+            solver="musicgen",  # decides the defaults alone, which the manifest has
             delays=tuple(model["delays"]),
             cross=() if prefix else ("description",),
             prepend=("description",) if prefix else (),

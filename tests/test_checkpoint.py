@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from weights.checkpoint import CheckpointError, Spec, open_layout, open_lm
 
 GOLDEN = Path(__file__).parent / "golden"
+LAYOUTS = Path(__file__).parent / "layouts"
 XP_CFG = "lm_model: transformer_lm\nsample_rate: 32000\n"
 
 
@@ -136,7 +138,10 @@ def test_other_contents(tmp_path: Path):
     torch.save([1, 2], path)
     assert_words(refused(path), "holds a list", "expected a dict with best_state and xp.cfg")
     torch.save(state(), path)
-    assert_words(refused(path), "has no best_state and no xp.cfg", "it holds emb.0.weight")
+    assert_words(refused(path), "has no best_state and no xp.cfg", "it holds emb.0.weight", "save them as best_state")
+    torch.save({"version": 1}, path)
+    assert_words(refused(path), "has no best_state and no xp.cfg; it holds version")
+    assert "bare" not in refused(path)
     save(path, best_state=[1])
     assert_words(refused(path), "best_state is a list", "expected a dict of tensors")
     save(path, best_state={"a": torch.ones(1), 3: torch.ones(1), "lr": 0.1})
@@ -173,13 +178,48 @@ def test_codecs(tmp_path: Path, package: dict[str, Any], words: list[str]):
     assert_words(refused(path), *words, "give the state_dict.bin beside it")
 
 
+# What audiocraft's own configurations of these models set beside MusicGen's
+MAGNET = {
+    "lm_model": "transformer_lm_magnet",
+    "solver": "magnet",
+    "codebooks_pattern": {"modeling": "parallel", "parallel": {"empty_initial": -1}},
+    "masking": {"span_len": 3},
+}
+JASCO = {
+    "lm_model": "flow_matching",
+    "solver": "jasco",
+    "compression_model_latent_dim": 128,
+    "compression_model_framerate": 50,
+    "fuser": {"cross": ["description"], "prepend": [], "sum": [], "ignore": ["chords"], "input_interpolate": []},
+}
+STEM = {
+    "solver": "musicgen_sourcesep",
+    "multistem_compression_model_checkpoints": {"sources": ["bass", "drums", "other"]},
+}
+
+
+@pytest.mark.parametrize("layout", [False, True])
 @pytest.mark.parametrize(
-    ("lm_model", "words"),
-    [("transformer_lm_magnet", ["MAGNeT", "not autoregressive"]), ("flow_matching", ["JASCO", "flow matching"])],
+    ("fields", "words"),
+    [
+        (MAGNET, ["a MAGNeT model", "not autoregressive", "lm_model: 'transformer_lm_magnet'"]),
+        (MAGNET | {"solver": "audio_magnet"}, ["a MAGNeT model", "lm_model: 'transformer_lm_magnet'"]),
+        (JASCO, ["a JASCO model", "flow matching", "lm_model: 'flow_matching'"]),
+        (STEM, ["a MusicGen-Stem model", "several codecs", "solver: 'musicgen_sourcesep'"]),
+    ],
 )
-def test_other_models(tmp_path: Path, lm_model: str, words: list[str]):
-    path = save(tmp_path / "state_dict.bin", xp_cfg=f"lm_model: {lm_model}")
-    assert_words(refused(path), *words, repr(lm_model), "clean_lm takes MusicGen's")
+def test_other_models(tmp_path: Path, layout: bool, fields: dict[str, Any], words: list[str]):
+    """Refused from the file and from its key list alone, before anything else of it is looked at."""
+    text = yaml.safe_dump(yaml.safe_load((LAYOUTS / "musicgen-medium.cfg.yaml").read_text()) | fields)
+    if layout:
+        (tmp_path / "list.json").write_text("{}")
+        (tmp_path / "cfg.yaml").write_text(text)
+        with pytest.raises(CheckpointError) as error:
+            open_layout(tmp_path / "list.json", tmp_path / "cfg.yaml")
+        message = str(error.value)
+    else:
+        message = refused(save(tmp_path / "state_dict.bin", xp_cfg=text))
+    assert_words(message, *words, "clean_lm takes MusicGen's")
 
 
 def test_lm_model_of_another_type_is_left_to_the_configuration(tmp_path: Path):
@@ -273,7 +313,10 @@ def test_huggingface_without_its_files(tmp_path: Path):
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
-        ("config.json", '{"model_type": "musicgen_melody"}', ["model_type", "'musicgen_melody'", "'musicgen'"]),
+        ("config.json", '{"model_type": "musicgen_melody"}', ["'musicgen_melody'", "audiocraft's state_dict.bin"]),
+        ("config.json", '{"model_type": "encodec"}', ["'encodec'", "expected 'musicgen'", "export/codec.py takes"]),
+        ("config.json", '{"model_type": "t5"}', ["'t5'", "expected 'musicgen'", "export/text.py takes"]),
+        ("config.json", '{"model_type": ["t5"]}', ["model_type is ['t5'], expected 'musicgen'"]),
         ("config.json", '{"model_type"', ["not readable JSON"]),
         ("config.json", "[]", ["expected a JSON object"]),
         ("generation_config.json", "\x00", ["not readable JSON"]),
@@ -289,6 +332,11 @@ def test_huggingface_damaged(tmp_path: Path, file: str, text: str, words: list[s
     message = refused(tmp_path)
     assert message.startswith(f"/{file}")
     assert_words(message, *words)
+
+
+def test_lora_adapter(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "facebook/musicgen-small"}')
+    assert_words(refused(tmp_path), "a LoRA adapter, not a model", "merge_and_unload")
 
 
 def test_huggingface_truncated(tmp_path: Path):

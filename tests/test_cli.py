@@ -232,7 +232,8 @@ def test_info(music, tmp_path, capsys):
     graphs = ["lm_inference", "lm_condition", *(f"compression_{x}" for x in ("encode", "decode", "stream"))]
     assert lines[0].endswith(f"bundle: {', '.join(graphs)}, text_encoder")
     assert lines[1].startswith("model     layers 3, heads 4")
-    assert lines[2] == "defaults  cfg_coef 3.0, top_k 250, top_p 0.0, temperature 1.0, duration 30.0"
+    sampling = "cfg_coef 3.0, top_k 250, top_p 0.0, temperature 1.0"
+    assert lines[2] == f"defaults  {sampling}, duration 30.0, extend_stride 18.0"
     assert [line.split()[2] for line in lines if "MISSING" in line] == ["lm_inference.onnx.data"]
     assert cli.main(["info", str(tmp_path / "bundle"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "bundle" / "manifest.json").read_text())

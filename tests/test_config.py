@@ -87,6 +87,7 @@ def test_sizes_come_from_the_file():
         text_dim=96,
         text_encoder="t5-base",
         max_duration=30.0,
+        solver="musicgen",
         sample_rate=32000,
         channels=1,
         cross=("description",),
@@ -150,6 +151,7 @@ def test_huggingface_sizes():
     assert (config.codebooks, config.card, config.channels) == (8, 32, 2)
     assert config.delays == (0, 0, 1, 1, 2, 2, 3, 3)
     assert (config.text_dim, config.text_encoder, config.max_duration) == (96, "t5-base", 30.0)
+    assert config.solver == "musicgen"
 
 
 def test_defaults_that_are_ours_may_be_absent():
@@ -161,6 +163,21 @@ def test_defaults_that_are_ours_may_be_absent():
 @pytest.mark.parametrize("kind", [int, float])
 def test_duration_is_a_number_of_seconds(kind: type):
     assert audiocraft(dataset__segment_duration=kind(10)).max_duration == 10.0
+
+
+@pytest.mark.parametrize(
+    ("solver", "ours"),
+    [
+        ("musicgen", "musicgen"),
+        ("audiogen", "audiogen"),
+        ("lm", "musicgen"),
+        ("sound_lm", "audiogen"),
+        ("${label}", "audiogen"),
+    ],
+)
+def test_solver(solver: str, ours: str):
+    """Older files have audiocraft's older names; one that says nothing is a MusicGen's, as all above."""
+    assert audiocraft(solver=solver, label="sound_lm").solver == ours
 
 
 def test_pattern_of_2023_files():
@@ -244,6 +261,9 @@ def test_null_is_a_value():
         ("interleave_stereo_codebooks__use", True, ["interleave_stereo_codebooks.use", "True", "channels: 1"]),
         ("channels", 3, ["channels 3", "1 or 2"]),
         ("lm_model", DELETE, ["lm_model", "nothing", "'transformer_lm'"]),
+        ("solver", "diffusion", ["xp.cfg solver", "'diffusion'", "'musicgen', 'audiogen', 'lm', 'sound_lm'"]),
+        ("solver", ["musicgen"], ["xp.cfg solver", "['musicgen']"]),
+        ("solver", None, ["xp.cfg solver", "None"]),
     ],
 )
 def test_refused(field: str, value: Any, words: list[str]):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,13 @@ from export import folder as folder_module
 from export import graph as graph_module
 from export.folder import ExportError, new_folder
 from export.graph import warnings_are_errors
-from export.lm import export
+from export.lm import defaults, export
+from weights.checkpoint import open_lm
+from weights.lm import read_config
 
 TEXT = GOLDEN / "text" / "state_dict.bin"
 ROOT = Path(__file__).parents[1]
+SAMPLING = {"cfg_coef": 3.0, "top_k": 250, "top_p": 0.0, "temperature": 1.0}
 
 
 def load(bundle: Path, graph: str = "lm_inference") -> onnx.ModelProto:
@@ -139,12 +143,37 @@ def test_the_manifest(bundle):
         "text_dim": 768,
         "text_encoder": "t5-base",
     }
-    defaults = {"cfg_coef": 3.0, "top_k": 250, "top_p": 0.0, "temperature": 1.0, "duration": 30.0}
-    assert manifest["defaults"] == defaults
+    assert manifest["defaults"] == SAMPLING | {"duration": 30.0, "extend_stride": 18.0}
     files = {path.name for path in out.iterdir()} - {"manifest.json"}
     assert manifest["files"].keys() == files
     for name, entry in manifest["files"].items():
         assert entry == {"bytes": (out / name).stat().st_size, "sha256": sha256(out / name)}
+
+
+@pytest.mark.parametrize("name", ["audiogen", "text"])
+@pytest.mark.parametrize(
+    ("max_duration", "musicgen", "audiogen"),
+    [
+        (60.0, (30.0, 18.0), (10.0, 2.0)),
+        (30.0, (30.0, 18.0), (10.0, 2.0)),
+        (20.0, (20.0, 18.0), (10.0, 2.0)),
+        (18.0, (18.0, 10.8), (10.0, 2.0)),
+        (10.0, (10.0, 6.0), (10.0, 2.0)),
+        (5.0, (5.0, 3.0), (5.0, 2.0)),
+        (2.0, (2.0, 1.2), (2.0, 0.4)),
+    ],
+)
+def test_defaults(name, max_duration, musicgen, audiogen):
+    """Upstream's where it takes them: no longer than a window, and a stride below it."""
+    config = replace(read_config(open_lm(GOLDEN / name)), max_duration=max_duration)
+    duration, stride = audiogen if name == "audiogen" else musicgen
+    assert defaults(config) == SAMPLING | {"duration": duration, "extend_stride": pytest.approx(stride)}
+    assert stride < max_duration
+
+
+def test_defaults_of_audiogen(bundle):
+    manifest = json.loads((bundle("audiogen") / "manifest.json").read_text())
+    assert manifest["defaults"] == SAMPLING | {"duration": 10.0, "extend_stride": 2.0}
 
 
 def test_heads_are_padded_for_the_kernel_only(bundle):

@@ -125,6 +125,27 @@ def test_released_huggingface(
     assert ("exported by export/codec.py" in out) == name.endswith("full")
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("encodec_32khz", "encodec_32khz.cfg.yaml"),
+        ("encodec_32khz", "musicgen-small.cfg.yaml"),
+        ("musicgen-small", "encodec_32khz.cfg.yaml"),
+        ("hf_encodec_32khz", "hf_encodec_32khz.config.json"),
+        ("hf_musicgen_small", "hf_encodec_32khz.config.json"),
+    ],
+)
+def test_layout_of_a_codec(name: str, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output):
+    layout = unpack(name, tmp_path)
+    assert run_check(monkeypatch, "--layout", layout, "--config", HERE / "layouts" / config) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        f"error: {layout}: names or configuration of a codec, not of a language model; "
+        "`python export/codec.py --codec FILE` checks and exports a codec\n"
+    )
+
+
 def test_values_of_text():
     theirs, model = package("text")["best_state"], load(GOLDEN / "text")
     lm, condition = model.weights("lm"), model.weights("condition")

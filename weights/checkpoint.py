@@ -14,6 +14,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 RAW = "a raw training checkpoint: audiocraft.utils.export.export_lm makes a state_dict.bin of it"
+# What xp.cfg says of audiocraft's other models, by its field and value there.
+OTHERS = {
+    ("lm_model", "transformer_lm_magnet"): "a MAGNeT model: it fills masks and is not autoregressive",
+    ("lm_model", "flow_matching"): "a JASCO model: flow matching, not a language model",
+    ("solver", "musicgen_sourcesep"): "a MusicGen-Stem model: its codes are of several codecs, one for each stem",
+}
+# And what Hugging Face's config.json says, by its model_type.
+OTHER_TYPES = {
+    "encodec": ": a codec, which export/codec.py takes",
+    "t5": ": a text encoder, which export/text.py takes",
+    "musicgen_melody": ": of a melody model, give audiocraft's state_dict.bin",
+}
 CONTENTS = {
     "state_dict.bin": "a dict with best_state and xp.cfg",
     "compression_state_dict.bin": "a dict with best_state and xp.cfg",
@@ -246,7 +258,9 @@ def _xp_cfg(path: Path, kind: str, package: Mapping[str, Any]) -> dict[str, Any]
     missing = [key for key in ("best_state", "xp.cfg") if key not in package]
     if missing:
         found = ", ".join(map(str, list(package)[:6]))
-        raise CheckpointError(f"{path}: has no {' and no '.join(missing)}; it holds {found}")
+        bare = "; bare tensors: save them as best_state in the state_dict.bin of the model that they are a fine-tune of"
+        hint = bare if "emb.0.weight" in package else ""
+        raise CheckpointError(f"{path}: has no {' and no '.join(missing)}; it holds {found}{hint}")
     return _yaml(path, package["xp.cfg"])
 
 
@@ -288,6 +302,12 @@ def _plain(name: str) -> str:
     return name.replace(".mha.", ".")
 
 
+def is_codec(checkpoint: Checkpoint) -> bool:
+    """Whether its configuration or its names are those of a codec alone."""
+    named = any(name.startswith("quantizer.") for name in checkpoint.specs)
+    return named or checkpoint.layout == "encodec" or _is_codec(checkpoint.config)
+
+
 def _is_codec(tree: Mapping[str, Any]) -> bool:
     return tree.get("lm_model") is None and ("compression_model" in tree or "encodec" in tree)
 
@@ -301,18 +321,18 @@ def _refuse_other_codecs(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def _refuse_other_models(path: Path, tree: Mapping[str, Any]) -> None:
-    lm_model = tree.get("lm_model")
     if _is_codec(tree):
         raise CheckpointError(f"{path}: a codec checkpoint, not a language model; give the state_dict.bin beside it")
-    others = {
-        "transformer_lm_magnet": "a MAGNeT model: it fills masks and is not autoregressive",
-        "flow_matching": "a JASCO model: flow matching, not a language model",
-    }
-    if isinstance(lm_model, str) and lm_model in others:
-        raise CheckpointError(f"{path}: {others[lm_model]} (xp.cfg lm_model: {lm_model!r}); clean_lm takes MusicGen's")
+    for (field, value), what in OTHERS.items():
+        if tree.get(field) == value:
+            raise CheckpointError(f"{path}: {what} (xp.cfg {field}: {value!r}); clean_lm takes MusicGen's")
 
 
 def _open_huggingface(folder: Path) -> Checkpoint:
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder}: a LoRA adapter, not a model; merge it into its base model (peft's merge_and_unload), save that"
+        )
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
             f"{folder}: no model found; expected audiocraft's state_dict.bin, or Hugging Face's config.json "
@@ -326,8 +346,10 @@ def _open_huggingface(folder: Path) -> Checkpoint:
 def _huggingface_config(path: Path) -> dict[str, Any]:
     """config.json, with generation_config.json under that name."""
     config = read_json(path)
-    if config.get("model_type") != "musicgen":
-        raise CheckpointError(f"{path}: model_type is {config.get('model_type')!r}, expected 'musicgen'")
+    kind = config.get("model_type")
+    if kind != "musicgen":
+        hint = OTHER_TYPES.get(str(kind), "")
+        raise CheckpointError(f"{path}: model_type is {kind!r}, expected 'musicgen'{hint}")
     generation = path.parent / "generation_config.json"
     config["generation_config"] = read_json(generation) if generation.exists() else {}
     return config

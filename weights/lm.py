@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clean_lm.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
-from weights.checkpoint import Checkpoint, Spec, open_lm
+from weights.checkpoint import Checkpoint, Spec, is_codec, open_lm
 
 TEXT = "condition_provider.conditioners.description.output_proj"
 SELF_WAV = "condition_provider.conditioners.self_wav"
@@ -148,6 +148,11 @@ def reason(name: str, drop: list[Dropped]) -> str | None:
 
 def read_config(checkpoint: Checkpoint) -> LMConfig:
     """The model that a checkpoint's configuration describes. Raises ConfigError."""
+    if is_codec(checkpoint):
+        raise ConfigError(
+            "names or configuration of a codec, not of a language model; `python export/codec.py --codec FILE` "
+            "checks and exports a codec"
+        )
     if checkpoint.layout == "huggingface":
         return LMConfig.from_huggingface(checkpoint.config)
     projection = checkpoint.specs.get(f"{TEXT}.weight")
