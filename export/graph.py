@@ -26,8 +26,9 @@ INLINE = 1024  # bytes: smaller tensors stay in the graph file
 PAGE = 4096  # larger ones start on a page, so that they can be memory-mapped
 # Any sizes: they stay symbolic.
 TRACED = {
-    "batch": 2, "rows": 4, "texts": 3, "columns": 5, "capacity": 32, "text": 7, "prefix": 6, "styles": 2,
-    "samples": 3001, "frames": 9, "past_codes": 3, "past_pending": 4, "past_latents": 6, "past_unheard": 8,
+    "batch": 2, "rows": 4, "texts": 3, "columns": 5, "capacity": 32, "text": 7, "prefix": 6, "melodies": 2, "styles": 3,
+    "features": 77, "samples": 3001, "frames": 9, "past_codes": 3, "past_pending": 4, "past_latents": 6,
+    "past_unheard": 8,
 }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ from weights.checkpoint import CheckpointError
 from weights.lm import MappingError, Model, fill, load
 
 PREFILL, STEPS = 13, 20
+STYLE_TOKENS = 15  # of 3 s
 TOLERANCE = 5e-5  # of the largest logit
 SHARP = 4  # times PyTorch's own rounding error
 AGREES, DISAGREES = "agrees", "DISAGREES"
@@ -206,8 +207,8 @@ def parity(bundle: Path, model: Model[LMConfig], seed: int = 0, variant: str | N
     c = model.config
     columns = rng.integers(0, c.card, (1, c.codebooks, PREFILL + STEPS))
     columns[:, :, 0] = c.special_token
-    cases = random_cases(c, rng)
     nothing = null_wav(model)
+    cases = random_cases(c, rng, STYLE_TOKENS if nothing is None else len(nothing))
     references = {
         dtype: {case: reference_logits(model, columns, PREFILL, told, nothing, dtype) for case, told in cases.items()}
         for dtype in dict.fromkeys((torch.float64, own_dtype(bundle, variant)))
@@ -228,12 +229,12 @@ def own_dtype(bundle: Path, variant: str | None) -> torch.dtype:
     return getattr(torch, manifest.tensor("lm_inference", "past_key_values.0.key")["dtype"])
 
 
-def random_cases(c: LMConfig, rng: np.random.Generator) -> dict[str, Told]:
-    """What a model is told in a comparison."""
+def random_cases(c: LMConfig, rng: np.random.Generator, places: int) -> dict[str, Told]:
+    """What a model is told in a comparison; places: of a melody or style."""
     text = [rng.standard_normal((7, c.text_dim), dtype=np.float32)]
     if c.self_wav is None:
         return {"guided": Told(text), "null text": Told([None])}
-    wav = [rng.standard_normal((c.self_wav.places, c.dim), dtype=np.float32)]
+    wav = [rng.standard_normal((places, c.dim), dtype=np.float32)]
     return {"guided": Told(text, wav), "double": Told(text, wav, cfg_coef_beta=5.0), "nothing": Told([None])}
 
 
