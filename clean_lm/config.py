@@ -57,7 +57,6 @@ STYLE_IMPLEMENTED: dict[str, tuple[Any, Any]] = {
 
 # StyleConditioner's transformer_scale: (dim, heads, layers). The last is of golden/style, made for tests.
 STYLE_SCALES = {
-    "none": (512, 1, 0),
     "xsmall": (256, 8, 4),
     "default": (512, 8, 8),
     "large": (1024, 16, 24),
@@ -204,9 +203,11 @@ class MelodyConfig:
 
     def check(self) -> None:
         """Raise ConfigError where the sizes are none."""
-        for name in ("chroma", "sample_rate", "output_dim"):
+        for name in ("sample_rate", "output_dim"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"self_wav {name} {getattr(self, name)}: expected a number above 0")
+        if self.chroma < 2:
+            raise ConfigError(f"self_wav chroma {self.chroma}: expected 2 pitch classes or more")
         if not 2 <= self.radix2_exp <= 20:
             raise ConfigError(f"self_wav radix2_exp {self.radix2_exp}: expected a number from 2 to 20")
         if not 0 < self.duration < math.inf:
@@ -262,9 +263,11 @@ class StyleConfig:
 
     def check(self) -> None:
         """Raise ConfigError where the sizes are none or contradict each other."""
-        for name in ("features", "dim", "heads", "levels", "bins", "ds_factor", "sample_rate", "output_dim"):
+        for name in ("features", "dim", "heads", "layers", "levels", "ds_factor", "sample_rate", "output_dim"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"self_wav {name} {getattr(self, name)}: expected a number above 0")
+        if self.bins < 2:
+            raise ConfigError(f"self_wav bins {self.bins}: expected 2 vectors or more")
         if not 1 <= self.eval_q <= self.levels:
             raise ConfigError(f"self_wav eval_q {self.eval_q}: expected a number from 1 to n_q_out, {self.levels}")
         if not 0 < self.length < math.inf:

@@ -27,6 +27,7 @@ PAGE = 4096  # larger ones start on a page, so that they can be memory-mapped
 # Any sizes: they stay symbolic.
 TRACED = {
     "batch": 2, "rows": 4, "texts": 3, "columns": 5, "capacity": 32, "text": 7, "samples": 3001, "frames": 9,
+    "melodies": 2, "styles": 2, "features": 31,
     "past_codes": 3, "past_pending": 4, "past_latents": 6, "past_unheard": 8,
 }  # fmt: skip
 

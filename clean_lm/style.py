@@ -1,0 +1,85 @@
+"""What a style model is given of a sound: an excerpt's features, told in a few vectors of its codebooks.
+
+The excerpt's features come from elsewhere, 75 a second. Rouard et al., "Audio Conditioning for Music Generation via
+Discrete Bottleneck Features" (arXiv 2407.12563).
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from clean_lm.codec import nearness
+from clean_lm.config import StyleConfig
+from clean_lm.layers import Norm, attend, weight
+from clean_lm.lm import periods, sinusoid
+
+
+class StyleLayer(nn.Module):
+    """One pre-norm layer: self-attention to all of the excerpt, feed-forward."""
+
+    def __init__(self, c: StyleConfig):
+        super().__init__()
+        self.heads = c.heads
+        self.norm1 = Norm(c.dim)
+        self.qkv = weight(c.dim, 3 * c.dim)
+        self.out = weight(c.dim, c.dim)
+        self.norm2 = Norm(c.dim)
+        self.linear1 = weight(c.dim, c.hidden)
+        self.linear2 = weight(c.hidden, c.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [M, F, dim] -> x."""
+        q, k, v = rearrange(self.norm1(x) @ self.qkv, "m f (three h d) -> three m h f d", three=3, h=self.heads)
+        x = x + attend(q, k, v) @ self.out
+        return x + F.gelu(self.norm2(x) @ self.linear1) @ self.linear2
+
+
+class Style(nn.Module):
+    """An excerpt's features to vectors of the language model."""
+
+    def __init__(self, config: StyleConfig):
+        super().__init__()
+        self.ds_factor = config.ds_factor
+        self.period = periods(config.dim)
+        self.embed, self.embed_bias = weight(config.features, config.dim), weight(config.dim)
+        self.layers = nn.ModuleList(StyleLayer(config) for _ in range(config.layers))
+        self.mean, self.variance = weight(config.dim), weight(config.dim)
+        self.codebooks = nn.ParameterList(weight(config.bins, config.dim) for _ in range(config.levels))
+        self.output_proj, self.output_bias = weight(config.dim, config.output_dim), weight(config.output_dim)
+
+    def forward(self, features: Tensor, eval_q: Tensor) -> Tensor:
+        """features [M, F, width], eval_q int64 []: levels that count -> [M, ceil(F / ds_factor), output_dim]."""
+        return self.told(self.codes(self.read(features)), eval_q) @ self.output_proj + self.output_bias
+
+    def read(self, features: Tensor) -> Tensor:
+        """features [M, F, width] -> what is to be quantized [M, ceil(F / ds_factor), dim]."""
+        x = self.transform(features @ self.embed + self.embed_bias)
+        # Upstream quantizes every frame by itself, and drops all but these afterwards.
+        return self.normalize(x[:, :: self.ds_factor])
+
+    def transform(self, x: Tensor) -> Tensor:
+        """x [M, F, dim] -> [M, F, dim], which has seen the whole excerpt."""
+        x = x + sinusoid(torch.arange(x.shape[1]), self.period).to(x.dtype)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Batch norm by the means and variances of its training, eps 1e-5: x [..., dim] -> x."""
+        return (x - self.mean) * torch.rsqrt(self.variance + 1e-5)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """x [M, T, dim] -> at each level the vector nearest to what those before it left, int64 [M, levels, T]."""
+        codes = []
+        for vectors in self.codebooks:
+            codes.append(nearness(x, vectors).argmax(dim=-1))
+            x = x - F.embedding(codes[-1], vectors)
+        return torch.stack(codes, dim=1)
+
+    def told(self, codes: Tensor, eval_q: Tensor) -> Tensor:
+        """codes int64 [M, levels, T], eval_q int64 [] -> the sum of the first eval_q levels' vectors [M, T, dim]."""
+        levels = zip(codes.unbind(dim=1), self.codebooks, strict=True)
+        vectors = torch.stack([F.embedding(code, table) for code, table in levels])
+        counts = torch.arange(len(self.codebooks)) < eval_q
+        return torch.where(counts[:, None, None, None], vectors, 0).sum(dim=0)
