@@ -56,7 +56,7 @@ class Style(nn.Module):
         """features [M, F, width] -> what is to be quantized [M, ceil(F / ds_factor), dim]."""
         x = self.transform(features @ self.embed + self.embed_bias)
         # Upstream quantizes every frame by itself, and drops all but these afterwards.
-        return self.normalize(x.index_select(1, torch.arange(0, x.shape[1], self.ds_factor)))
+        return self.normalize(x[:, :: self.ds_factor])
 
     def transform(self, x: Tensor) -> Tensor:
         """x [M, F, dim] -> [M, F, dim], which has seen the whole excerpt."""

@@ -284,11 +284,13 @@ def test_widths_that_only_the_tensors_know(tmp_path: Path, tensor: Tensor | None
 
 def test_style_of_another_scale(tmp_path: Path):
     style, path = package("style"), tmp_path / "state_dict.bin"
-    torch.save(style | {"xp.cfg": style["xp.cfg"].replace("transformer_scale: tiny", "transformer_scale: none")}, path)
+    torch.save(
+        style | {"xp.cfg": style["xp.cfg"].replace("transformer_scale: tiny", "transformer_scale: xsmall")}, path
+    )
     with pytest.raises(MappingError) as error:
         load(path)
-    assert f"misshapen   {SELF_WAV}.embed.weight: found [32, 768], expected [512, 768]" in str(error.value)
-    assert f"unexpected  {SELF_WAV}.transformer.layers.1.linear2.weight [32, 128]" in str(error.value)
+    assert f"misshapen   {SELF_WAV}.embed.weight: found [32, 768], expected [256, 768]" in str(error.value)
+    assert f"missing     {SELF_WAV}.transformer.layers.3.linear2.weight [256, 1024]" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +299,7 @@ def test_style_of_another_scale(tmp_path: Path):
         ("n_chroma: 12", "n_chroma: twelve", ["n_chroma", "'twelve'", "int"]),
         ("radix2_exp: 14", "radix2_exp: null", ["radix2_exp", "needed"]),
         ("radix2_exp: 14", "radix2_exp: 40", ["self_wav radix2_exp 40", "2 to 20"]),
-        ("n_chroma: 12", "n_chroma: 0", ["self_wav chroma 0", "above 0"]),
+        ("n_chroma: 12", "n_chroma: 0", ["self_wav chroma 0", "2 pitch classes or more"]),
         ("argmax: true", "argmax: false", ["self_wav.chroma_stem.argmax: found False, supported: True"]),
         ("argmax: true", "argmax: true\n      norm: 2", ["self_wav.chroma_stem.norm: found 2, supported: inf"]),
         ("argmax: true", "argmax: true\n      winhop: 5", ["self_wav.chroma_stem.winhop: found 5, supported: None"]),
@@ -316,9 +318,11 @@ def test_melody_conditioner_of_another_kind(tmp_path: Path, old: str, new: str, 
         ("model_name: mert", "model_name: encodec", ["self_wav.style.model_name: found 'encodec', supported: 'mert'"]),
         ("batch_norm: true", "batch_norm: false", ["self_wav.style.batch_norm: found False, supported: True"]),
         ("use_middle_of_segment: false", "use_middle_of_segment: true", ["use_middle_of_segment: found True"]),
+        ("scale: tiny", "scale: none", ["self_wav.style.transformer_scale: found 'none'"]),
         ("scale: tiny", "scale: huge", ["self_wav.style.transformer_scale: found 'huge'", "'default', 'large'"]),
         ("eval_q: 3", "eval_q: 7", ["self_wav eval_q 7", "from 1 to n_q_out, 6"]),
         ("eval_q: 3", "eval_q: 0", ["self_wav eval_q 0", "from 1 to n_q_out, 6"]),
+        ("bins: 16", "bins: 1", ["self_wav bins 1", "2 vectors or more"]),
         ("ds_factor: 15", "ds_factor: 0", ["self_wav ds_factor 0", "above 0"]),
         ("length: 3.0", "length: .nan", ["self_wav length nan", "above 0"]),
         ("length: 3.0", "length: three", ["style.length", "'three'", "float"]),
