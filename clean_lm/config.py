@@ -102,8 +102,7 @@ PAD_MODES = ("constant", "reflect")
 # T5's feed_forward_proj: what transformers makes of it, (dense_act_fn, is_gated_act)
 T5_FEED_FORWARD = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True)}
 
-# And for Hugging Face's MERTConfig, which is its HubertConfig with three fields more. Its audio is at 24 kHz because
-# MusicGen-style hears no other.
+# And for MERT: its own fields, then those of transformers' HubertConfig. 24 kHz is what MusicGen-style gives it.
 MERT_IMPLEMENTED: dict[str, tuple[Any, Any]] = {
     "sample_rate": (24_000, None),
     "feature_extractor_cqt": (False, False),

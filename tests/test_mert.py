@@ -32,6 +32,7 @@ from weights.mert import dropped, load, table
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-5
 TINY: dict[str, Any] = {
+    "sample_rate": 24_000,
     "hidden_size": 24,
     "num_attention_heads": 3,
     "intermediate_size": 20,
@@ -74,7 +75,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 def hubert(seed: int = 0, kind: type[Any] = HubertModel, **config: Any) -> Any:
     """A random HuBERT of transformers, its biases and norms random too."""
     torch.manual_seed(seed)
-    model = kind(HubertConfig(**TINY | {"sample_rate": 24_000} | config)).eval()
+    model = kind(HubertConfig(**TINY | config)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and not name.endswith("original0"):
@@ -165,7 +166,7 @@ def test_transformers(
     more: int,
 ):
     channels, kernels, strides = (list(sizes) for sizes in zip(*convs, strict=True))
-    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": heads * head_dim}
+    sizes: dict[str, Any] = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": heads * head_dim}
     sizes |= {"conv_dim": channels, "conv_kernel": kernels, "conv_stride": strides, "intermediate_size": hidden}
     sizes |= {"num_conv_pos_embeddings": positions, "num_conv_pos_embedding_groups": groups}
     upstream = hubert(seed, **sizes)
@@ -227,7 +228,7 @@ def test_graph_of_lengths(mert_bundle: Any, run: Run, samples: int):
 
 @pytest.mark.parametrize("loudness", [0, 1e-4, 100])
 def test_loudness(mert_bundle: Any, run: Run, loudness: float):
-    audio = noise(2, 2, 4000) * np.float32([[loudness], [1]])
+    audio = noise(2, 2, 4000) * np.array([[loudness], [1]], dtype=np.float32)
     assert difference(run(audio), theirs(mert_bundle[0], audio)) < TOLERANCE
 
 
@@ -246,7 +247,8 @@ def test_graph_file(mert_bundle: Any):
 
 def test_full_size(tmp_path: Path):
     """The widths of MERT-v1-95M, one of its layers."""
-    upstream = hubert(3, **PUBLISHED | {"num_hidden_layers": 1})
+    layout: dict[str, Any] = PUBLISHED | {"num_hidden_layers": 1}
+    upstream = hubert(3, **layout)
     export.mert.write_graphs(opened(upstream), tmp_path)
     features = session(tmp_path)
     for samples in (400, 24_000):
