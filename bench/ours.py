@@ -101,7 +101,9 @@ class Ours:
         return [self.model.text() if mode.text else None] * mode.takes
 
     def _decoder(self, mode: Mode) -> Decoder:
-        return self.lm.decoder(mode.takes, self.workload.capacity(self.model), self._texts(mode), SAMPLING)
+        decoder = self.lm.decoder(mode.takes, self.workload.capacity(self.model), self._texts(mode), SAMPLING)
+        assert isinstance(decoder, Decoder)
+        return decoder
 
     def _go_on(self, mode: Mode, decoder: Decoder, columns: int) -> Step:
         """Read `columns` more, and the step after them."""

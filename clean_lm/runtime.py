@@ -492,8 +492,8 @@ class LanguageModel:
         if not self._two_step(sampling):
             return Decoder(self.lm, self.in_place, batch, capacity, told, sampling)
         nulls = self.conditions([None] * batch, None, sampling)
-        pair = [Decoder(self.lm, self.in_place, batch, capacity, one, sampling) for one in (told, nulls)]
-        return TwoStep(*pair, sampling)
+        first, second = (Decoder(self.lm, self.in_place, batch, capacity, one, sampling) for one in (told, nulls))
+        return TwoStep(first, second, sampling)
 
     def conditions(self, texts: Rows, wavs: Rows | None, sampling: Sampling) -> Conditions:
         """Texts [N, E] and what lm_melody or lm_style made [F, dim], per row, as lm_inference takes them.
@@ -600,7 +600,7 @@ class LanguageModel:
         if (frames is None) == (duration is None):
             raise ValueError(f"give frames or duration: got frames {frames}, duration {duration}")
         if duration is None:
-            if frames != int(frames or 0):
+            if frames is None or frames != int(frames):
                 raise ValueError(f"frames: got {frames}, expected a whole number")
             cut = [Window(0, prompt, int(frames))]
         else:

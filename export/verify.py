@@ -24,19 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from clean_lm.melody import Melody
 
 from clean_lm.audio import AudioError
-from clean_lm.config import ConfigError, LMConfig, MelodyConfig
-from clean_lm.layers import Cache, Layer, StandardAttention
-from clean_lm.lm import LM, guide
+from clean_lm.config import ConfigError, LMConfig
 from clean_lm.pattern import delay, prefill_length
-from clean_lm.runtime import BundleError, LanguageModel, Manifest, Rows, Sampling
+from clean_lm.runtime import BundleError, LanguageModel, Manifest
 from export.folder import describe, reported
-from export.quality import CFG_COEF, Reference, always, calibrate, measure
-from export.tracing import CACHE_UPDATE, LM_GRAPHS, text_module, write_graphs
+from export.quality import Reference, always, calibrate, measure
+from export.reference import DOUBLE, GUIDED, Told, calls, null_wav, reference_logits
+from export.tracing import CACHE_UPDATE, LM_GRAPHS, write_graphs
 from weights.checkpoint import CheckpointError
-from weights.lm import MappingError, Model, fill, load
+from weights.lm import MappingError, Model, load
 
 PREFILL, STEPS = 13, 20
 STYLE_TOKENS = 15  # of 3 s
@@ -90,99 +88,6 @@ def compare(
     return rows
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a generation is told, per row of the batch; guided where it is anything."""
-
-    texts: Rows  # the text encoder's states [N, E], or None for null text
-    wavs: Rows | None = None  # melody and style models: what stands before the text [F, dim]
-    cfg_coef_beta: float | None = None  # double guidance
-    cfg_coef: float = CFG_COEF
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(use_sampling=False, cfg_coef=self.cfg_coef, cfg_coef_beta=self.cfg_coef_beta)
-
-
-@torch.inference_mode()
-def reference_logits(
-    model: Model[LMConfig],
-    columns: np.ndarray,
-    prefill: int,
-    told: Told,
-    null_wav: np.ndarray | None,
-    dtype: torch.dtype,
-) -> np.ndarray:
-    """The PyTorch modules in `dtype` on given columns int64 [B, K, S]: a prefill, then one by one.
-
-    null_wav: what stands for no melody [F, dim], or None for zeros. Returns guided logits [calls, B, K, card].
-    Layer by layer, every call of a layer before the next layer, so that one layer's weights are in memory at a time.
-    """
-    c = model.config
-    batch, _, length = columns.shape
-    groups = guided_rows(told)
-    cross, prefix = reference_conditions(model, groups, null_wav, dtype)
-    rows, before = len(groups) * batch, 0 if prefix is None else prefix.shape[1]
-    codes = torch.from_numpy(np.concatenate([columns] * len(groups)))
-
-    attention = StandardAttention()
-    weights = model.weights("lm", dtype)
-    ends = {name: weights[name] for name in weights if not name.startswith("layers.")}
-    shell = fill(LM(replace(c, layers=0), attention), ends)
-    # What each call reads, by places: the prefix belongs to the first.
-    places = [(start + before * (start > 0), end + before) for start, end in calls(prefill, length)]
-    xs = [
-        shell.embed(codes[:, :, start:end], torch.tensor([place]), prefix if start == 0 else None)
-        for (start, end), (place, _) in zip(calls(prefill, length), places, strict=True)
-    ]
-    for i in range(c.layers):
-        layer = fill(Layer(c.dim, c.heads, c.hidden, attention, bool(c.cross)), model.weights(f"lm.layers.{i}", dtype))
-        cache = [torch.zeros(rows, c.heads, before + length, c.head_dim, dtype=dtype) for _ in range(2)]
-        for call, (start, end) in enumerate(places):
-            shared = attention.columns(torch.tensor([start]), rows, end - start, before + length)
-            xs[call], present = layer(xs[call], (cache[0], cache[1]), cross[i] if cross else None, shared, rows)
-            for buffer, fresh in zip(cache, present, strict=True):
-                buffer[:, :, start:end] = fresh
-    wide = torch.promote_types(dtype, torch.float32)
-    coef, beta = torch.tensor(told.cfg_coef), told.cfg_coef_beta
-    beta = None if beta is None else torch.tensor(beta)
-    return np.stack([guide(shell.logits(x[:, -1]).to(wide), batch, coef, beta).numpy() for x in xs])
-
-
-def guided_rows(told: Told) -> list[tuple[Rows, Rows]]:
-    """Texts and wavs of every group of rows, as upstream has them: all, with double guidance wavs alone, nothing."""
-    nulls: Rows = [None] * len(told.texts)
-    wavs = told.wavs or nulls
-    middle = [] if told.cfg_coef_beta is None else [(nulls, wavs)]
-    return [(told.texts, wavs), *middle, (nulls, nulls)]
-
-
-def reference_conditions(
-    model: Model[LMConfig], groups: Sequence[tuple[Rows, Rows]], null_wav: np.ndarray | None, dtype: torch.dtype
-) -> tuple[list[Cache], torch.Tensor | None]:
-    """What every layer attends to, or what stands before the first column, of all groups' rows."""
-    texts, wavs = ([row for group in groups for row in group[part]] for part in (0, 1))
-    states = torch.from_numpy(stacked(texts, model.config.text_dim)).to(dtype)
-    mask = torch.tensor([[t < (0 if text is None else len(text)) for t in range(states.shape[1])] for text in texts])
-    module = fill(text_module(model.config), model.weights("condition", dtype))
-    told = module(states, mask.long())
-    if model.config.cross:
-        return told, None
-    if model.config.self_wav is None:
-        return [], told
-    before = stacked([null_wav if wav is None else wav for wav in wavs], model.config.dim)
-    return [], torch.cat([torch.from_numpy(before).to(dtype), told], dim=1)
-
-
-def stacked(rows: Rows, width: int) -> np.ndarray:
-    """rows [N, width] -> [R, longest, width], padded with zeros; None is zeros."""
-    out = np.zeros((len(rows), max((len(row) for row in rows if row is not None), default=1), width), np.float32)
-    for row, filled in zip(rows, out, strict=True):
-        if row is not None:
-            filled[: len(row)] = row
-    return out
-
-
 def bundle_logits(lm: LanguageModel, columns: np.ndarray, prefill: int, told: Told) -> np.ndarray:
     """The graphs on the same: [calls, B, K, card]."""
     batch, _, length = columns.shape
@@ -193,11 +98,6 @@ def bundle_logits(lm: LanguageModel, columns: np.ndarray, prefill: int, told: To
         decoder(columns[:, :, start:end], uniform)
         logits.append(decoder.logits.copy())
     return np.stack(logits)
-
-
-def calls(prefill: int, length: int) -> list[tuple[int, int]]:
-    """Which columns each call reads: the prefill, then one a step."""
-    return [(0, prefill), *((s, s + 1) for s in range(prefill, length))]
 
 
 def parity(bundle: Path, model: Model[LMConfig], seed: int = 0, variant: str | None = None) -> list[Comparison]:
@@ -235,15 +135,7 @@ def random_cases(c: LMConfig, rng: np.random.Generator, places: int) -> dict[str
     if c.self_wav is None:
         return {"guided": Told(text), "null text": Told([None])}
     wav = [rng.standard_normal((places, c.dim), dtype=np.float32)]
-    return {"guided": Told(text, wav), "double": Told(text, wav, cfg_coef_beta=5.0), "nothing": Told([None])}
-
-
-@torch.inference_mode()
-def null_wav(model: Model[LMConfig]) -> np.ndarray | None:
-    """What stands for no melody [F, dim], by the PyTorch module; None where that is zeros."""
-    if not isinstance(model.config.self_wav, MelodyConfig):
-        return None
-    return fill(Melody(model.config.self_wav), model.weights("melody"))(torch.zeros(1, 1))[0].numpy()
+    return {"guided": Told(text, wav), "double": Told(text, wav, DOUBLE), "nothing": Told([None])}
 
 
 def golden(bundle: Path, folder: Path, variant: str | None = None) -> tuple[list[Comparison], list[str]]:
@@ -272,11 +164,12 @@ def golden(bundle: Path, folder: Path, variant: str | None = None) -> tuple[list
 
 def golden_told(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], said: Mapping[str, Any]) -> Told:
     """What a case of the goldens is told; said: its entry in meta.json."""
-    texts, kwargs, wavs = golden_texts(arrays, meta), said.get("kwargs", said), None
+    texts, wavs = golden_texts(arrays, meta), None
+    given = {name: value for name, value in said["kwargs"].items() if name != "max_gen_len"}
     if said.get("wav"):
         wavs = [arrays["cond.desc.self_wav"][0] if wav else None for wav in said["wav"]]
     states = [texts[description] for description in said["descriptions"]]
-    return Told(states, wavs, kwargs.get("cfg_coef_beta"), kwargs.get("cfg_coef", CFG_COEF))
+    return Told(states, wavs, replace(GUIDED, **given))
 
 
 def golden_texts(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> dict[str | None, np.ndarray | None]:

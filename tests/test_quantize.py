@@ -16,7 +16,7 @@ from conftest import GOLDEN, ROOT
 from clean_lm.layers import StandardAttention
 from clean_lm.lm import LM, Condition
 from clean_lm.musicgen import MusicGen
-from clean_lm.runtime import BundleError, LanguageModel, Manifest, Sampling, sha256
+from clean_lm.runtime import BundleError, Conditions, LanguageModel, Manifest, Sampling, sha256
 from demo.checkpoint import TINY
 from export import quality, quantize
 from export.folder import ExportError
@@ -232,7 +232,12 @@ def test_the_sweep_finds_what_is_sensitive():
     columns = np.random.default_rng(0).integers(0, TINY.card, (1, 4, 12))
     with torch.inference_mode():
         cross = condition(torch.randn(1, 5, TINY.text_dim, generator=generator), torch.ones(1, 5, dtype=torch.int64))
-    harm = sensitivities(module, columns, cross, 4, 32)
+    named = {
+        f"cross_key_values.{i}.{part}": x.numpy()
+        for i, kv in enumerate(cross)
+        for part, x in zip(("key", "value"), kv, strict=True)
+    }
+    harm = sensitivities(module, columns, Conditions(2, True, named, None), 4, 32)
     assert harm.keys() == {*(f"layers.{i}.{name}" for i in range(TINY.layers) for name in MATRICES), "heads"}
     assert max(harm, key=lambda name: harm[name]) == "layers.2.linear1"
     assert all(value >= -1e-6 for value in harm.values())
@@ -270,7 +275,7 @@ def test_log_probabilities():
 def reference(variants) -> Reference:
     lm = LanguageModel.load(variants, variant=FP32)
     codes = lm.generate_codes(frames=20, seed=0)
-    return Reference(lm, [Codes(codes, [None], "test")])
+    return Reference(lm, [Codes(codes, [None], None, "test")])
 
 
 def test_a_model_beside_itself(variants, reference):
