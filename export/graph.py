@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from weights.lm import fill
 
 OPSET = 20
-INLINE = 1024  # bytes: smaller tensors stay in the graph file
+INLINE = 1024  # bytes: smaller tensors stay in the graph file, where ONNX Runtime looks for shapes
 PAGE = 4096  # larger ones start on a page, so that they can be memory-mapped
 # Any sizes: they stay symbolic.
 TRACED = {
@@ -168,7 +169,7 @@ def save(
             if array.nbytes < INLINE:
                 value.const_value = ir.tensor(array, name=name)
             else:
-                file.write(b"\0" * (-file.tell() % PAGE))
+                file.seek(-file.tell() % PAGE, os.SEEK_CUR)  # a hole, read as zeros
                 shape = ir.Shape(array.shape)
                 external = ir.ExternalTensor(data.name, file.tell(), array.nbytes, tensor.dtype, shape=shape, name=name)
                 value.const_value = written[name] = external
