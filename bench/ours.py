@@ -83,7 +83,7 @@ class Ours:
         decoder = self._decoder(mode)
         for cache in decoder.caches.values():
             fill_random(cache)
-        decoder.columns = at
+        decoder.filled = at
         return self._go_on(mode, decoder, 1)
 
     def step_bytes(self, mode: Mode, at: int) -> int:
