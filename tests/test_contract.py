@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ATTENTION, NAMES
+from conftest import ATTENTION, NAMES, PREFIXED
 
 from clean_lm.philox import uniforms
-from clean_lm.runtime import LanguageModel, Manifest
+from clean_lm.runtime import LanguageModel, Manifest, Sampling
+from clean_lm.windows import Window, windows
 
 CONTRACT = (Path(__file__).parents[1] / "export" / "CONTRACT.md").read_text(encoding="utf-8")
 
@@ -63,10 +64,44 @@ def test_a_variant(golden, bundle, generate, tmp_path, variant):
     np.testing.assert_array_equal(ours, lm.generate_codes(prompt, texts, frames=30, seed=5))
 
 
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("name", PREFIXED)
+@pytest.mark.parametrize("case", ["desc_p17", "dbl_beta5", "none"])
+def test_the_loop_behind_a_prefix(golden, bundle, language_model, generate, name, attention, case):
+    """Of melody and style models, made as the section on them says."""
+    g, lm = golden(name), language_model(name, attention)
+    said, tokens = g.meta["gen"][case], g[f"gen.{case}.tokens"]
+    given = {key: value for key, value in said["kwargs"].items() if key != "max_gen_len"}
+    sampling = Sampling(use_sampling=False, **given)
+    wavs = said["wav"] and [g["cond.desc.self_wav"][0]]
+    told = lm.conditions(g.texts(said["descriptions"]), wavs, sampling)
+    prompt = g.get(f"gen.{case}.prompt")
+    prompt = tokens[:, :, :0] if prompt is None else prompt
+    uniform = np.zeros((200, 1, tokens.shape[1]), dtype=np.float32)
+    frames, beta = tokens.shape[2], sampling.cfg_coef_beta or 1.0
+    how = {"temperature": 0, "prefix": told.prefix, "cfg_coef_beta": beta}
+    np.testing.assert_array_equal(generate(bundle(name, attention), prompt, None, frames, uniform, **how), tokens)
+
+
+def test_windows_as_the_contract_says():
+    """Its formulas, against what the runtime does."""
+    f, duration, longest, stride, known = 50.0, 75.3, 30.0, 18.2, 150
+    start, expected = 0, []
+    while start + known < int(duration * f):
+        frames = int(min(duration - start / f, longest) * f)
+        expected.append(Window(start, known, frames))
+        start, known = start + int(f * stride), max(0, frames - int(f * stride))
+    assert windows(duration, longest, stride, f, 150) == expected
+
+
 def test_the_tables_name_every_tensor(bundle):
+    own = {"prefix", "cfg_coef_beta"}  # in melody and style models only
     for graph, entry in Manifest.read(bundle("text")).tree["graphs"].items():
         section = re.split(r"^## ", CONTRACT, flags=re.MULTILINE)
         [section] = [text for text in section if text.startswith(f"{graph}\n")]
         named = set(re.findall(r"^\| `([\w.{}]+)`", section, re.MULTILINE))
         found = {re.sub(r"\.0\.key$", ".{i}.key", t["name"]) for t in entry["inputs"] + entry["outputs"]}
-        assert named == {name for name in found if not re.search(r"\.\d+\.(key|value)$", name)}
+        assert named - own == {name for name in found if not re.search(r"\.\d+\.(key|value)$", name)}
+    melody = Manifest.read(bundle("melody"))
+    assert all(melody.takes("lm_inference", name) for name in own)
+    assert set(melody.tree["graphs"]) == {"lm_condition", "lm_inference", "lm_melody"}
