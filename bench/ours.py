@@ -10,7 +10,8 @@ import numpy as np
 import clean_lm.musicgen
 from bench.weights import read_bytes
 from bench.workload import CFG_COEF, TOP_K, Coder, Mode, Model, Step, Workload, fill_random
-from clean_lm.runtime import Decoder, Graph, LanguageModel, Manifest, Sampling
+from clean_lm.manifest import Graph, Manifest
+from clean_lm.runtime import Decoder, LanguageModel, Sampling
 
 ROOT = Path(__file__).parents[1]
 FP32 = "fp32"

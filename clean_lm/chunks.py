@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from clean_lm.runtime import Graph
+from clean_lm.manifest import Graph
 
 
 class Stream:

@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 from clean_lm import audio
 from clean_lm.audio import AudioError
+from clean_lm.manifest import BundleError, Manifest
 from clean_lm.musicgen import Codec, MusicGen
-from clean_lm.runtime import BundleError, Manifest, Sampling
+from clean_lm.runtime import Sampling
 from clean_lm.windows import windows
 
 CROSSFADE = 0.02  # seconds: short enough not to smear a beat, long enough not to click

@@ -11,17 +11,8 @@ from tqdm import tqdm
 
 from clean_lm.audio import convert_audio
 from clean_lm.chunks import Stream, decode_chunks
-from clean_lm.runtime import (
-    BundleError,
-    Generation,
-    Graph,
-    LanguageModel,
-    Loading,
-    Manifest,
-    Rows,
-    Sampling,
-    SelfWav,
-)
+from clean_lm.manifest import BundleError, Graph, Loading, Manifest
+from clean_lm.runtime import Generation, LanguageModel, Rows, Sampling, SelfWav
 from clean_lm.self_wav import Excerpt, melody, style
 from clean_lm.texts import TextEncoder
 
@@ -154,13 +145,14 @@ class MusicGen:
         duration: float | None = None,
         cfg_coef: float = 3.0,
         cfg_coef_beta: float | None = None,
+        two_step_cfg: bool = False,
         extend_stride: float | None = None,
     ) -> None:
         """What the following generations use; audiocraft's names and defaults. Raises ValueError.
 
         duration, extend_stride: seconds; None: the model's, which are 30 and 18 for MusicGen, 10 and 2 for AudioGen.
         """
-        sampling = Sampling(use_sampling, temperature, top_k, top_p, cfg_coef, cfg_coef_beta)
+        sampling = Sampling(use_sampling, temperature, top_k, top_p, cfg_coef, cfg_coef_beta, two_step_cfg)
         sampling.check()
         defaults = self.lm.manifest.need("defaults")
         duration = float(defaults["duration"]) if duration is None else duration

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clean_lm.manifest import Graph
 from clean_lm.philox import uniforms
-from clean_lm.runtime import Graph, Rows, SelfWav
+from clean_lm.runtime import Rows, SelfWav
 
 
 def melody(graph: Graph, wavs: Sequence[np.ndarray | None], sample_rate: int, window: float | None) -> SelfWav:

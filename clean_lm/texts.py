@@ -7,7 +7,7 @@ from typing import Unpack
 import numpy as np
 from tokenizers import Tokenizer
 
-from clean_lm.runtime import BundleError, Graph, Loading, Manifest
+from clean_lm.manifest import BundleError, Graph, Loading, Manifest
 
 TOKENIZER = "tokenizer.json"
 

@@ -28,7 +28,7 @@ import weights.mert
 import weights.text
 from clean_lm.audio import AudioError
 from clean_lm.config import CodecConfig, ConfigError, LMConfig, MertConfig, StyleConfig, TextConfig
-from clean_lm.runtime import BundleError, Manifest
+from clean_lm.manifest import BundleError, Manifest
 from clean_lm.texts import TOKENIZER
 from export import codec, lm, mert, quantize, self_wav, text, verify
 from export.folder import ExportError, new_folder, print_files, reported, write_manifest

@@ -19,7 +19,7 @@ from einops import rearrange
 from clean_lm.chunks import Stream, decode_chunks
 from clean_lm.codec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder, nearness
 from clean_lm.config import CodecConfig, ConfigError
-from clean_lm.runtime import Manifest
+from clean_lm.manifest import Manifest
 from export.folder import ExportError, new_folder, print_files, reported, write_manifest
 from export.graph import Port, say, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from clean_lm.runtime import FORMAT, VERSION, sha256
+from clean_lm.manifest import FORMAT, VERSION, sha256
 
 VARIED = ("lm_condition", "lm_inference", "text_encoder")  # the graphs that variants store in their own way
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from clean_lm.config import ConfigError, MertConfig
+from clean_lm.manifest import Manifest
 from clean_lm.mert import Mert
-from clean_lm.runtime import Manifest
 from export.folder import ExportError, new_folder, print_files, reported, write_manifest
 from export.graph import Port, say, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE

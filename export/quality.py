@@ -12,9 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from clean_lm import audio
+from clean_lm.manifest import Manifest
 from clean_lm.musicgen import Codec
 from clean_lm.pattern import delay, prefill_length
-from clean_lm.runtime import LanguageModel, Manifest, Rows, Sampling, SelfWav
+from clean_lm.runtime import LanguageModel, Rows, Sampling, SelfWav
 from clean_lm.texts import TextEncoder
 
 FRAMES = 100  # of codes that are measured on, beyond those of a prompt

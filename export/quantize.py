@@ -32,8 +32,9 @@ from clean_lm.audio import AudioError
 from clean_lm.config import LMConfig
 from clean_lm.layers import StandardAttention
 from clean_lm.lm import LM
+from clean_lm.manifest import BundleError, Manifest, sha256
 from clean_lm.pattern import delay
-from clean_lm.runtime import BundleError, LanguageModel, Manifest, Sampling, sha256
+from clean_lm.runtime import LanguageModel, Sampling
 from clean_lm.texts import TextEncoder
 from export.folder import ExportError, describe, reported, size
 from export.graph import say

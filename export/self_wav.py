@@ -9,8 +9,8 @@ from torch import Tensor
 
 from clean_lm.codec import nearness
 from clean_lm.config import LMConfig, MelodyConfig, StyleConfig
+from clean_lm.manifest import Manifest
 from clean_lm.melody import Melody
-from clean_lm.runtime import Manifest
 from clean_lm.style import Style
 from export.graph import Port, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from clean_lm.config import ConfigError, TextConfig
-from clean_lm.runtime import Manifest
+from clean_lm.manifest import Manifest
 from clean_lm.text import T5Encoder, TextLayer
 from clean_lm.texts import TOKENIZER
 from export.folder import ExportError, new_folder, print_files, reported, write_manifest

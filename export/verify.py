@@ -27,8 +27,9 @@ import torch
 
 from clean_lm.audio import AudioError
 from clean_lm.config import ConfigError, LMConfig
+from clean_lm.manifest import BundleError, Manifest
 from clean_lm.pattern import delay, prefill_length
-from clean_lm.runtime import BundleError, LanguageModel, Manifest
+from clean_lm.runtime import LanguageModel
 from export.folder import describe, reported
 from export.quality import Reference, always, calibrate, measure
 from export.reference import DOUBLE, GUIDED, Told, calls, null_wav, reference_logits

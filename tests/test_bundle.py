@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import GOLDEN, ROOT
 
+from clean_lm.manifest import BundleError, sha256
 from clean_lm.musicgen import MusicGen
-from clean_lm.runtime import BundleError, sha256
 from export import bundle as module
 from export import codec
 from export.bundle import export

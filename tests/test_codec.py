@@ -28,7 +28,8 @@ import export.codec as export_codec
 from clean_lm.chunks import Stream, decode_chunks
 from clean_lm.codec import Decoder, Encoder, StandardRecurrence, StreamDecoder, onnx_gates, reflect, torch_gates
 from clean_lm.config import CodecConfig, ConfigError
-from clean_lm.runtime import BundleError, LanguageModel, Manifest
+from clean_lm.manifest import BundleError, Manifest
+from clean_lm.runtime import LanguageModel
 from export.folder import ExportError
 from weights.checkpoint import CheckpointError, open_layout
 from weights.codec import describe, dropped, fold_weight_norm, load

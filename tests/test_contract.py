@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from conftest import ATTENTION, NAMES, PREFIXED
 
+from clean_lm.manifest import Manifest
 from clean_lm.philox import uniforms
-from clean_lm.runtime import LanguageModel, Manifest, Sampling
+from clean_lm.runtime import LanguageModel, Sampling
 from clean_lm.windows import Window, windows
 
 CONTRACT = (Path(__file__).parents[1] / "export" / "CONTRACT.md").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ import torch
 from conftest import ATTENTION, GOLDEN
 
 from clean_lm.config import ConfigError
-from clean_lm.runtime import sha256
+from clean_lm.manifest import sha256
 from export import folder as folder_module
 from export import graph as graph_module
 from export.folder import ExportError, new_folder

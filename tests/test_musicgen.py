@@ -12,8 +12,8 @@ from conftest import GOLDEN, NAMES, GoldenTexts
 
 from clean_lm import MusicGen
 from clean_lm.audio import AudioError
+from clean_lm.manifest import BundleError, Manifest
 from clean_lm.musicgen import PIECE, Codec
-from clean_lm.runtime import BundleError, Manifest
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN, PREFIXED, ROOT
 
 from clean_lm.layers import StandardAttention
 from clean_lm.lm import LM, Condition
+from clean_lm.manifest import BundleError, Manifest, sha256
 from clean_lm.musicgen import MusicGen
-from clean_lm.runtime import BundleError, Conditions, LanguageModel, Manifest, Sampling, sha256
+from clean_lm.runtime import Conditions, LanguageModel, Sampling
 from demo.checkpoint import TINY
 from export import quality, quantize
 from export.folder import ExportError
@@ -475,3 +476,27 @@ def test_loading_reads_no_text_graphs(variants):
     assert model.text is not None
     assert "session" not in vars(model.text.graph)
     assert Manifest.read(variants).tree["variant"] == FP32
+
+
+# Melody and style models
+
+
+@pytest.mark.parametrize("name", PREFIXED)
+def test_variants_of_a_prefix(golden, tmp_path, name):
+    """Calibrated and measured with one; what reads the sound stays as it is, and is there without fp32."""
+    g = golden(name)
+    wanted = ["int8", "mixed", "dynamic", "fp16", "q4f16"]
+    export(GOLDEN / name / "state_dict.bin", tmp_path / "bundle", variants=wanted)
+    manifest = Manifest.read(tmp_path / "bundle")
+    assert set(manifest.tree["variants"]) >= set(wanted)
+    prompt, wav = g["gen.desc_p17.prompt"], g["cond.desc.self_wav"][0]
+    texts = g.texts([g.meta["D1"]])
+    for variant in wanted:
+        lm = LanguageModel.load(tmp_path / "bundle", variant=variant)
+        entry = manifest.tree["variants"][variant]
+        assert not any(graph.startswith(("lm_melody", "lm_style")) for graph in entry["graphs"])
+        assert 0 < entry["quality"]["kl"] < 1.5
+        codes = lm.generate_codes(prompt, texts, lambda _: [wav], frames=30, sampling=Sampling(use_sampling=False))
+        assert codes.shape == (1, 4, 30)
+        assert (codes[:, :, 17:20] == g["gen.desc_p17.tokens"][:, :, 17:20]).any()
+    assert [b["cache"] for b in (manifest.tree["variants"][v] for v in wanted)] == [VARIANTS[v].cache for v in wanted]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import ATTENTION, NAMES, PREFIXED
 
+from clean_lm.manifest import BundleError
 from clean_lm.pattern import delay, prefill_length
 from clean_lm.philox import uniforms
-from clean_lm.runtime import BundleError, Conditions, Decoder, LanguageModel, Sampling
+from clean_lm.runtime import Conditions, Decoder, LanguageModel, Sampling
 
 GREEDY = Sampling(use_sampling=False)
 CASES = ("desc", "desc_p17", "none", "none_p17", "two", "mixed_p9", "twostep", "coef1", "p1", "p29of30", "len1")

@@ -56,6 +56,7 @@ def write_checkpoint(folder: Path, name: str, layers: int) -> Path:
         layer = re.match(r"transformer\.layers\.(\d+)\.", key)
         if layer is None or int(layer[1]) < layers:
             values = random_tensor(key, tuple(shape), generator)
+            values = values.abs() if key.endswith("running_var") else values
             state[key] = values.half() if dtype == "torch.float32" else values.to(torch.int64)
     torch.save({"best_state": state, "xp.cfg": yaml.safe_dump(tree)}, folder / "state_dict.bin")
     return folder / "state_dict.bin"
@@ -96,6 +97,35 @@ def test_released_sizes(folder, name, attention, capsys, monkeypatch):
         assert sum(inside) < 5_000
         assert min(outside) >= graph_module.INLINE
         assert (folder / "bundle" / f"{graph}.onnx").stat().st_size < 20_000
+
+
+# heads, codebooks, and the shape of what stands before the text
+RELEASED_PREFIXED = {
+    "musicgen-melody": (24, 4, ["melodies", 235, 1536]),
+    "musicgen-melody-large": (32, 4, ["melodies", 235, 2048]),
+    "musicgen-stereo-melody": (24, 8, ["melodies", 235, 1536]),
+    "musicgen-stereo-melody-large": (32, 8, ["melodies", 235, 2048]),
+    "musicgen-style": (24, 4, ["styles", "tokens", 1536]),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED_PREFIXED)
+def test_released_sizes_with_a_prefix(folder, name, capsys, monkeypatch):
+    """The same of melody and style models, their conditioner too."""
+    monkeypatch.setattr(verify, "STEPS", 4)
+    heads, codebooks, shape = RELEASED_PREFIXED[name]
+    export(write_checkpoint(folder, name, layers=1), folder / "bundle")
+    kind = "style" if name.endswith("style") else "melody"
+    said = capsys.readouterr().out
+    assert "agrees with the PyTorch modules: 15 calls" in said
+    assert f"lm_{kind} agrees with the PyTorch modules" in said
+    manifest = json.loads((folder / "bundle" / "manifest.json").read_text())
+    model, graphs = manifest["model"], manifest["graphs"]
+    assert (model["self_wav"], model["heads"], model["codebooks"]) == (kind, heads, codebooks)
+    assert [t["shape"] for t in graphs[f"lm_{kind}"]["outputs"]] == [shape]
+    shapes = {t["name"]: t["shape"] for t in graphs["lm_inference"]["inputs"]}
+    assert shapes["prefix"] == ["rows", "prefix", 64 * heads]
+    assert not any(name.startswith("cross") for name in shapes)
 
 
 def test_a_layer_adds_little_to_the_graph(bundle):

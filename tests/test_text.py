@@ -30,7 +30,8 @@ from transformers.utils import sentencepiece_model_pb2_new as spm
 import export.folder
 import export.text
 from clean_lm.config import ConfigError, TextConfig
-from clean_lm.runtime import BundleError, LanguageModel
+from clean_lm.manifest import BundleError
+from clean_lm.runtime import LanguageModel
 from clean_lm.text import T5Encoder, buckets
 from clean_lm.texts import TextEncoder
 from export.folder import ExportError

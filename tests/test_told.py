@@ -17,7 +17,7 @@ from transformers import HubertModel
 from clean_lm import MusicGen
 from clean_lm.audio import convert_audio
 from clean_lm.cli import main
-from clean_lm.runtime import BundleError
+from clean_lm.manifest import BundleError
 from clean_lm.self_wav import Excerpt
 from export.bundle import export
 from export.folder import ExportError
