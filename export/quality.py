@@ -125,7 +125,9 @@ def example_wavs(lm: LanguageModel, texts: Rows) -> Rows | None:
     rng = np.random.default_rng(0)
     sizes = {"melodies": 1, "samples": 10 * lm.manifest.need("model")["sample_rate"], "styles": 1, "features": 225}
     feeds = {name: lm.wav.zeros(name, sizes) for name in lm.wav.inputs}
-    feeds = {name: rng.standard_normal(x.shape, np.float32) if x.ndim else x + 3 for name, x in feeds.items()}
+    feeds = {
+        name: rng.standard_normal(x.shape, np.float32) if x.ndim else np.asarray(x + 3) for name, x in feeds.items()
+    }
     (found,) = lm.wav.session.run(["self_wav"], feeds)
     return [None if text is None else np.asarray(found)[0] for text in texts]
 
