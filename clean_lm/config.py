@@ -59,7 +59,8 @@ STYLE_IMPLEMENTED: dict[str, tuple[Any, Any]] = {
     "use_middle_of_segment": (False, False),
 }
 
-# StyleConditioner's transformer_scale: (dim, heads, layers). The last is of golden/style, made for tests.
+# StyleConditioner's transformer_scale: (dim, heads, layers). Its "none", no transformer, is not implemented; the last
+# is of tests/golden/style.
 STYLE_SCALES = {
     "xsmall": (256, 8, 4),
     "default": (512, 8, 8),

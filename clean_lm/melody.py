@@ -37,7 +37,7 @@ class Melody(nn.Module):
     def chroma(self, audio: Tensor) -> Tensor:
         """audio [M, samples] -> the power of each pitch class [M, T, chroma], T <= frames.
 
-        Upstream divides this by the window's power, and then each frame by its largest: no argmax changes by that.
+        Upstream divides this by the window's power, and then each frame by its largest or 1e-6: no argmax changes.
         """
         spectrum = torch.view_as_real(torch.fft.rfft(self.cut(audio) * self.window))
         power = spectrum.square().sum(dim=3)

@@ -8,22 +8,12 @@ from threading import Event
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, NAMES
+from conftest import GOLDEN, NAMES, GoldenTexts
 
 from clean_lm import MusicGen
 from clean_lm.audio import AudioError
 from clean_lm.musicgen import PIECE, Codec
 from clean_lm.runtime import BundleError, Manifest
-
-
-class GoldenTexts:
-    """Stands for the text encoder: gives upstream's states, whose tokenizer was a stand-in."""
-
-    def __init__(self, golden):
-        self.golden = golden
-
-    def encode(self, descriptions):
-        return self.golden.texts(list(descriptions))
 
 
 @pytest.fixture
@@ -44,7 +34,7 @@ def prompt_of(golden, name):
     return arrays["e2e.prompt44100"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "melody"])
 def test_continuation_is_upstreams(golden, model, name):
     g, music = golden(name), model(name)
     prompt = prompt_of(golden, name)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, NAMES
+from conftest import GOLDEN, NAMES, GoldenTexts
 
 from clean_lm.musicgen import MusicGen
 from clean_lm.runtime import Sampling
@@ -90,3 +90,90 @@ def test_tokens_are_upstreams(golden, model, name, case):
 def test_the_goldens_have_no_other_cases(golden):
     for name in NAMES:
         assert set(golden(name).meta["win"]) == set(CASES)
+
+
+@pytest.fixture
+def told(golden, model):
+    """A model that is given upstream's text states, greedy, in windows of a second."""
+
+    def load(name, **params):
+        music = model(name)
+        music.text = GoldenTexts(golden(name))
+        music.max_duration = 1.0
+        music.set_generation_params(use_sampling=False, **params)
+        return music
+
+    return load
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_melodies_in_windows_are_upstreams(golden, told, case):
+    """From the sound on: each window hears the melody further, from its start again where it has ended."""
+    g = golden("melody")
+    said = g.meta["win"][case]
+    music = told("melody", duration=said["duration"], extend_stride=said["extend_stride"])
+    wavs = said["wav"] and [g["chroma.wav"][0] if wav else None for wav in said["wav"]]
+    heard = music._wavs(said["descriptions"], wavs, 32_000, None) if wavs else None
+    generation = music._begin(said["descriptions"], None, g.get(f"win.{case}.prompt"), heard)
+    for _ in generation:
+        pass
+    np.testing.assert_array_equal(generation.codes(), g[f"win.{case}.tokens"])
+    for i, window in enumerate(generation.windows):
+        upstream = g.get(f"win.{case}.cond{i}.self_wav")
+        if heard and upstream is not None:
+            rows = heard(window.start / FRAME_RATE)
+            for ours, theirs in zip(rows, upstream, strict=False):
+                np.testing.assert_allclose(music.lm.null_wav if ours is None else ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["text", "stereo", "melody"])
+def test_a_stream_of_windows(golden, told, name):
+    """Heard as it goes, plain, continued and with a melody: the same sound, and nothing is held back at a seam."""
+    g = golden(name)
+    music = told(name, duration=2.3, extend_stride=0.6)
+    prompt = 0.3 * np.random.default_rng(0).standard_normal((1, 2, 9000)).astype(np.float32)
+    wavs = {"melody_wavs": [g["chroma.wav"][0]], "melody_sample_rate": 32_000} if name == "melody" else {}
+    texts = [g.meta["D1"]]
+    pairs = [
+        (music.generate(texts), music.stream(texts, chunk_seconds=0.1)),
+        (
+            music.generate_continuation(prompt, 44_100, texts, **wavs),
+            music.stream_continuation(prompt, 44_100, texts, chunk_seconds=0.1, **wavs),
+        ),
+    ]
+    if wavs:
+        whole = music.generate_with_chroma(texts, **wavs)
+        pairs.append((whole, music.stream_with_chroma(texts, **wavs, chunk_seconds=0.1)))
+        assert np.abs(whole - pairs[0][0]).max() > 1e-3 * np.abs(whole).max()
+    for whole, stream in pairs:
+        chunks = list(stream)
+        assert {chunk.shape[2] for chunk in chunks[:-1]} == {3200}
+        np.testing.assert_allclose(np.concatenate(chunks, axis=2), whole, atol=1e-4 * np.abs(whole).max())
+
+
+def test_seeds_go_on_from_window_to_window(golden, model):
+    """Takes in windows are what each is alone, and other draws are made in each window."""
+    g, lm = golden("text"), model("text").lm
+    said = g.meta["win"]["b"]
+    how = {"sampling": Sampling(top_k=20), **length(said)}
+    prompt = g["win.b.prompt"]
+    together = lm.generate_codes(np.repeat(prompt, 2, axis=0), seed=7, **how)
+    for row, seed in enumerate((7, 8)):
+        np.testing.assert_array_equal(lm.generate_codes(prompt, seed=seed, **how)[0], together[row])
+    assert (together[0] != together[1]).any()
+    generation = lm.begin(prompt, seed=7, **how)
+    assert len(generation.uniform) == generation.total == 93 + 3 * 3
+
+
+def test_caches_are_a_windows_and_stay(model):
+    """However long the sound: five minutes keep the memory of one window."""
+    lm = model("text").lm
+    generation = lm.begin(duration=300.0, max_duration=1.0, extend_stride=0.5, seed=0)
+    caches = generation.decoder.caches
+    assert {cache.shape[2] for cache in caches.values()} == {53}
+    held = [id(cache) for cache in caches.values()]
+    for done in generation:
+        if done == 500:
+            break
+    assert [id(cache) for cache in generation.decoder.caches.values()] == held
+    assert generation.frames > 200
