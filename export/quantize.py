@@ -163,7 +163,7 @@ def check(manifest: Manifest, wanted: Sequence[str]) -> None:
 
 def needed(parameters: int, wanted: Sequence[str]) -> int:
     """Bytes that the export of some variants takes, fp32 among them."""
-    shares = [(v.bits or np.dtype(v.dtype).itemsize * 8) / 8 for v in (VARIANTS[name] for name in wanted)]
+    shares = [(v.bits or np.dtype(v.dtype).itemsize * 8) / 8 for v in (VARIANTS[n] for n in wanted if n != FP32)]
     return round(parameters * (4 + sum(shares)))
 
 

@@ -252,7 +252,7 @@ def command(cache: Path, *arguments: str | Path) -> subprocess.CompletedProcess[
 def test_hub(tmp_path):
     """A repository in the local cache is used without a network; one that is not there gives one line.
 
-    What is cached is a melody model, which is refused by name: that it was found is what is tested.
+    What is cached has no codec beside it, which is refused: that it was found is what is tested.
     """
     folder, commit = tmp_path / "models--org--name", "0" * 40
     (folder / "refs").mkdir(parents=True)
@@ -261,7 +261,7 @@ def test_hub(tmp_path):
     shutil.copyfile(GOLDEN / "melody" / LM, folder / "snapshots" / commit / LM)
     done = command(tmp_path, "--hub", "org/name", "--out", tmp_path / "out")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "melody and style models are not exported" in done.stderr
+    assert f"{commit}: no compression_state_dict.bin beside the language model; give --codec" in done.stderr
     miss = command(tmp_path, "--hub", "org/none", "--out", tmp_path / "out")
     assert (miss.returncode, miss.stdout) == (1, "")
     assert miss.stderr.startswith("error: org/none: not in the local cache and not to be fetched: ")

@@ -24,7 +24,7 @@ from export import folder as folder_module
 from export import graph as graph_module
 from export.folder import ExportError, new_folder
 from export.graph import warnings_are_errors
-from export.lm import defaults, export
+from export.lm import defaults, export, refuse
 from weights.checkpoint import open_lm
 from weights.lm import read_config
 
@@ -236,8 +236,6 @@ def test_float16(bundle, language_model, attention):
     ("name", "message"),
     [
         ("options", r"(?s)bias_attn: found True, supported: False.*qk_layer_norm: found True"),
-        ("melody", "melody and style models are not exported"),
-        ("style", "melody and style models are not exported"),
     ],
 )
 def test_models_that_are_not_implemented(tmp_path, name, message):
@@ -259,7 +257,7 @@ def test_graphs_that_disagree_are_not_kept(tmp_path, monkeypatch):
     """A weight changed on its way into the file is seen by the comparison that ends the export."""
     contiguous = torch.Tensor.contiguous
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda t: contiguous(t) * (1.01 if t.shape == (64, 256) else 1))
-    with pytest.raises(ExportError, match=r"nothing was written.*DISAGREES"):
+    with pytest.raises(ExportError, match=r"(?s)nothing was written.*DISAGREES"):
         export(TEXT, tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
 
@@ -304,3 +302,10 @@ def test_too_small_a_disk_is_seen_first(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(ExportError, match=r"0\.0 GB free"), new_folder(tmp_path / "bundle", 5_000_000):
         pytest.fail("was entered")
+
+
+def test_conditions_in_both_places_are_refused():
+    config = read_config(open_lm(TEXT))
+    for cross, prepend in ((("description",), ("self_wav",)), (("self_wav",), ("description",))):
+        with pytest.raises(ConfigError, match=r"xp.cfg fuser\.cross.*fuser\.prepend"):
+            refuse(replace(config, cross=cross, prepend=prepend))
