@@ -56,7 +56,7 @@ def quick(monkeypatch, music) -> None:
 def test_everything(music):
     out = music("text", True)
     manifest = json.loads((out / "manifest.json").read_text())
-    assert list(manifest["graphs"]) == ["lm_inference", "lm_condition", *codec.GRAPHS, "text_encoder"]
+    assert list(manifest["graphs"]) == ["lm_condition", "lm_inference", *codec.GRAPHS, "text_encoder"]
     assert names(out) == files(out) | {"manifest.json"}
     assert {*CODEC, *TEXT, "tokenizer.json"} < files(out)
     for name, entry in manifest["files"].items():

@@ -91,13 +91,20 @@ def test_released_sizes(folder, name, attention, capsys, monkeypatch):
     model, graphs = manifest["model"], manifest["graphs"]
     sizes = ("heads", "head_dim", "dim", "codebooks", "card", "sample_rate", "text_dim")
     assert tuple(model[size] for size in sizes) == (heads, 64, 64 * heads, codebooks, 2048, rate, text_dim)
-    shapes = {t["name"]: t["shape"] for g in LM_GRAPHS for t in graphs[g]["inputs"] + graphs[g]["outputs"]}
+    shapes = {t["name"]: t["shape"] for g in graphs.values() for t in g["inputs"] + g["outputs"]}
     prefix = "prefix" in shapes
     assert prefix == ("melody" in name or "style" in name) == (len(graphs) == 3)
     assert shapes["codes"] == ["rows", codebooks, "columns"]
     assert shapes["past_key_values.0.key"] == ["rows", heads, "capacity", 64]
     if prefix:
         assert shapes["prefix"] == ["rows", "prefix", 64 * heads]
+        assert (
+            shapes["self_wav"]
+            == {
+                "melody": ["melodies", 235, 64 * heads],
+                "style": ["styles", "tokens", 64 * heads],
+            }[model["self_wav"]]
+        )
     else:
         assert shapes["cross_key_values.0.value"] == ["texts", heads, "text", 64]
     assert shapes["text_states"] == ["texts", "text", text_dim]
@@ -106,35 +113,6 @@ def test_released_sizes(folder, name, attention, capsys, monkeypatch):
         assert sum(inside) < 5_000
         assert min(outside) >= graph_module.INLINE
         assert (folder / "bundle" / f"{graph}.onnx").stat().st_size < 40_000
-
-
-# heads, codebooks, and the shape of what stands before the text
-RELEASED_PREFIXED = {
-    "musicgen-melody": (24, 4, ["melodies", 235, 1536]),
-    "musicgen-melody-large": (32, 4, ["melodies", 235, 2048]),
-    "musicgen-stereo-melody": (24, 8, ["melodies", 235, 1536]),
-    "musicgen-stereo-melody-large": (32, 8, ["melodies", 235, 2048]),
-    "musicgen-style": (24, 4, ["styles", "tokens", 1536]),
-}
-
-
-@pytest.mark.parametrize("name", RELEASED_PREFIXED)
-def test_released_sizes_with_a_prefix(folder, name, capsys, monkeypatch):
-    """The same of melody and style models, their conditioner too."""
-    monkeypatch.setattr(verify, "STEPS", 4)
-    heads, codebooks, shape = RELEASED_PREFIXED[name]
-    export(write_checkpoint(folder, name, layers=1), folder / "bundle")
-    kind = "style" if name.endswith("style") else "melody"
-    said = capsys.readouterr().out
-    assert "agrees with the PyTorch modules: 15 calls" in said
-    assert f"lm_{kind} agrees with the PyTorch modules" in said
-    manifest = json.loads((folder / "bundle" / "manifest.json").read_text())
-    model, graphs = manifest["model"], manifest["graphs"]
-    assert (model["self_wav"], model["heads"], model["codebooks"]) == (kind, heads, codebooks)
-    assert [t["shape"] for t in graphs[f"lm_{kind}"]["outputs"]] == [shape]
-    shapes = {t["name"]: t["shape"] for t in graphs["lm_inference"]["inputs"]}
-    assert shapes["prefix"] == ["rows", "prefix", 64 * heads]
-    assert not any(name.startswith("cross") for name in shapes)
 
 
 def test_a_layer_adds_little_to_the_graph(bundle):
