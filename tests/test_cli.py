@@ -231,7 +231,8 @@ def test_info(music, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     graphs = ["lm_condition", "lm_inference", *(f"compression_{x}" for x in ("encode", "decode", "stream"))]
     assert lines[0].endswith(f"bundle: {', '.join(graphs)}, text_encoder")
-    assert lines[1].startswith("model     ") and "layers 3, heads 4" in lines[1]
+    assert lines[1].startswith("model     ")
+    assert "layers 3, heads 4" in lines[1]
     sampling = "cfg_coef 3.0, top_k 250, top_p 0.0, temperature 1.0"
     assert lines[2] == f"defaults  {sampling}, duration 30.0, extend_stride 18.0"
     assert [line.split()[2] for line in lines if "MISSING" in line] == ["lm_inference.onnx.data"]
