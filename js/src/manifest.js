@@ -201,8 +201,11 @@ export class Graph {
         }
         session = await this.ort.InferenceSession.create(path, settings)
       } else {
-        const [model, ...data] = await Promise.all(names.map((name) => this.manifest.content(name)))
-        const externalData = data.map((bytes, i) => ({ path: names[i + 1], data: bytes }))
+        const model = await this.manifest.content(this.entry.file)
+        const externalData = []
+        for (const name of names.filter((name) => name !== this.entry.file)) {
+          externalData.push({ path: name.replace(/.*\//, ''), data: await this.manifest.content(name) })
+        }
         session = await this.ort.InferenceSession.create(model, { ...settings, externalData })
       }
     } catch (error) {
