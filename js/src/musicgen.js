@@ -32,6 +32,7 @@ import { TextConditioner } from './text.js'
  * @property {number} [excerptStart] style models: where from; drawn with the seed where not given
  * @property {AbortSignal} [signal] cancels: the promise is rejected with its reason
  * @property {(done: number, total: number) => void} [onProgress] columns drawn
+ * @property {(codes: Int32Array[]) => void} [onCodes] of a stream: the codes of its next frames, the prompt's first
  *
  * @typedef {object} Take
  * @property {Sound} audio one array a channel
@@ -155,14 +156,15 @@ export class MusicGen {
    * @param {GenerateOptions & { chunkSeconds?: number }} options
    * @returns {AsyncGenerator<Sound, void, void>}
    */
-  async *_stream(start, { chunkSeconds = 1, takes = 1, onProgress }) {
+  async *_stream(start, { chunkSeconds = 1, takes = 1, onProgress, onCodes }) {
     const size = Math.round(chunkSeconds * this.frameRate)
     if (!(size >= 1)) {
       throw new RangeError(`chunkSeconds: got ${chunkSeconds}, expected ${1 / this.frameRate} (a frame) or more`)
     }
     if (takes !== 1) throw new RangeError(`takes: got ${takes}, a stream is one; start several, one after the other`)
     const { generation } = await start()
-    for await (const [sound] of ahead(this.codec.decodeStream(parts(generation, size, onProgress), size))) yield sound
+    const codes = parts(generation, size, onProgress, onCodes)
+    for await (const [sound] of ahead(this.codec.decodeStream(codes, size))) yield sound
   }
 
   /**
@@ -274,15 +276,21 @@ export class MusicGen {
  * @param {Generation} generation
  * @param {number} size
  * @param {GenerateOptions['onProgress']} onProgress
+ * @param {GenerateOptions['onCodes']} onCodes
  */
-async function* parts(generation, size, onProgress) {
-  let given = generation.frames
-  if (given) yield generation.codes()
+async function* parts(generation, size, onProgress, onCodes) {
+  let given = 0
+  const next = () => {
+    const codes = generation.codes(given)
+    given = generation.frames
+    onCodes?.(codes[0])
+    return codes
+  }
+  if (generation.frames) yield next()
   for await (const done of generation) {
     onProgress?.(done, generation.total)
     if (generation.frames >= given + size || done === generation.total) {
-      yield generation.codes(given)
-      given = generation.frames
+      yield next()
     }
   }
 }
