@@ -1,0 +1,108 @@
+/** Bundles: those that the server offers, and those opened from a folder. */
+
+/**
+ * @typedef {{ file: string, data?: string, inputs: { name: string, dtype: string }[] }} Entry
+ * @typedef {object} Tree manifest.json, what the page reads of it
+ * @property {Record<string, Entry>} graphs
+ * @property {Record<string, { bytes: number }>} files
+ * @property {string} [variant]
+ * @property {Record<string, { graphs: Record<string, Entry> }>} [variants]
+ * @property {Record<string, string>} [backends]
+ * @property {{ sample_rate: number, frame_rate: number, channels: number }} model
+ * @property {{ duration: number, top_k: number, temperature: number, cfg_coef: number }} defaults
+ *
+ * @typedef {{ name: string, source: string | Map<string, File>, tree: Tree }} Bundle
+ */
+
+const ROOT = new URL('../bundles/', import.meta.url)
+
+/** The names of those that are served. @returns {Promise<string[]>} */
+export async function served() {
+  const response = await fetch(new URL('index.json', ROOT))
+  return response.ok ? response.json() : []
+}
+
+/** @param {string} name @returns {Promise<Bundle>} */
+export async function openServed(name) {
+  const source = new URL(`${encodeURIComponent(name)}/`, ROOT).href
+  const response = await fetch(`${source}manifest.json`)
+  if (!response.ok) throw new TypeError(`The server has no bundle “${name}” (HTTP ${response.status}).`)
+  return { name, source, tree: checked(await response.json(), name) }
+}
+
+/**
+ * The bundles of a folder: one, or several that share files.
+ *
+ * @param {Iterable<File>} files with their paths, as a folder's input gives them
+ * @returns {Promise<Bundle[]>}
+ */
+export async function openFolder(files) {
+  const all = Array.from(files, (file) => ({ file, path: file.webkitRelativePath || file.name }))
+  const manifests = all.filter(({ path }) => /(^|\/)manifest\.json$/.test(path))
+  if (!manifests.length) {
+    throw new TypeError('This folder is no bundle: it has no manifest.json. A bundle is the folder that export/bundle.py writes.')
+  }
+  return Promise.all(
+    manifests.map(async ({ file, path }) => {
+      const folder = path.split('/').slice(0, -1)
+      const name = folder.at(-1) ?? 'bundle'
+      const tree = checked(JSON.parse(await file.text().catch(() => '{}')), name)
+      return { name, source: new Map(all.map(({ file, path }) => [relative(folder, path.split('/')), file])), tree }
+    }),
+  )
+}
+
+/** A path as the manifest in a folder calls it. @param {string[]} folder @param {string[]} path */
+function relative(folder, path) {
+  let shared = 0
+  while (shared < folder.length && folder[shared] === path[shared]) shared++
+  return [...folder.slice(shared).map(() => '..'), ...path.slice(shared)].join('/')
+}
+
+/** @param {any} tree @param {string} name @returns {Tree} */
+function checked(tree, name) {
+  if (tree?.format !== 'clean_lm') throw new TypeError(`“${name}” is no bundle: its manifest.json is not one of clean_lm.`)
+  if (!tree.graphs?.compression_stream) throw new TypeError(`“${name}” has no codec, so it makes no sound: export it with one.`)
+  return tree
+}
+
+/** Bytes that are read to open a variant. @param {Tree} tree @param {string} [variant] */
+export function sizeOf(tree, variant) {
+  const { compression_decode: _, ...graphs } = { ...tree.graphs, ...tree.variants?.[variant ?? '']?.graphs }
+  const parts = Object.values(graphs).flatMap(({ file, data }) => (data ? [file, data] : [file]))
+  const read = Object.entries(tree.files).filter(([name]) => parts.some((part) => name.startsWith(part)))
+  return read.reduce((sum, [, { bytes }]) => sum + bytes, 0)
+}
+
+/**
+ * Files of what was dropped, folders with all that is in them.
+ *
+ * @param {DataTransfer} dropped
+ * @returns {Promise<{ files: File[], folder: boolean }>}
+ */
+export async function dropped({ items, files }) {
+  const entries = Array.from(items, (item) => item.webkitGetAsEntry?.())
+  const folders = entries.filter((entry) => entry?.isDirectory)
+  if (!folders.length) return { files: [...files], folder: false }
+  const found = await Promise.all(folders.map((entry) => walk(/** @type {FileSystemDirectoryEntry} */ (entry))))
+  return { files: found.flat(), folder: true }
+}
+
+/** @param {FileSystemDirectoryEntry} folder @returns {Promise<File[]>} */
+async function walk(folder) {
+  const reader = folder.createReader()
+  /** @type {FileSystemEntry[]} */
+  const entries = []
+  while (true) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject))
+    if (!some.length) break
+    entries.push(...some)
+  }
+  const found = entries.map(async (entry) => {
+    if (entry.isDirectory) return walk(/** @type {FileSystemDirectoryEntry} */ (entry))
+    const file = await new Promise((resolve, reject) => /** @type {FileSystemFileEntry} */ (entry).file(resolve, reject))
+    Object.defineProperty(file, 'webkitRelativePath', { value: entry.fullPath.slice(1) }) // empty in what is dropped
+    return [file]
+  })
+  return (await Promise.all(found)).flat()
+}

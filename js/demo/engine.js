@@ -1,0 +1,86 @@
+/** The page's side of the worker: messages as promises. */
+
+/**
+ * @typedef {import('./worker.js').Settings} Settings
+ * @typedef {import('./worker.js').Loaded} Loaded
+ * @typedef {import('./worker.js').FromWorker} FromWorker
+ * @typedef {Omit<import('./worker.js').Generate, 'type'>} Request
+ *
+ * @typedef {object} Listeners
+ * @property {(chunk: Float32Array[]) => void} onChunk
+ * @property {(progress: import('./worker.js').Progress) => void} onProgress
+ */
+
+/** One worker with one model: another model is another worker, so that all memory of the last one is free. */
+export class Engine {
+  constructor() {
+    this.worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' })
+    /** @type {(message: FromWorker) => void} */
+    this.heard = () => {}
+    /** @type {(reason: Error) => void} */
+    this.reject = () => {}
+    this.worker.onmessage = ({ data }) => this.heard(data)
+    this.worker.onerror = (event) => this.reject(new Error(event.message || 'the worker ended'))
+    this.closed = false
+  }
+
+  /**
+   * @param {Settings} settings
+   * @param {(loading: import('./worker.js').Loading) => void} onLoading
+   * @returns {Promise<Loaded>}
+   */
+  load(settings, onLoading) {
+    return this._ask({ type: 'load', ...settings }, (message, resolve) => {
+      if (message.type === 'loading') onLoading(message)
+      if (message.type === 'loaded') resolve(message)
+    })
+  }
+
+  /**
+   * @param {Request} request
+   * @param {Listeners} listeners
+   * @returns {Promise<Int32Array[]>} codes
+   */
+  generate(request, { onChunk, onProgress }) {
+    return this._ask({ type: 'generate', ...request }, (message, resolve) => {
+      if (message.type === 'chunk') onChunk(message.audio)
+      if (message.type === 'progress') onProgress(message)
+      if (message.type === 'done') resolve(message.codes)
+    })
+  }
+
+  /** End what is being generated: its promise is rejected with an AbortError. */
+  cancel() {
+    this.worker.postMessage({ type: 'cancel' })
+  }
+
+  close() {
+    this.closed = true
+    this.worker.terminate()
+    this.reject(new DOMException('another model was asked for', 'AbortError'))
+  }
+
+  /**
+   * @template T
+   * @param {import('./worker.js').ToWorker} message
+   * @param {(message: FromWorker, resolve: (result: T) => void) => void} heard
+   * @returns {Promise<T>}
+   */
+  _ask(message, heard) {
+    return new Promise((resolve, reject) => {
+      this.reject = reject
+      this.heard = (answer) => {
+        if (answer.type === 'failed') reject(named(answer))
+        else heard(answer, resolve)
+      }
+      this.worker.postMessage(message)
+    })
+  }
+}
+
+/** @param {import('./worker.js').Failed} failed */
+function named({ name, message }) {
+  const error = new Error(message)
+  error.name = name
+  return error
+}

@@ -1,0 +1,32 @@
+/**
+ * The page without a network: what it has loaded once is kept, and used where the server does not answer.
+ *
+ * The files of bundles are not: the page keeps them by their SHA-256 (Files in src/source.js), so that what has not
+ * changed is not downloaded again.
+ */
+
+const CACHE = 'clean-lm-page'
+const worker = /** @type {any} */ (self) // a ServiceWorkerGlobalScope, whose types do not go beside a page's
+
+worker.addEventListener('install', () => worker.skipWaiting())
+worker.addEventListener('activate', (/** @type {any} */ event) => event.waitUntil(worker.clients.claim()))
+worker.addEventListener('fetch', (/** @type {any} */ event) => {
+  const { request } = event
+  const url = new URL(request.url)
+  const isBundle = /\/bundles\/[^/]+\/(?!manifest\.json$)/.test(url.pathname)
+  if (request.method === 'GET' && url.origin === location.origin && !isBundle) event.respondWith(answer(request))
+})
+
+/** @param {Request} request */
+async function answer(request) {
+  const cache = await caches.open(CACHE)
+  try {
+    const response = await fetch(request)
+    if (response.ok) await cache.put(request, response.clone()).catch(() => {}) // the disk is full
+    return response
+  } catch (error) {
+    const kept = await cache.match(request, { ignoreSearch: request.mode === 'navigate' })
+    if (kept) return kept
+    throw error
+  }
+}

@@ -1,0 +1,154 @@
+/**
+ * The model, in a worker of its own: the page stays free while it computes.
+ *
+ *     page    load          worker  loading ... loaded
+ *             generate              chunk, progress ... done
+ *             cancel                failed, of an AbortError
+ *
+ * @typedef {{ type: 'load' } & Settings} Load
+ * @typedef {object} Settings
+ * @property {string | Map<string, File>} source the URL of a bundle, or its files by their names
+ * @property {'wasm' | 'webgpu'} backend
+ * @property {number} threads of WASM
+ * @property {string} [variant]
+ * @property {boolean} secure https or localhost: caches and hashes are there
+ *
+ * @typedef {object} Generate
+ * @property {'generate'} type
+ * @property {Float32Array[]} prompt
+ * @property {number} sampleRate
+ * @property {import('../src/musicgen.js').GenerateOptions & { chunkSeconds: number }} options without functions
+ *
+ * @typedef {object} Loaded
+ * @property {number} sampleRate
+ * @property {number} channels
+ * @property {number} frameRate
+ * @property {string | undefined} variant
+ * @property {boolean} kept for use without a network
+ *
+ * @typedef {Load | Generate | { type: 'cancel' }} ToWorker
+ * @typedef {{ type: 'loading', done: number, total: number, file: string }} Loading
+ * @typedef {{ type: 'progress', done: number, total: number, ms: number }} Progress columns; ms: of one
+ * @typedef {{ type: 'chunk', audio: Float32Array[] }} Chunk
+ * @typedef {{ type: 'done', codes: Int32Array[] }} Done
+ * @typedef {{ type: 'failed', name: string, message: string }} Failed
+ * @typedef {Loading | ({ type: 'loaded' } & Loaded) | Progress | Chunk | Done | Failed} FromWorker
+ */
+
+import { MusicGen } from '../src/index.js'
+
+const VENDOR = new URL('../vendor/', import.meta.url)
+const CACHE = 'clean-lm-bundles'
+
+/** @type {MusicGen | undefined} */
+let model
+let cancelling = new AbortController()
+
+/** @type {(message: FromWorker, transfer?: Transferable[]) => void} */
+const tell = (message, transfer = []) => postMessage(message, { transfer })
+
+onmessage = async ({ data }) => {
+  const message = /** @type {ToWorker} */ (data)
+  try {
+    if (message.type === 'load') await load(message)
+    else if (message.type === 'generate') await generate(message)
+    else cancelling.abort()
+  } catch (error) {
+    const { name = 'Error', message = String(error) } = /** @type {Error} */ (error) ?? {}
+    tell({ type: 'failed', name, message })
+  }
+}
+
+/** @param {Load} settings */
+async function load({ source, backend, threads, variant, secure }) {
+  const ort = await runtime(backend, threads)
+  const cache = secure && typeof source === 'string' ? await openCache() : null
+  model = await MusicGen.load(source, {
+    ort,
+    executionProviders: [backend],
+    variant,
+    hashes: secure,
+    ...(cache && { cache: cache.cache }),
+    tokenizer: async (json) => new (await import(new URL('tokenizers.mjs', VENDOR).href)).Tokenizer(json, {}),
+    onProgress: (done, total, file) => tell({ type: 'loading', done, total, file }),
+  })
+  const { sampleRate, channels, frameRate, manifest } = model
+  const kept = typeof source === 'string' && Boolean(cache?.complete)
+  tell({ type: 'loaded', sampleRate, channels, frameRate, variant: manifest.variant, kept })
+}
+
+/**
+ * ONNX Runtime, its sessions giving way to messages before every run: in WASM nothing else would, and a cancel would be
+ * read when all is over.
+ *
+ * @param {'wasm' | 'webgpu'} backend
+ * @param {number} threads
+ * @returns {Promise<import('../src/manifest.js').Ort>}
+ */
+async function runtime(backend, threads) {
+  const folder = new URL('ort/', VENDOR).href
+  const ort = await import(`${folder}ort.${backend}.min.mjs`)
+  ort.env.wasm.wasmPaths = folder
+  ort.env.wasm.numThreads = threads
+  const create = async (/** @type {any[]} */ ...given) => {
+    const session = await ort.InferenceSession.create(...given)
+    const run = session.run.bind(session)
+    session.run = async (/** @type {any[]} */ ...feeds) => {
+      await breathe()
+      return run(...feeds)
+    }
+    return session
+  }
+  return { ...ort, InferenceSession: { create } }
+}
+
+const { port1, port2 } = new MessageChannel()
+
+/** A turn of the event loop, without the 4 ms of a timer. */
+const breathe = () =>
+  new Promise((resolve) => {
+    port1.onmessage = resolve
+    port2.postMessage(null)
+  })
+
+/** Where downloads stay; a disk that is full costs the next visit a download, not this one its model. */
+async function openCache() {
+  const cache = await caches.open(CACHE)
+  const kept = { complete: true, cache: /** @type {Cache} */ ({}) }
+  kept.cache.match = (key) => cache.match(key)
+  kept.cache.put = (key, response) => cache.put(key, response).catch(() => void (kept.complete = false))
+  return kept
+}
+
+/** @param {Generate} request */
+async function generate({ prompt, sampleRate, options }) {
+  if (!model) throw new Error('no model is loaded')
+  cancelling = new AbortController()
+  /** @type {Int32Array[][]} */
+  const codes = []
+  const stream = model.streamContinuation(prompt, sampleRate, {
+    ...options,
+    signal: cancelling.signal,
+    onProgress: progress(),
+    onCodes: (part) => codes.push(part),
+  })
+  for await (const audio of stream) tell({ type: 'chunk', audio }, audio.map(({ buffer }) => buffer))
+  tell({ type: 'done', codes: codes[0].map((_, k) => Int32Array.from(codes.flatMap((part) => [...part[k]]))) })
+}
+
+/** Tells about ten times a second; the time of a column is the median of those since. */
+function progress() {
+  let [last, told] = [performance.now(), 0]
+  /** @type {number[]} */
+  let times = []
+  return (/** @type {number} */ done, /** @type {number} */ total) => {
+    const now = performance.now()
+    if (done > 1) times.push(now - last) // the first one reads the prompt
+    last = now
+    if (now - told < 100 && done < total) return
+    told = now
+    const ms = times.sort((a, b) => a - b)[times.length >> 1] ?? 0
+    times = times.slice(-1)
+    tell({ type: 'progress', done, total, ms })
+  }
+}
