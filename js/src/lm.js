@@ -129,8 +129,9 @@ export class Decoder {
     const columns = codes[0][0].length
     const every = Array.from({ length: told.rows / this.batch }, () => codes).flat(2) // conditioned, then unconditioned
     const first = this.filled === 0
+    const after = this.filled + columns + (first ? this.before : 0)
     const feeds = {
-      ...this.caches.inputs(),
+      ...this.caches.inputs(this.filled, after),
       ...told.cross,
       ...this.settings,
       ...(told.prefix && { prefix: first ? told.prefix : graph.zeros('prefix', sizes) }),
@@ -140,9 +141,8 @@ export class Decoder {
     }
     const session = await graph.session()
     const results = await session.run(feeds, { [wanted]: null, ...this.caches.outputs() })
-    const added = columns + (first ? this.before : 0)
-    this.caches.update(results, this.filled, added)
-    this.filled += added
+    this.caches.update(results, this.filled, after)
+    this.filled = after
     return results
   }
 
