@@ -39,8 +39,8 @@ const calm = matchMedia('(prefers-reduced-motion: reduce)')
 const machine = await inspect()
 const player = new Player()
 
-/** @type {Bundle[]} */
-const bundles = []
+/** @type {{ name: string, open: () => Promise<Bundle> }[]} what the list of models has */
+const offers = []
 /** @type {Bundle | null} */
 let bundle = null
 /** @type {{ engine: Engine, key: string, loaded: Promise<Loaded> } | null} */
@@ -320,6 +320,7 @@ async function oneTake(asked, loaded) {
   const engine = /** @type {Engine} */ (model?.engine)
   const made = newTake(asked, loaded)
   const started = performance.now()
+  let flowing = 0 // since when columns come: the first one reads the loop
   say(`Take ${made.number} is generated.`)
   working(0, 'Reading the loop')
   try {
@@ -330,12 +331,15 @@ async function oneTake(asked, loaded) {
         changed(made)
       },
       onProgress({ done, total, ms }) {
-        made.ms = ms || made.ms
-        const fresh = ((made.samples[0].length - made.seam) * done) / total / made.sampleRate
-        made.speed = fresh / ((performance.now() - started) / 1000)
-        const left = ((performance.now() - started) / 1000 / done) * (total - done)
-        working(done / total, `${Math.round((100 * done) / total)} %, about ${Math.ceil(left)} s left`)
-        showNumbers(made)
+        const now = performance.now()
+        const column = (made.samples[0].length - made.seam) / made.sampleRate / total // seconds of sound
+        flowing ||= now
+        made.ms = ms
+        made.speed = done > 1 ? (1000 * column * (done - 1)) / (now - flowing) : 0
+        made.realTime = (1000 * column * done) / (now - started)
+        const left = made.speed ? `, about ${Math.ceil((column * (total - done)) / made.speed)} s left` : ''
+        working(done / total, `${Math.round((100 * done) / total)} %${left}`)
+        if (made === shown) showNumbers(made)
       },
     })
     made.state = 'done'
@@ -372,6 +376,7 @@ function newTake({ prompt, sampleRate: rate, options }, { sampleRate, channels, 
     sampleRate,
     seam: Math.ceil((prompt[0].length / rate) * frameRate) * hop,
     speed: 0,
+    realTime: 0,
     runs: [choice().backend === 'webgpu' ? 'WebGPU' : 'WebAssembly', variant].filter(Boolean).join(', '),
     ms: 0,
     codes: null,
@@ -460,7 +465,7 @@ function changed(made) {
 /** @param {Take} made */
 function showNumbers(made) {
   $('n-column').textContent = made.ms ? `${made.ms < 10 ? made.ms.toFixed(1) : Math.round(made.ms)} ms` : '–'
-  $('n-speed').textContent = made.speed ? `${made.speed.toFixed(2)}×` : '–'
+  $('n-speed').textContent = made.realTime ? `${made.realTime.toFixed(2)}×` : '–'
 }
 
 /** Everything but the waveform. */
@@ -588,13 +593,13 @@ function listen() {
   for (const button of document.querySelectorAll('[data-demo]')) button.addEventListener('click', demoLoop)
   select('backend').addEventListener('change', modelChanged)
   select('variant').addEventListener('change', modelChanged)
-  select('bundle').addEventListener('change', () => useBundle(bundles[select('bundle').selectedIndex]))
+  select('bundle').addEventListener('change', openOffer)
   field('file').addEventListener('change', () => {
     const file = field('file').files?.[0]
     field('file').value = '' // the same file may come again
     if (file) take(readSound(file, file.name))
   })
-  field('folder').addEventListener('change', () => addBundles(openFolder(field('folder').files ?? [])))
+  field('folder').addEventListener('change', () => offerFolder(openFolder(field('folder').files ?? [])))
   listenToWave()
   listenToKeys()
   listenToDrops()
@@ -645,22 +650,38 @@ function listenToDrops() {
     root.classList.remove('dragging')
     if (!event.dataTransfer) return
     const { files, folder } = await dropped(event.dataTransfer)
-    if (folder) await addBundles(openFolder(files))
+    if (folder) await offerFolder(openFolder(files))
     else if (files[0]) await take(readSound(files[0], files[0].name))
   })
 }
 
 // ---- the beginning
 
-/** @param {Promise<Bundle | Bundle[]>} opening */
-async function addBundles(opening) {
+/** @param {{ name: string, open: () => Promise<Bundle> }[]} more */
+function offer(more) {
+  offers.push(...more)
+  for (const { name } of more) select('bundle').add(new Option(name))
+}
+
+/** Open the model that is chosen in the list. */
+async function openOffer() {
+  const index = select('bundle').selectedIndex
   try {
-    const found = [await opening].flat()
-    const first = bundles.push(...found) - found.length
-    for (const { name } of found) select('bundle').add(new Option(name))
+    const opened = await offers[index].open()
+    if (index === select('bundle').selectedIndex) useBundle(opened)
+  } catch (error) {
+    complain(error)
+  }
+}
+
+/** @param {Promise<Bundle[]>} opening */
+async function offerFolder(opening) {
+  try {
+    const first = offers.length
+    offer((await opening).map((found) => ({ name: found.name, open: async () => found })))
     select('bundle').selectedIndex = first
     $('alert').hidden = true
-    useBundle(bundles[first])
+    await openOffer()
   } catch (error) {
     complain(error)
   }
@@ -699,17 +720,13 @@ async function begin() {
   field('seed').value = url.get('seed') ?? String(drawSeed())
   if (['webgpu', 'wasm'].includes(url.get('backend') ?? '')) select('backend').value = url.get('backend') ?? ''
   showChoice()
-  const hasLoop = await fetch(new URL('../loop.wav', import.meta.url), { method: 'HEAD' }).catch(() => null)
-  for (const button of document.querySelectorAll('[data-demo]')) /** @type {HTMLElement} */ (button).hidden = !hasLoop?.ok
-  await keepPage() // before the worker loads anything, or that would not be kept
-  const names = await served().catch(() => /** @type {string[]} */ ([]))
-  const first = names.includes(url.get('bundle') ?? '') ? (url.get('bundle') ?? '') : names[0]
-  for (const name of names) await addBundles(openServed(name))
-  if (bundles.length > 1) {
-    select('bundle').selectedIndex = Math.max(0, bundles.findIndex(({ name }) => name === first))
-    useBundle(bundles[select('bundle').selectedIndex])
-  }
-  if (!bundles.length) say('No model is served here: open a bundle folder under “Runs on”.')
+  await keepPage() // before anything else is asked for, or that would not be kept
+  const { bundles: names, loop: hasLoop } = await served()
+  for (const button of document.querySelectorAll('[data-demo]')) /** @type {HTMLElement} */ (button).hidden = !hasLoop
+  offer(names.map((name) => ({ name, open: () => openServed(name) })))
+  if (names.includes(url.get('bundle') ?? '')) select('bundle').value = url.get('bundle') ?? ''
+  if (names.length) await openOffer()
+  else say('No model is served here: open a bundle folder under “Runs on”.')
 }
 
 await begin()

@@ -16,10 +16,10 @@
 
 const ROOT = new URL('../bundles/', import.meta.url)
 
-/** The names of those that are served. @returns {Promise<string[]>} */
+/** What is served: the names of bundles, and whether there is a loop to try. @returns {Promise<{ bundles: string[], loop: boolean }>} */
 export async function served() {
-  const response = await fetch(new URL('index.json', ROOT))
-  return response.ok ? response.json() : []
+  const response = await fetch(new URL('index.json', ROOT)).catch(() => null)
+  return response?.ok ? response.json() : { bundles: [], loop: false }
 }
 
 /** @param {string} name @returns {Promise<Bundle>} */

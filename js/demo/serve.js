@@ -66,7 +66,7 @@ export function site(bundles, loop) {
     ['sw.js', join(here, 'sw.js')],
     ...bundles.flatMap(bundleFiles),
   ])
-  files.set('bundles/index.json', Buffer.from(JSON.stringify(bundles.map(nameOf))))
+  files.set('bundles/index.json', Buffer.from(JSON.stringify({ bundles: bundles.map(nameOf), loop: Boolean(loop) })))
   if (loop) files.set('loop.wav', resolve(loop))
   return files
 }

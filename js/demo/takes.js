@@ -10,6 +10,7 @@
  * @property {number} seam the first sample that is generated
  * @property {string} runs backend and variant
  * @property {number} ms of a column
+ * @property {number} realTime seconds of new sound in a second, reading the loop included
  * @property {Int32Array[] | null} codes of all frames, one array a codebook, once it is complete
  * @property {string} state "generating", "done" or "stopped"
  *
@@ -25,9 +26,9 @@
 export const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, '0')}`
 
 /** @param {Take} take */
-export function aboutTake({ filled, sampleRate, speed, runs, state, text }) {
+export function aboutTake({ filled, sampleRate, realTime, runs, state, text }) {
   const length = `${(filled / sampleRate).toFixed(1)} s`
-  const pace = speed > 0 && Number.isFinite(speed) ? `${speed.toFixed(1)}× real time` : ''
+  const pace = realTime ? `${realTime.toFixed(realTime < 1 ? 2 : 1)}× real time` : ''
   return [text ? `“${text}”` : '', state === 'done' ? length : `${state}, ${length}`, pace, runs].filter(Boolean).join(' · ')
 }
 

@@ -136,19 +136,18 @@ async function generate({ prompt, sampleRate, options }) {
   tell({ type: 'done', codes: codes[0].map((_, k) => Int32Array.from(codes.flatMap((part) => [...part[k]]))) })
 }
 
-/** Tells about ten times a second; the time of a column is the median of those since. */
+/** Tells about ten times a second; the time of a column is the median of the last ones. */
 function progress() {
   let [last, told] = [performance.now(), 0]
   /** @type {number[]} */
-  let times = []
+  const times = []
   return (/** @type {number} */ done, /** @type {number} */ total) => {
     const now = performance.now()
     if (done > 1) times.push(now - last) // the first one reads the prompt
     last = now
     if (now - told < 100 && done < total) return
     told = now
-    const ms = times.sort((a, b) => a - b)[times.length >> 1] ?? 0
-    times = times.slice(-1)
-    tell({ type: 'progress', done, total, ms })
+    const recent = times.slice(-31).sort((a, b) => a - b)
+    tell({ type: 'progress', done, total, ms: recent[recent.length >> 1] ?? 0 })
   }
 }
