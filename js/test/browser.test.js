@@ -1,0 +1,455 @@
+/**
+ * The demo page in a real Chromium, without a window: WASM, and WebGPU computed in software.
+ *
+ *     CHROMIUM=/path/to/chromium node --test js/test/browser.test.js
+ *
+ * SCREENSHOTS=folder keeps what it looked like.
+ */
+
+import assert from 'node:assert/strict'
+import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { after, before, describe, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { chromium } from 'playwright-core'
+import { backendFor, explain, memoryNote, variantFor } from '../demo/machine.js'
+import { serve } from '../demo/serve.js'
+import { decodeWav } from '../src/index.js'
+
+/**
+ * @typedef {import('playwright-core').Page} Page
+ * @typedef {{ codes: number[][], samples: number[][], seam: number, state: string }} Taken a take, as the page gives it
+ */
+
+const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..')
+const kit = join(root, 'tests/golden/conformance')
+const bundles = ['text', 'stereo'].map((name) => join(kit, 'bundles', name))
+const loop = join(root, 'demo/loop.wav')
+const shots = process.env.SCREENSHOTS ?? join(tmpdir(), 'clean-lm-page')
+
+const places = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome']
+const executablePath = places.find((path) => path && existsSync(path))
+const skip = executablePath ? false : `no Chromium in ${places.filter(Boolean).join(', ')}: install one, or set CHROMIUM`
+
+const FLAGS = [
+  '--no-sandbox',
+  '--no-first-run',
+  '--disable-quic',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+  '--use-fake-device-for-media-stream', // a microphone that beeps
+  '--use-fake-ui-for-media-stream',
+]
+const SOFTWARE_GPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-unsafe-swiftshader']
+const SLOW = { timeout: 120_000 }
+
+/** A case of the conformance kit: what is given, and Python's codes and sound. @param {string} name */
+function kitCase(name) {
+  const { cases } = JSON.parse(readFileSync(join(kit, 'cases.json'), 'utf8'))
+  const { given, expected } = cases.find((/** @type {any} */ one) => one.name === name)
+  const arrays = new Uint8Array(readFileSync(join(kit, 'arrays.bin'))).buffer
+  return { ...given, audio: rows(given.audio, arrays), codes: rows(expected.codes, arrays), sound: rows(expected.audio, arrays) }
+}
+
+/**
+ * An array of the kit as nested ones, the last axis typed.
+ *
+ * @param {{ dtype: string, shape: number[], at: number }} array
+ * @param {ArrayBuffer} arrays
+ * @returns {any}
+ */
+function rows({ dtype, shape: [first, ...rest], at }, arrays) {
+  if (!rest.length) return new (dtype === 'float32' ? Float32Array : Int32Array)(arrays, at, first)
+  const bytes = 4 * rest.reduce((product, n) => product * n, 1)
+  return Array.from({ length: first }, (_, i) => rows({ dtype, shape: rest, at: at + i * bytes }, arrays))
+}
+
+/** A WAV file of floats, so that nothing is rounded. @param {Float32Array[]} audio @param {number} rate */
+function floatWav(audio, rate) {
+  const [channels, samples] = [audio.length, audio[0].length]
+  const file = Buffer.alloc(44 + 4 * channels * samples)
+  file.write('RIFF')
+  file.writeUInt32LE(file.length - 8, 4)
+  file.write('WAVEfmt ', 8)
+  file.writeUInt32LE(16, 16)
+  file.writeUInt16LE(3, 20) // floats
+  file.writeUInt16LE(channels, 22)
+  file.writeUInt32LE(rate, 24)
+  file.writeUInt32LE(4 * channels * rate, 28)
+  file.writeUInt16LE(4 * channels, 32)
+  file.writeUInt16LE(32, 34)
+  file.write('data', 36)
+  file.writeUInt32LE(4 * channels * samples, 40)
+  for (let i = 0, at = 44; i < samples; i++) for (const channel of audio) at = file.writeFloatLE(channel[i], at)
+  return file
+}
+
+const DRAWN = kitCase('whole: a description, two takes')
+const GREEDY = kitCase('whole: greedy')
+const clip = { name: 'clip.wav', mimeType: 'audio/wav', buffer: floatWav(DRAWN.audio, DRAWN.sample_rate) }
+
+/** @param {Page} page @param {string} url @param {string} query */
+async function open(page, url, query) {
+  await page.goto(`${url}?${query}`)
+  await page.getByText('The model is ready').waitFor(SLOW)
+}
+
+/** Give the page what a case gives. @param {Page} page @param {any} given */
+async function fill(page, { description, seed, duration, sampling }) {
+  await page.locator('#file').setInputFiles(clip)
+  await page.getByText('the coloured part is continued').waitFor()
+  await page.locator('details').evaluate((element) => element.setAttribute('open', ''))
+  const fields = { text: description ?? '', seed, duration, temperature: sampling.temperature, topk: sampling.top_k, cfg: sampling.cfg_coef }
+  for (const [id, value] of Object.entries(fields)) await page.locator(`#${id}`).fill(String(value))
+}
+
+/** Wait for a take. @param {Page} page @param {number} number @returns {Promise<Taken>} */
+async function taken(page, number) {
+  await page.waitForFunction((n) => Reflect.get(window, 'cleanLm').lastTake?.number === n, number, SLOW)
+  return page.evaluate(() => {
+    const { codes, samples, seam, state } = Reflect.get(window, 'cleanLm').lastTake
+    const plain = (/** @type {ArrayLike<number>[]} */ rows) => rows.map((row) => Array.from(row))
+    return { codes: plain(codes), samples: plain(samples), seam, state }
+  })
+}
+
+/** @param {Taken} take @param {any} expected @param {number} row */
+function assertTake({ codes, samples }, expected, row) {
+  assert.deepEqual(codes, expected.codes[row].map((/** @type {Int32Array} */ codebook) => Array.from(codebook)))
+  const wanted = expected.sound[row][0]
+  assert.equal(samples[0].length, wanted.length)
+  const off = Math.max(...samples[0].map((sample, i) => Math.abs(sample - wanted[i])))
+  const loudest = Math.max(...wanted.map(Math.abs))
+  assert.ok(off <= 1e-4 * loudest, `sound differs by ${off}, its largest sample is ${loudest}`)
+}
+
+describe('the demo page', { skip, timeout: 400_000 }, () => {
+  /** @type {import('playwright-core').Browser} */
+  let browser
+  /** @type {Awaited<ReturnType<typeof serve>>} */
+  let server
+  /** @type {Page} what most tests go on with, as a visitor does */
+  let page
+  /** @type {string[]} */
+  const failures = []
+  /** @type {(of: Page, name: string) => Promise<unknown>} */
+  const shot = (of, name) => of.screenshot({ path: join(shots, `${name}.png`), fullPage: true })
+
+  before(async () => {
+    mkdirSync(shots, { recursive: true })
+    server = await serve({ bundles, loop, port: 0 })
+    browser = await chromium.launch({ executablePath, args: FLAGS })
+    page = await browser.newPage({ viewport: { width: 1200, height: 900 } })
+    page.on('pageerror', (error) => failures.push(error.message))
+  })
+  after(async () => {
+    await browser?.close()
+    server?.close()
+  })
+
+  test('without WebGPU it says so, and runs on WASM with threads', async () => {
+    await open(page, server.url, 'bundle=text')
+    assert.match(await page.locator('#note').innerText(), /No WebGPU in this browser: the model runs on the processor/)
+    assert.match(await page.locator('#chip-backend').innerText(), /^WebAssembly, [2-4] threads$/)
+    await page.locator('#backend').selectOption('webgpu')
+    assert.match(await page.locator('#alert').innerText(), /no WebGPU/)
+    await page.locator('#backend').selectOption('wasm')
+    await page.locator('#alert-close').click()
+    await shot(page, 'empty')
+  })
+
+  test('what is no sound is refused by its name', async () => {
+    const notes = { name: 'notes.txt', mimeType: 'text/plain', buffer: Buffer.from('no sound') }
+    await page.locator('#file').setInputFiles(notes)
+    await page.locator('#alert').waitFor()
+    assert.match(await page.locator('#alert').innerText(), /“notes.txt” is not a sound that this browser can read/)
+    assert.equal(await page.locator('#generate').isDisabled(), true)
+  })
+
+  test('two takes are those that Python draws, and are heard', async () => {
+    await fill(page, DRAWN)
+    assert.equal(await page.locator('#alert').isHidden(), true)
+    await page.locator('#takes').selectOption('2')
+    await page.locator('#generate').click()
+    assertTake(await taken(page, 2), DRAWN, 1)
+    const first = await page.evaluate(() => Reflect.get(window, 'cleanLm').takes[0].codes.map((/** @type {Int32Array} */ row) => [...row]))
+    assert.deepEqual(first, DRAWN.codes[0].map((/** @type {Int32Array} */ codebook) => Array.from(codebook)))
+    assert.equal(await page.locator('#seed').inputValue(), '3')
+    assert.match(await page.locator('.numbers').innerText(), /WebAssembly, \d threads[^]*MB[^]*\d ms[^]*\d×/)
+    await page.waitForFunction(() => Reflect.get(window, 'cleanLm').player.state === 'paused') // it came to its end
+  })
+
+  test('the seam is drawn where the loop ends', async () => {
+    await fill(page, GREEDY)
+    await page.locator('#takes').selectOption('1')
+    await page.locator('#generate').click()
+    const take = await taken(page, 3)
+    assertTake(take, GREEDY, 0)
+    await page.waitForTimeout(200) // a frame is drawn
+    const { left, colours } = await page.evaluate(() => {
+      const canvas = /** @type {HTMLCanvasElement} */ (document.querySelector('#canvas'))
+      const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'))
+      const { data } = context.getImageData(0, canvas.height >> 1, canvas.width, 1)
+      const pixels = Array.from({ length: canvas.width }, (_, x) => data.slice(4 * x, 4 * x + 4))
+      const { left } = /** @type {HTMLElement} */ (document.querySelector('#seam')).style
+      return { left: parseFloat(left) / 100, colours: pixels.map(([r, g, b, a]) => (a > 250 ? `${r},${g},${b}` : '')) }
+    })
+    assert.ok(Math.abs(left - take.seam / take.samples[0].length) < 1e-3)
+    const at = Math.round(left * colours.length)
+    const sides = [colours.slice(0, at - 8), colours.slice(at + 8)].map((side) => new Set(side.filter(Boolean)))
+    assert.equal(sides[0].size, 1)
+    assert.equal(sides[1].size, 1)
+    assert.notDeepEqual(sides[0], sides[1])
+    await shot(page, 'takes')
+  })
+
+  test('A and B switch at the same place', async () => {
+    await page.getByRole('button', { name: 'Compare take 1 as A' }).click()
+    await page.getByRole('button', { name: 'Compare take 3 as B' }).click()
+    await page.evaluate(() => {
+      const { player, takes } = Reflect.get(window, 'cleanLm')
+      player.pause()
+      player.seek(takes[2], 0.2)
+    })
+    const name = page.locator('#sound-name')
+    assert.match(await name.innerText(), /Take 3/)
+    await page.keyboard.press('x')
+    assert.match(await name.innerText(), /Take 1/)
+    assert.equal(await page.evaluate(() => Reflect.get(window, 'cleanLm').player.position), 0.2)
+    await page.locator('#ab').click()
+    assert.match(await name.innerText(), /Take 3/)
+  })
+
+  test('the download is a WAV file of the take', async () => {
+    const [file] = await Promise.all([page.waitForEvent('download'), page.locator('#download').click()])
+    assert.equal(file.suggestedFilename(), 'clip seed 1.wav')
+    const { audio, sampleRate } = decodeWav(readFileSync(await file.path()))
+    assert.equal(sampleRate, 32_000)
+    assert.equal(audio.length, 1)
+    assert.equal(audio[0].length, GREEDY.duration * 32_000)
+  })
+
+  test('a generation is stopped at once, and what there is of it stays', async () => {
+    await page.locator('#duration').fill('30')
+    await page.locator('#generate').click()
+    const more = () => Reflect.get(window, 'cleanLm').takes[3]?.filled > 64_000
+    await page.waitForFunction(more, null, SLOW)
+    await shot(page, 'generating')
+    const started = Date.now()
+    await page.locator('#stop').click()
+    await page.locator('#generate').waitFor()
+    assert.ok(Date.now() - started < 2500, `${Date.now() - started} ms until it was stopped`)
+    const { state, filled } = await page.evaluate(() => {
+      const { state, filled } = Reflect.get(window, 'cleanLm').takes[3]
+      return { state, filled }
+    })
+    assert.equal(state, 'stopped')
+    assert.ok(filled < 29 * 32_000)
+    assert.match(await page.locator('#status').innerText(), /was stopped/)
+    assert.equal(await page.locator('#alert').isHidden(), true)
+    assert.equal(await page.evaluate(() => document.activeElement?.id), 'generate', 'where the focus is')
+  })
+
+  test('what cannot be asked for is said, and where', async () => {
+    await page.locator('#duration').fill('0.1')
+    await page.locator('#generate').click()
+    assert.match(await page.locator('#status').innerText(), /more than the 0.2 s of the loop/)
+    assert.equal(await page.locator('#duration').getAttribute('aria-invalid'), 'true')
+  })
+
+  test('a recording becomes the loop', async () => {
+    const button = page.locator('#loop-fields [data-record]')
+    await button.click()
+    await page.getByText('Stop recording').last().waitFor()
+    await page.waitForTimeout(600)
+    await button.click()
+    await page.getByRole('heading', { name: 'Recording' }).waitFor()
+    assert.equal(await page.locator('#alert').isHidden(), true)
+  })
+
+  test('a bundle is opened from a folder; what is none is refused', async () => {
+    await page.locator('#folder').setInputFiles(join(root, 'demo'))
+    await page.locator('#alert').waitFor()
+    assert.match(await page.locator('#alert').innerText(), /no manifest.json/)
+    await page.locator('#folder').setInputFiles(bundles[0])
+    await page.getByText('this model stays in its folder').waitFor(SLOW)
+    await fill(page, GREEDY)
+    await page.locator('#generate').click()
+    assertTake(await taken(page, 5), GREEDY, 0)
+  })
+
+  test('a keyboard is enough', async () => {
+    /** @param {string} selector */
+    const tabTo = async (selector) => {
+      for (let presses = 0; presses < 60; presses++) {
+        await page.keyboard.press('Tab')
+        if (await page.evaluate((wanted) => document.activeElement?.matches(wanted), selector)) return
+      }
+      assert.fail(`${selector} is not reached with Tab`)
+    }
+    await open(page, server.url, 'bundle=stereo&backend=wasm&seed=1')
+    assert.match(await page.locator('#text-hint').innerText(), /exported without a text encoder/)
+    await tabTo('#file')
+    const [chooser] = await Promise.all([page.waitForEvent('filechooser'), page.keyboard.press('Space')])
+    await chooser.setFiles(clip)
+    await page.getByText('the coloured part is continued').waitFor()
+    await tabTo('#duration')
+    await page.keyboard.press('Control+A')
+    await page.keyboard.type('0.6')
+    await tabTo('#generate')
+    const outline = () => getComputedStyle(/** @type {Element} */ (document.activeElement)).outlineStyle
+    assert.equal(await page.evaluate(outline), 'solid')
+    await page.keyboard.press('Enter')
+    const { samples } = await taken(page, 1)
+    assert.equal(samples.length, 2)
+    await tabTo('#wave')
+    await page.keyboard.press('End')
+    assert.equal(await page.locator('#wave').getAttribute('aria-valuenow'), '0.6')
+    await page.keyboard.press('Home')
+    await page.evaluate(() => Reflect.get(window, 'cleanLm').player.pause())
+    await page.keyboard.press('Space')
+    assert.equal(await page.evaluate(() => Reflect.get(window, 'cleanLm').player.state !== 'paused'), true)
+  })
+
+  test('every control has a name', async () => {
+    const unnamed = await page.evaluate(() => {
+      const named = (/** @type {Element} */ element) =>
+        element.getAttribute('aria-label') || element.textContent?.trim() || Reflect.get(element, 'labels')?.length
+      const controls = [...document.querySelectorAll('button, select, input, [role=slider], progress')]
+      return controls.filter((element) => element.checkVisibility() && !named(element)).map((element) => element.outerHTML)
+    })
+    assert.deepEqual(unnamed, [])
+  })
+
+  test('no script of the page has failed', () => assert.deepEqual(failures, []))
+
+  test('without its server it goes on working', async () => {
+    const own = await serve({ bundles, loop, port: 0 })
+    const visitor = await browser.newPage()
+    await visitor.goto(`${own.url}?backend=wasm`)
+    await visitor.getByText('Works offline').waitFor(SLOW)
+    own.close()
+    await assert.rejects(fetch(own.url))
+    await visitor.reload()
+    await visitor.getByText('The model is ready').waitFor(SLOW)
+    await fill(visitor, GREEDY)
+    await visitor.locator('#generate').click()
+    assertTake(await taken(visitor, 1), GREEDY, 0)
+    await visitor.close()
+  })
+
+  test('on a phone nothing is cut off, and everything is large enough for a thumb', async () => {
+    const context = await browser.newContext({
+      viewport: { width: 375, height: 740 },
+      deviceScaleFactor: 2,
+      isMobile: true,
+      hasTouch: true,
+      colorScheme: 'dark',
+      reducedMotion: 'reduce',
+    })
+    const phone = await context.newPage()
+    await open(phone, server.url, 'bundle=text&backend=wasm')
+    await shot(phone, 'phone-empty')
+    await phone.getByRole('button', { name: 'Use the demo loop' }).tap()
+    await phone.getByText('the coloured part is continued').waitFor()
+    await phone.locator('#duration').fill('5')
+    await phone.locator('#generate').tap()
+    await taken(phone, 1)
+    const { wide, small } = await phone.evaluate(() => {
+      const controls = [...document.querySelectorAll('button, select, input:not(.sr), label.button, summary, [role=slider]')]
+      const small = controls.filter((element) => {
+        const { width, height } = element.getBoundingClientRect()
+        return element.checkVisibility() && (width < 44 || height < 44)
+      })
+      return { wide: document.documentElement.scrollWidth, small: small.map(({ outerHTML }) => outerHTML) }
+    })
+    assert.equal(wide, 375)
+    assert.deepEqual(small, [])
+    await shot(phone, 'phone')
+    await context.close()
+  })
+
+  test('too little memory is said in words', async () => {
+    const context = await browser.newContext({ serviceWorkers: 'block' })
+    const poor = await context.newPage()
+    const body = `
+      export const env = { wasm: {}, versions: { web: '1' } }
+      export class Tensor {}
+      export const InferenceSession = { create() { throw new RangeError('Array buffer allocation failed') } }`
+    const headers = { 'Cross-Origin-Resource-Policy': 'same-origin' }
+    await poor.route('**/ort.wasm.min.mjs', (route) => route.fulfill({ contentType: 'text/javascript', body, headers }))
+    await poor.goto(`${server.url}?backend=wasm`)
+    await poor.locator('#alert').waitFor(SLOW)
+    assert.match(await poor.locator('#alert').innerText(), /Too little memory for this model. Choose smaller weights/)
+    await context.close()
+  })
+
+  test('on WebGPU the codes are the same', async (t) => {
+    const own = await chromium.launch({ executablePath, args: [...FLAGS, ...SOFTWARE_GPU] })
+    try {
+      const gpu = await own.newPage()
+      await open(gpu, server.url, 'bundle=text')
+      if (!/WebGPU/.test(await gpu.locator('#chip-backend').innerText())) return t.skip('this Chromium has no WebGPU in software')
+      await fill(gpu, GREEDY)
+      await gpu.locator('#generate').click()
+      assertTake(await taken(gpu, 1), GREEDY, 0)
+      await shot(gpu, 'webgpu')
+    } finally {
+      await own.close()
+    }
+  })
+})
+
+describe('its server', () => {
+  test('gives what it lists, and nothing else', async () => {
+    const server = await serve({ bundles, loop, port: 0 })
+    try {
+      const { origin } = new URL(server.url)
+      const status = async (/** @type {string} */ path) => (await fetch(origin + path)).status
+      assert.equal(await status('/demo/'), 200)
+      assert.equal(await status('/bundles/text/tokenizer.json'), 200)
+      assert.equal(await status('/demo/serve.js'), 404)
+      assert.equal(await status('/bundles/text/%2e%2e/%2e%2e/cases.json'), 404)
+      assert.equal(await status('/src/..%2fpackage.json'), 404)
+      const { headers } = await fetch(`${origin}/vendor/ort/ort-wasm-simd-threaded.wasm`, { method: 'HEAD' })
+      assert.equal(headers.get('content-type'), 'application/wasm')
+      assert.equal(headers.get('cross-origin-opener-policy'), 'same-origin')
+      assert.equal(headers.get('cross-origin-embedder-policy'), 'require-corp')
+    } finally {
+      server.close()
+    }
+  })
+})
+
+describe('what a machine can run', () => {
+  const plain = { secure: true, threads: 2, gpu: null, memory: 2e9 }
+  const strong = { secure: true, threads: 4, gpu: { name: 'a gpu', half: false }, memory: undefined }
+
+  test('WebGPU where there is one, else WASM with the reason', () => {
+    assert.deepEqual(backendFor('auto', strong), { backend: 'webgpu', note: '' })
+    assert.equal(backendFor('wasm', strong).backend, 'wasm')
+    assert.match(backendFor('webgpu', plain).note, /No WebGPU/)
+    assert.match(backendFor('auto', { ...plain, secure: false }).note, /plain http/)
+    assert.match(backendFor('auto', { ...plain, threads: 1 }).note, /headers/)
+  })
+
+  test('a GPU without float16 gets weights that it computes', () => {
+    const graphs = (/** @type {string} */ dtype) => ({ lm_inference: { file: '', inputs: [{ name: 'key', dtype }] } })
+    const variants = { fp16: { graphs: graphs('float16') }, fp32: { graphs: graphs('float32') } }
+    const tree = /** @type {any} */ ({ graphs: graphs('float32'), variants, backends: { webgpu: 'fp16' } })
+    assert.equal(variantFor(tree, 'webgpu', strong), 'fp32')
+    assert.equal(variantFor(tree, 'webgpu', { ...strong, gpu: { name: '', half: true } }), 'fp16')
+    assert.equal(variantFor(tree, 'webgpu', strong, 'fp16'), 'fp16')
+  })
+
+  test('memory is counted before, and named after', () => {
+    assert.equal(memoryNote(1e8, 'wasm', plain), '')
+    assert.match(memoryNote(1e9, 'wasm', plain), /needs about 2.8 GB/)
+    assert.match(memoryNote(2e9, 'wasm', strong), /may not fit/)
+    assert.match(explain(new Error('std::bad_alloc')), /Too little memory/)
+    assert.match(explain(new TypeError('Failed to fetch')), /does not answer/)
+    assert.equal(explain(new Error('as it is')), 'as it is')
+  })
+})
