@@ -186,9 +186,9 @@ function working(part, text) {
 function useLoop(sound) {
   loop = sound
   const seconds = sound.audio[0].length / sound.sampleRate
-  field('prompt').value = String(Math.min(Number(field('prompt').value) || 6, Math.floor(seconds * 100) / 100 || seconds))
   for (const id of ['drop', 'player', 'loop-fields']) $(id).hidden = id === 'drop'
   $('alert').hidden = true
+  document.body.classList.add('has-loop')
   if (player.state !== 'paused') player.pause()
   show(loopSound())
   showChoice()
@@ -244,7 +244,7 @@ function request() {
   /** @type {[string, (value: number) => boolean, string][]} */
   const rules = [
     ['duration', (n) => n > 0 && n <= 300, 'Seconds in all: more than 0, up to 300.'],
-    ['prompt', (n) => n > 0, 'Seconds of the loop: more than 0.'],
+    ['prompt', (n) => n > 0, 'Of the loop: more than 0 seconds.'],
     ['seed', (n) => Number.isSafeInteger(n) && n >= 0, 'Seed: a whole number from 0 up.'],
     ['temperature', (n) => n >= 0, 'Temperature: 0 or more.'],
     ['topk', (n) => Number.isSafeInteger(n) && n >= 0, 'Top-k: a whole number, 0 for all.'],
@@ -290,6 +290,7 @@ async function generate(event) {
   if (!asked) return
   player.unlock(bundle.tree.model.sample_rate) // in the tap: later no phone would play it
   $('alert').hidden = true
+  $('stage').scrollIntoView({ block: 'nearest', behavior: calm.matches ? 'auto' : 'smooth' })
   setBusy(true)
   stopped = false
   try {
@@ -503,9 +504,8 @@ function tick() {
   const [total, there] = [samples[0].length / sampleRate, filled / sampleRate]
   const at = player.sound === shown ? player.position : 0
   $('head').style.left = `${(100 * at) / total}%`
-  const text = `${clock(at)} / ${clock(total)}`
-  if ($('time').textContent === text && $('wave').getAttribute('aria-valuemax') === total.toFixed(1)) return
-  $('time').textContent = text
+  if ($('wave').getAttribute('aria-valuenow') === at.toFixed(1) && $('wave').getAttribute('aria-valuemax') === total.toFixed(1)) return
+  $('time').textContent = `${clock(at)} / ${clock(total)}`
   $('wave').setAttribute('aria-valuemax', total.toFixed(1))
   $('wave').setAttribute('aria-valuenow', at.toFixed(1))
   $('wave').setAttribute('aria-valuetext', `${clock(at)} of ${clock(total)}${complete ? '' : `, ${clock(there)} are there`}`)
@@ -726,7 +726,7 @@ async function begin() {
   offer(names.map((name) => ({ name, open: () => openServed(name) })))
   if (names.includes(url.get('bundle') ?? '')) select('bundle').value = url.get('bundle') ?? ''
   if (names.length) await openOffer()
-  else say('No model is served here: open a bundle folder under “Runs on”.')
+  else say('No model is served here: open the folder of a bundle under “Runs on”.')
 }
 
 await begin()

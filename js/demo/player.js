@@ -29,6 +29,8 @@ const LONGEST_WAIT = 4 // seconds of sound that are waited for, where all of it 
 export class Player extends EventTarget {
   constructor() {
     super()
+    /** @type {Map<number, AudioContext>} */
+    this.contexts = new Map()
     /** @type {AudioContext | null} */
     this.context = null
     /** @type {Sounding | null} */
@@ -44,19 +46,17 @@ export class Player extends EventTarget {
   }
 
   /**
-   * A context at the sound's own rate, or pieces would be resampled one by one, with clicks between. Phones want the
-   * first one to be made in a tap.
+   * A context at the sound's own rate, or pieces would be resampled one by one, with clicks between. Phones want it to
+   * be made in a tap: it is kept.
    *
    * @param {number} sampleRate
    */
   unlock(sampleRate) {
-    if (this.context?.sampleRate !== sampleRate) {
-      this.context?.close()
-      this.context = new AudioContext({ sampleRate, latencyHint: 'playback' })
-      this.gain = null
-    }
-    if (this.context.state !== 'running') this.context.resume()
-    return this.context
+    const rate = Math.max(8_000, Math.min(sampleRate, 96_000)) // what every browser has
+    const context = this.contexts.get(rate) ?? new AudioContext({ sampleRate: rate, latencyHint: 'playback' })
+    this.contexts.set(rate, context)
+    if (context.state !== 'running') context.resume()
+    return context
   }
 
   /** Seconds. */
@@ -78,7 +78,7 @@ export class Player extends EventTarget {
    */
   play(sound, seconds = sound === this.sound ? this.position : 0) {
     this._silence()
-    this.unlock(sound.sampleRate)
+    this.context = this.unlock(sound.sampleRate)
     this.sound = sound
     const at = Math.floor(seconds * sound.sampleRate)
     this.start = at >= sound.filled && sound.complete ? 0 : Math.max(0, Math.min(at, sound.filled))

@@ -157,6 +157,8 @@ function answer(files, request, response) {
  * @param {string} folder
  */
 async function copy(files, folder) {
+  const headers = Object.entries(HEADERS).map(([name, value]) => `  ${name}: ${value}\n`)
+  files.set('_headers', Buffer.from(`/*\n${headers.join('')}`)) // as Netlify and Cloudflare Pages read it
   for (const [path, file] of files) {
     const to = join(folder, path)
     await mkdir(dirname(to), { recursive: true })

@@ -14,15 +14,15 @@ worker.addEventListener('fetch', (/** @type {any} */ event) => {
   const { request } = event
   const url = new URL(request.url)
   const isBundle = /\/bundles\/[^/]+\/(?!manifest\.json$)/.test(url.pathname)
-  if (request.method === 'GET' && url.origin === location.origin && !isBundle) event.respondWith(answer(request))
+  if (request.method === 'GET' && url.origin === location.origin && !isBundle) event.respondWith(answer(request, event))
 })
 
-/** @param {Request} request */
-async function answer(request) {
+/** @param {Request} request @param {any} event */
+async function answer(request, event) {
   const cache = await caches.open(CACHE)
   try {
     const response = await fetch(request)
-    if (response.ok) await cache.put(request, response.clone()).catch(() => {}) // the disk is full
+    if (response.ok) event.waitUntil(cache.put(request, response.clone()).catch(() => {})) // or the disk is full
     return response
   } catch (error) {
     const kept = await cache.match(request, { ignoreSearch: request.mode === 'navigate' })

@@ -50,7 +50,7 @@ export function drawWaveform(canvas, { samples, filled, from, to }) {
     const tall = Number.isNaN(peak) ? BAR : Math.max(BAR, (peak / loudest) * (height - 4))
     context.fillStyle = Number.isNaN(peak) ? empty : sample >= from && sample < to ? bright : plain
     context.beginPath()
-    context.roundRect((bar * width) / bars, (height - tall) / 2, BAR, tall, BAR / 2)
+    context.roundRect(Math.round((bar * width) / bars), Math.round((height - tall) / 2), BAR, Math.round(tall), BAR / 2)
     context.fill()
   })
 }

@@ -194,7 +194,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
       const { data } = context.getImageData(0, canvas.height >> 1, canvas.width, 1)
       const pixels = Array.from({ length: canvas.width }, (_, x) => data.slice(4 * x, 4 * x + 4))
       const { left } = /** @type {HTMLElement} */ (document.querySelector('#seam')).style
-      return { left: parseFloat(left) / 100, colours: pixels.map(([r, g, b, a]) => (a > 250 ? `${r},${g},${b}` : '')) }
+      return { left: parseFloat(left) / 100, colours: pixels.map(([r, g, b, a]) => (a === 255 ? `${r},${g},${b}` : '')) }
     })
     assert.ok(Math.abs(left - take.seam / take.samples[0].length) < 1e-3)
     const at = Math.round(left * colours.length)
@@ -305,10 +305,10 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     const { samples } = await taken(page, 1)
     assert.equal(samples.length, 2)
     await tabTo('#wave')
+    await page.waitForFunction(() => Reflect.get(window, 'cleanLm').player.state === 'paused') // it came to its end
     await page.keyboard.press('End')
     assert.equal(await page.locator('#wave').getAttribute('aria-valuenow'), '0.6')
     await page.keyboard.press('Home')
-    await page.evaluate(() => Reflect.get(window, 'cleanLm').player.pause())
     await page.keyboard.press('Space')
     assert.equal(await page.evaluate(() => Reflect.get(window, 'cleanLm').player.state !== 'paused'), true)
   })
@@ -369,6 +369,56 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     assert.deepEqual(small, [])
     await shot(phone, 'phone')
     await context.close()
+  })
+
+  test('by plain http it works with less, and says so', async () => {
+    const own = await chromium.launch({ executablePath, args: [...FLAGS, '--host-resolver-rules=MAP lan.test 127.0.0.1'] })
+    const plain = await serve({ bundles, loop, port: 0, host: '127.0.0.1' })
+    try {
+      const visitor = await own.newPage()
+      await open(visitor, plain.url.replace('127.0.0.1', 'lan.test'), 'bundle=text')
+      assert.match(await visitor.locator('#note').innerText(), /plain http: no WebGPU, one thread, no microphone/)
+      await fill(visitor, GREEDY)
+      await visitor.locator('#generate').click()
+      assertTake(await taken(visitor, 1), GREEDY, 0)
+      await visitor.locator('#loop-fields [data-record]').click()
+      assert.match(await visitor.locator('#alert').innerText(), /cannot record/)
+    } finally {
+      plain.close()
+      await own.close()
+    }
+  })
+
+  test('sound that comes late is waited for, and its pieces follow without a gap', async () => {
+    const { states, pieces } = await page.evaluate(async () => {
+      const { Player } = await import(/** @type {any} */ ('/demo/player.js'))
+      const [rate, states, pieces] = [8000, /** @type {string[]} */ ([]), /** @type {number[][]} */ ([])]
+      const { start } = AudioBufferSourceNode.prototype
+      AudioBufferSourceNode.prototype.start = function (when = 0) {
+        pieces.push([when * rate, this.buffer?.length ?? 0])
+        start.call(this, when)
+      }
+      const sound = { samples: [new Float32Array(2 * rate)], filled: 0.6 * rate, complete: false, sampleRate: rate, speed: 0.9 }
+      const player = new Player()
+      const reached = (/** @type {string} */ state) =>
+        new Promise((resolve) => player.addEventListener('state', () => player.state === state && resolve(state)))
+      player.addEventListener('state', () => states.push(player.state))
+      player.play(sound)
+      await reached('waiting')
+      sound.filled = 0.7 * rate // too little to go on with
+      player.fill()
+      states.push('more')
+      sound.filled = 2 * rate
+      sound.complete = true
+      player.fill()
+      await reached('paused')
+      AudioBufferSourceNode.prototype.start = start
+      return { states, pieces }
+    })
+    assert.deepEqual(states, ['waiting', 'playing', 'waiting', 'more', 'playing', 'paused'])
+    for (const [when] of pieces) assert.ok(Math.abs(when - Math.round(when)) < 1e-6, `a piece starts between samples: ${when}`)
+    const gaps = pieces.slice(1).map(([when], i) => Math.round(when - pieces[i][0] - pieces[i][1]))
+    assert.equal(gaps.filter((gap) => gap !== 0).length, 1, `gaps of ${gaps} samples: one, where sound was waited for`)
   })
 
   test('too little memory is said in words', async () => {
