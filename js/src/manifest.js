@@ -190,7 +190,11 @@ export class Graph {
     const names = this.manifest.filesOf(this.entry)
     const { executionProviders, sessionOptions } = options
     const chosen = this.backend === this.manifest.backend ? executionProviders : [this.backend]
-    const settings = { ...(chosen && { executionProviders: chosen }), logSeverityLevel: /** @type {3} */ (3), ...sessionOptions }
+    const settings = {
+      ...(chosen && { executionProviders: chosen }),
+      logSeverityLevel: /** @type {3} */ (3),
+      ...sessionOptions,
+    }
     const path = this.manifest.backend === 'cpu' ? await files.path(this.entry.file) : null
     let session
     try {
