@@ -376,7 +376,8 @@ export class LanguageModel {
     }
     if (texts.some(Boolean)) return { rows, cross: await this._condition(texts), prefix: null }
     const names = Object.keys(this.graph.inputs).filter((name) => name.startsWith('cross_key_values.'))
-    const none = { texts: 0, text: 1 } // nulls have no text to attend to
+    // Nulls have no text to attend to. WebGPU's attention does not take no rows: a key of zeros adds exactly zero.
+    const none = { texts: this.graph.backend === 'webgpu' ? rows : 0, text: 1 }
     return { rows, cross: Object.fromEntries(names.map((name) => [name, this.graph.zeros(name, none)])), prefix: null }
   }
 
