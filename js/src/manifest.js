@@ -48,7 +48,18 @@ export class Manifest {
       const held = Object.keys(variants).join(', ') || 'one unnamed'
       throw new BundleError(`${files.label('manifest.json')}: holds no variant "${this.variant}", only ${held}`)
     }
-    this.tree = { ...tree, graphs: { ...tree.graphs, ...variants[this.variant]?.graphs } }
+    const chosen = variants[this.variant]
+    this.tree = {
+      ...tree,
+      graphs: { ...tree.graphs, ...chosen?.graphs },
+      cache_update: chosen?.cache_update ?? tree.cache_update,
+    }
+    if (this.backend === 'webgpu' && chosen?.cache === 'int8') {
+      throw new BundleError(
+        `${files.label('manifest.json')}: variant "${this.variant}" has int8 caches, which WebGPU does not take; ` +
+          'load another, or add one: export/quantize.py --variant q4f16',
+      )
+    }
     this.read = 0
     this.total = 0
   }
