@@ -154,7 +154,7 @@ export function decodeWav(file) {
   const tag = (/** @type {number} */ at) => String.fromCharCode(...file.subarray(at, at + 4))
   if (file.length < 12 || tag(0) !== 'RIFF' || tag(8) !== 'WAVE') throw new TypeError('not a WAV file: no RIFF header')
   let [format, channels, sampleRate, bits] = [0, 0, 0, 0]
-  for (let at = 12; at + 8 <= file.length; ) {
+  for (let at = 12; at + 8 <= file.length;) {
     const [name, size] = [tag(at), view.getUint32(at + 4, true)]
     if (name === 'fmt ') {
       format = view.getUint16(at + 8, true)

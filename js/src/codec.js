@@ -110,11 +110,17 @@ export class Codec {
     let past = {}
     /** @param {Codes} codes */
     return async (codes) => {
-      const rows = codes.flatMap((row) => Array.from({ length: voices }, (_, v) => row.filter((_, k) => k % voices === v)))
+      const rows = codes.flatMap((row) =>
+        Array.from({ length: voices }, (_, v) => row.filter((_, k) => k % voices === v)),
+      )
       const names = Object.keys(stream.inputs).filter((name) => name.startsWith('past.'))
-      if (!Object.keys(past).length) past = Object.fromEntries(names.map((name) => [name, this._empty(name, rows.length)]))
+      if (!Object.keys(past).length)
+        past = Object.fromEntries(names.map((name) => [name, this._empty(name, rows.length)]))
       const sizes = { batch: rows.length, frames: rows[0][0].length }
-      const results = await stream.run({ codes: stream.tensor('codes', join(rows.flat()), named(stream.inputs.codes, sizes)), ...past })
+      const results = await stream.run({
+        codes: stream.tensor('codes', join(rows.flat()), named(stream.inputs.codes, sizes)),
+        ...past,
+      })
       past = Object.fromEntries(names.map((name) => [name, results[name.replace('past', 'present')]]))
       const [values, samples] = [await floats(results.audio), results.audio.dims[2]]
       return codes.map((_, b) =>
@@ -144,7 +150,9 @@ export class Codec {
  * @param {{ batch: number, frames: number }} sizes
  */
 function named({ shape }, { batch, frames }) {
-  return Object.fromEntries(shape.filter((size) => typeof size === 'string').map((size) => [size, size === 'batch' ? batch : frames]))
+  return Object.fromEntries(
+    shape.filter((size) => typeof size === 'string').map((size) => [size, size === 'batch' ? batch : frames]),
+  )
 }
 
 /**

@@ -376,8 +376,8 @@ export class LanguageModel {
     }
     if (texts.some(Boolean)) return { rows, cross: await this._condition(texts), prefix: null }
     const names = Object.keys(this.graph.inputs).filter((name) => name.startsWith('cross_key_values.'))
-    // Nulls have no text to attend to. WebGPU runs no attention of no rows: zeros, which attention takes to zero, are none.
-    const none = { texts: this.graph.backend === 'webgpu' ? batch : 0, text: 1 }
+    // Nulls have no text to attend to. WebGPU's attention does not take no rows: a key of zeros adds exactly zero.
+    const none = { texts: this.graph.backend === 'webgpu' ? rows : 0, text: 1 }
     return { rows, cross: Object.fromEntries(names.map((name) => [name, this.graph.zeros(name, none)])), prefix: null }
   }
 
@@ -476,7 +476,9 @@ export class LanguageModel {
       if (row.length !== this.codebooks || Array.from(row).some((codes) => codes.length !== frames)) {
         throw new RangeError(`prompt: got ${row.length} codebooks, expected ${this.codebooks} of equal length`)
       }
-      const wrong = Array.from(row, (codes) => Array.from(codes)).flat().find((code) => !(code >= 0 && code < this.card))
+      const wrong = Array.from(row, (codes) => Array.from(codes))
+        .flat()
+        .find((code) => !(code >= 0 && code < this.card))
       if (wrong !== undefined) throw new RangeError(`prompt: got code ${wrong}, expected 0 .. ${this.card - 1}`)
     }
     return prompt
@@ -514,7 +516,8 @@ export class LanguageModel {
     const said = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined))
     const s = /** @type {Sampling} */ ({ ...this.sampling, ...said })
     const unknown = Object.keys(said).filter((name) => !(name in this.sampling))
-    if (unknown.length) throw new TypeError(`sampling: got ${unknown}, expected ${Object.keys(this.sampling).join(', ')}`)
+    if (unknown.length)
+      throw new TypeError(`sampling: got ${unknown}, expected ${Object.keys(this.sampling).join(', ')}`)
     if (!(s.temperature >= 0)) throw new RangeError(`temperature: got ${s.temperature}, expected 0 or more`)
     if (!(s.topK >= 0 && s.topK === Math.trunc(s.topK))) {
       throw new RangeError(`topK: got ${s.topK}, expected a whole number from 0 (off) up`)
@@ -536,7 +539,9 @@ export class LanguageModel {
     const size = steps * batch * this.codebooks
     if (uniform) {
       if (uniform.length !== size || uniform.some((u) => !(u >= 0 && u < 1))) {
-        throw new RangeError(`uniform: got ${uniform.length} numbers, expected ${steps} x ${batch} x ${this.codebooks} in [0, 1)`)
+        throw new RangeError(
+          `uniform: got ${uniform.length} numbers, expected ${steps} x ${batch} x ${this.codebooks} in [0, 1)`,
+        )
       }
       return uniform
     }
@@ -559,7 +564,9 @@ export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0]
  * @param {number} batch
  */
 function seedsOf(seed, batch) {
-  const wrong = new RangeError(`seed: got ${seed}, expected a whole number from 0 to 2^64 - ${batch}, or ${batch} of them`)
+  const wrong = new RangeError(
+    `seed: got ${seed}, expected a whole number from 0 to 2^64 - ${batch}, or ${batch} of them`,
+  )
   /** @type {bigint[]} */
   let seeds
   try {

@@ -33,19 +33,33 @@ export class Manifest {
    * @param {any} tree
    * @param {Files} files
    * @param {LoadOptions} options
+   * @param {boolean} [half] whether the device computes in float16
    */
-  constructor(tree, files, options) {
+  constructor(tree, files, options, half = true) {
     this.files = files
     this.options = options
     this.backend = backendOf(options)
     const variants = tree.variants ?? {}
+    /** @type {string[]} */
+    const preferred = tree.backends?.[this.backend] ?? []
     /** the variant whose graphs are opened */
-    this.variant = options.variant ?? tree.backends?.[this.backend] ?? tree.variant
+    this.variant = options.variant ?? preferred.find((name) => half || !isHalf(variants[name])) ?? tree.variant
     if (this.variant !== undefined && !(this.variant in variants)) {
       const held = Object.keys(variants).join(', ') || 'one unnamed'
       throw new BundleError(`${files.label('manifest.json')}: holds no variant "${this.variant}", only ${held}`)
     }
-    this.tree = { ...tree, graphs: { ...tree.graphs, ...variants[this.variant]?.graphs } }
+    const chosen = variants[this.variant]
+    this.tree = {
+      ...tree,
+      graphs: { ...tree.graphs, ...chosen?.graphs },
+      cache_update: chosen?.cache_update ?? tree.cache_update,
+    }
+    if (this.backend === 'webgpu' && chosen?.cache === 'int8') {
+      throw new BundleError(
+        `${files.label('manifest.json')}: variant "${this.variant}" has int8 caches, which WebGPU does not take; ` +
+          'load another, or add one: export/quantize.py --variant q4f16',
+      )
+    }
     this.read = 0
     this.total = 0
   }
@@ -72,7 +86,7 @@ export class Manifest {
     }
     if (tree?.format !== FORMAT) throw new BundleError(`${path}: format is ${tree?.format}, expected ${FORMAT}`)
     if (tree.version !== VERSION) throw new BundleError(`${path}: version is ${tree.version}, this reads ${VERSION}`)
-    return new Manifest(tree, files, options)
+    return new Manifest(tree, files, options, backendOf(options) !== 'webgpu' || (await computesInHalf()))
   }
 
   /**
@@ -160,6 +174,15 @@ function backendOf({ ort, executionProviders }) {
   return name === undefined && 'web' in (ort.env?.versions ?? {}) ? 'wasm' : 'cpu'
 }
 
+/** @param {{ graphs: Record<string, GraphEntry> }} variant */
+const isHalf = (variant) => variant.graphs.lm_inference.inputs.some(({ dtype }) => dtype === 'float16')
+
+/** Whether this browser's GPU has shaders for float16. */
+async function computesInHalf() {
+  const adapter = await /** @type {any} */ (globalThis.navigator)?.gpu?.requestAdapter()
+  return Boolean(adapter?.features.has('shader-f16'))
+}
+
 /** A graph and its tensors by name, with symbolic sizes as strings. */
 export class Graph {
   /**
@@ -190,7 +213,11 @@ export class Graph {
     const names = this.manifest.filesOf(this.entry)
     const { executionProviders, sessionOptions } = options
     const chosen = this.backend === this.manifest.backend ? executionProviders : [this.backend]
-    const settings = { ...(chosen && { executionProviders: chosen }), logSeverityLevel: /** @type {3} */ (3), ...sessionOptions }
+    const settings = {
+      ...(chosen && { executionProviders: chosen }),
+      logSeverityLevel: /** @type {3} */ (3),
+      ...sessionOptions,
+    }
     const path = this.manifest.backend === 'cpu' ? await files.path(this.entry.file) : null
     let session
     try {

@@ -194,7 +194,8 @@ export class MusicGen {
     const { description, duration = this.duration, takes = 1, seed = randomSeed(), signal } = options
     signal?.throwIfAborted()
     if (!(takes >= 1 && takes === Math.trunc(takes))) throw new RangeError(`takes: got ${takes}, expected 1 or more`)
-    if (!(duration > 0 && duration < Infinity)) throw new RangeError(`duration: got ${duration} s, expected more than 0`)
+    if (!(duration > 0 && duration < Infinity))
+      throw new RangeError(`duration: got ${duration} s, expected more than 0`)
     if (description && !this.text) {
       const path = this.manifest.files.label('manifest.json')
       throw new BundleError(`${path}: has no text encoder for a description; export it with --text`)
@@ -313,7 +314,9 @@ function checked(name, audio, sampleRate) {
     throw new RangeError(`${name}: got NaN or infinity, expected finite samples`)
   }
   if (!(sampleRate >= 1)) {
-    throw new RangeError(`${name === 'audio' ? 'sampleRate' : `${name}SampleRate`}: got ${sampleRate}, expected samples a second`)
+    throw new RangeError(
+      `${name === 'audio' ? 'sampleRate' : `${name}SampleRate`}: got ${sampleRate}, expected samples a second`,
+    )
   }
   return sound
 }

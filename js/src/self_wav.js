@@ -24,7 +24,8 @@ export function melody(graph, wav, takes, sampleRate, window) {
   return async (start) => {
     const first = Math.trunc(start * sampleRate)
     const samples = window === null ? wav.length : Math.trunc(window * sampleRate)
-    const audio = window === null ? wav : Float32Array.from({ length: samples }, (_, i) => wav[(first + i) % wav.length])
+    const audio =
+      window === null ? wav : Float32Array.from({ length: samples }, (_, i) => wav[(first + i) % wav.length])
     const { self_wav } = await graph.run({ audio: graph.tensor('audio', audio, { melodies: 1, samples }) })
     return Array(takes).fill(await floats(self_wav))
   }
@@ -67,7 +68,9 @@ export function style(graph, features, takes, evalQ) {
 export async function mertFeatures(mert, wav, sampleRate, { seed, excerptLength, excerptStart }) {
   const samples = Math.trunc(excerptLength * sampleRate)
   const last = wav.length - samples
-  const start = Math.trunc(excerptStart === undefined ? uniforms(seed, 1, 1)[0] * (last + 1) : excerptStart * sampleRate)
+  const start = Math.trunc(
+    excerptStart === undefined ? uniforms(seed, 1, 1)[0] * (last + 1) : excerptStart * sampleRate,
+  )
   if (!(start >= 0 && start <= last)) {
     const from = excerptStart === undefined ? '' : ` from ${excerptStart} s on`
     throw new RangeError(

@@ -136,7 +136,9 @@ export class Files {
     const found = await this._find(name)
     if (found instanceof Response) return this._download(found, name, onProgress)
     const bytes =
-      found instanceof Uint8Array ? found : new Uint8Array(found instanceof ArrayBuffer ? found : await found.arrayBuffer())
+      found instanceof Uint8Array
+        ? found
+        : new Uint8Array(found instanceof ArrayBuffer ? found : await found.arrayBuffer())
     onProgress?.(bytes.length)
     return bytes
   }

@@ -61,7 +61,11 @@ export class TextConditioner {
     const sizes = { rows: 1, tokens: ids.length, text: ids.length }
     const { last_hidden_state: states } = await this.graph.run({
       input_ids: this.graph.tensor('input_ids', ids, sizes),
-      attention_mask: this.graph.tensor('attention_mask', ids.map(() => 1), sizes),
+      attention_mask: this.graph.tensor(
+        'attention_mask',
+        ids.map(() => 1),
+        sizes,
+      ),
     })
     return floats(states)
   }
