@@ -1,17 +1,21 @@
 # Two commands on a fresh machine with Python 3.11 or newer:
 #   make demo    export the demo checkpoints, continue the demo loop: build/continued.wav and .png
 #   make test    the tests
+#   make web     the demo's model in a page: http://localhost:8000/demo/ (needs Node 20 or newer)
 # and, for whoever changes the code, make check: ruff and pyright
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo web test check clean
 demo: $(VENV)/.installed
 	rm -rf build
 	$(BIN)/python export/bundle.py --lm demo/state_dict.bin --codec demo/compression_state_dict.bin --out build/bundle
 	$(BIN)/clean-lm continue demo/loop.wav -o build/continued.wav --bundle build/bundle --prompt-seconds 4 --duration 10 --seed 7
 	$(BIN)/clean-lm plot build/continued.wav --seam 4
+
+web: build/bundle/manifest.json js/node_modules/.package-lock.json
+	node js/demo/serve.js --bundle build/bundle --loop demo/loop.wav
 
 test: $(VENV)/.installed
 	$(BIN)/pytest
@@ -23,6 +27,13 @@ check: $(VENV)/.installed
 
 clean:
 	rm -rf build $(VENV)
+
+build/bundle/manifest.json:
+	$(MAKE) demo
+
+js/node_modules/.package-lock.json: js/package-lock.json
+	npm ci --prefix js
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

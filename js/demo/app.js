@@ -60,7 +60,15 @@ let busy = false
 let stopped = false
 
 const list = new TakeList($('list'), { play: toggle, assign, download, remove })
-Object.defineProperty(window, 'cleanLm', { value: { takes, player, get lastTake() { return lastTake } } })
+Object.defineProperty(window, 'cleanLm', {
+  value: {
+    takes,
+    player,
+    get lastTake() {
+      return lastTake
+    },
+  },
+})
 
 // ---- what is said
 
@@ -73,7 +81,8 @@ function complain(error) {
 /** @param {string} text */
 const say = (text) => void ($('status').textContent = text)
 
-const megabytes = (/** @type {number} */ bytes) => (bytes < 1e7 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.round(bytes / 1e6)} MB`)
+const megabytes = (/** @type {number} */ bytes) =>
+  bytes < 1e7 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.round(bytes / 1e6)} MB`
 
 // ---- the model
 
@@ -95,7 +104,10 @@ function showChoice() {
   $('chip-backend').textContent = name
   $('n-backend').textContent = backend === 'webgpu' && machine.gpu?.name ? `${name}, ${machine.gpu.name}` : name
   $('n-size').textContent = bundle ? [variant, megabytes(size)].filter(Boolean).join(', ') : '–'
-  if (lacks) complain(new Error('This browser has no WebGPU, or its graphics card is not supported. WebAssembly is used instead.'))
+  if (lacks)
+    complain(
+      new Error('This browser has no WebGPU, or its graphics card is not supported. WebAssembly is used instead.'),
+    )
   $('generate').toggleAttribute('disabled', !loop || !bundle || busy)
 }
 
@@ -256,11 +268,19 @@ function request() {
     return !ok
   })
   const { audio, sampleRate } = /** @type {Loop} */ (loop)
-  const { from, to } = promptOf({ name: '', audio, sampleRate }, field('prompt').valueAsNumber, /** @type {any} */ (select('side').value))
+  const { from, to } = promptOf(
+    { name: '', audio, sampleRate },
+    field('prompt').valueAsNumber,
+    /** @type {any} */ (select('side').value),
+  )
   const duration = field('duration').valueAsNumber
   if (!wrong.length && (to - from) / sampleRate >= duration) {
     field('duration').setAttribute('aria-invalid', 'true')
-    wrong.push(['duration', () => false, `Seconds in all: more than the ${((to - from) / sampleRate).toFixed(1)} s of the loop that are continued.`])
+    wrong.push([
+      'duration',
+      () => false,
+      `Seconds in all: more than the ${((to - from) / sampleRate).toFixed(1)} s of the loop that are continued.`,
+    ])
   }
   if (wrong.length) {
     say(wrong.map(([, , text]) => text).join(' '))
@@ -327,7 +347,9 @@ async function oneTake(asked, loaded) {
   try {
     made.codes = await engine.generate(asked, {
       onChunk(audio) {
-        audio.forEach((channel, c) => made.samples[c].set(channel.subarray(0, made.samples[c].length - made.filled), made.filled))
+        audio.forEach((channel, c) =>
+          made.samples[c].set(channel.subarray(0, made.samples[c].length - made.filled), made.filled),
+        )
         made.filled = Math.min(made.filled + audio[0].length, made.samples[0].length)
         changed(made)
       },
@@ -409,7 +431,10 @@ function stop() {
   say('Stopping.')
   engine?.cancel()
   // Whoever loads, or reads a long loop, does not hear it: then the worker is ended.
-  setTimeout(() => busy && stopped && engine === model?.engine && engine?.close(), takes.at(-1)?.state === 'generating' ? PATIENCE : 0)
+  setTimeout(
+    () => busy && stopped && engine === model?.engine && engine?.close(),
+    takes.at(-1)?.state === 'generating' ? PATIENCE : 0,
+  )
 }
 
 /** @param {boolean} now */
@@ -418,7 +443,8 @@ function setBusy(now) {
   busy = now
   $('stop').hidden = !now
   $('generate').hidden = now
-  for (const id of ['backend', 'variant', 'bundle', 'folder']) field(id).disabled = now || (id === 'variant' && select('variant').options.length < 3)
+  for (const id of ['backend', 'variant', 'bundle', 'folder'])
+    field(id).disabled = now || (id === 'variant' && select('variant').options.length < 3)
   showChoice()
   if (focused === $('generate') || focused === $('stop')) $(now ? 'stop' : 'generate').focus() // not lost with the button
 }
@@ -453,7 +479,11 @@ function draw() {
 
 /** The part of the loop that will be continued. */
 function loopPrompt() {
-  return promptOf(/** @type {Loop} */ (loop), field('prompt').valueAsNumber || 0, /** @type {any} */ (select('side').value))
+  return promptOf(
+    /** @type {Loop} */ (loop),
+    field('prompt').valueAsNumber || 0,
+    /** @type {any} */ (select('side').value),
+  )
 }
 
 /** @param {Take} made more of it is there */
@@ -485,7 +515,10 @@ function refresh() {
   $('ab').hidden = !(slots.A && slots.B)
   $('ab-a').toggleAttribute('data-on', shown === slots.A)
   $('ab-b').toggleAttribute('data-on', shown === slots.B)
-  $('ab').setAttribute('aria-label', `Compare A and B: now ${shown === slots.A ? 'A' : shown === slots.B ? 'B' : 'neither'}`)
+  $('ab').setAttribute(
+    'aria-label',
+    `Compare A and B: now ${shown === slots.A ? 'A' : shown === slots.B ? 'B' : 'neither'}`,
+  )
   list.update(shown, playing, slots)
   tick()
 }
@@ -504,11 +537,18 @@ function tick() {
   const [total, there] = [samples[0].length / sampleRate, filled / sampleRate]
   const at = player.sound === shown ? player.position : 0
   $('head').style.left = `${(100 * at) / total}%`
-  if ($('wave').getAttribute('aria-valuenow') === at.toFixed(1) && $('wave').getAttribute('aria-valuemax') === total.toFixed(1)) return
+  if (
+    $('wave').getAttribute('aria-valuenow') === at.toFixed(1) &&
+    $('wave').getAttribute('aria-valuemax') === total.toFixed(1)
+  )
+    return
   $('time').textContent = `${clock(at)} / ${clock(total)}`
   $('wave').setAttribute('aria-valuemax', total.toFixed(1))
   $('wave').setAttribute('aria-valuenow', at.toFixed(1))
-  $('wave').setAttribute('aria-valuetext', `${clock(at)} of ${clock(total)}${complete ? '' : `, ${clock(there)} are there`}`)
+  $('wave').setAttribute(
+    'aria-valuetext',
+    `${clock(at)} of ${clock(total)}${complete ? '' : `, ${clock(there)} are there`}`,
+  )
 }
 
 function follow() {
@@ -553,7 +593,10 @@ function seek(seconds) {
 
 /** @param {Take} made */
 function download(made) {
-  const file = encodeWav(made.samples.map((channel) => channel.subarray(0, made.filled)), made.sampleRate)
+  const file = encodeWav(
+    made.samples.map((channel) => channel.subarray(0, made.filled)),
+    made.sampleRate,
+  )
   const link = document.createElement('a')
   link.href = URL.createObjectURL(new Blob([file], { type: 'audio/wav' }))
   link.download = `${made.loop.replace(/\.\w+$/, '') || 'loop'} seed ${made.seed}.wav`
@@ -616,7 +659,14 @@ function listenToWave() {
     if (!shown) return
     const [end, at] = [shown.filled / shown.sampleRate, player.sound === shown ? player.position : 0]
     const places = /** @type {Record<string, number>} */ ({
-      ArrowLeft: at - 1, ArrowRight: at + 1, ArrowDown: at - 1, ArrowUp: at + 1, PageDown: at - 5, PageUp: at + 5, Home: 0, End: end,
+      ArrowLeft: at - 1,
+      ArrowRight: at + 1,
+      ArrowDown: at - 1,
+      ArrowUp: at + 1,
+      PageDown: at - 5,
+      PageUp: at + 5,
+      Home: 0,
+      End: end,
     })
     if (event.key === ' ') toggle(shown)
     else if (event.key in places) seek(places[event.key])
@@ -703,12 +753,17 @@ async function keepPage() {
   if (!navigator.serviceWorker) return
   try {
     await navigator.serviceWorker.register(new URL('../sw.js', import.meta.url))
-    const controlled = new Promise((resolve) => navigator.serviceWorker.addEventListener('controllerchange', resolve, { once: true }))
+    const controlled = new Promise((resolve) =>
+      navigator.serviceWorker.addEventListener('controllerchange', resolve, { once: true }),
+    )
     if (navigator.serviceWorker.controller) return
     await Promise.race([controlled, new Promise((resolve) => setTimeout(resolve, 3000))])
     const cache = await caches.open('clean-lm-page')
     const loaded = performance.getEntriesByType('resource').map(({ name }) => name)
-    await cache.addAll([location.href.split('?')[0], ...new Set(loaded.filter((name) => new URL(name).origin === location.origin))])
+    await cache.addAll([
+      location.href.split('?')[0],
+      ...new Set(loaded.filter((name) => new URL(name).origin === location.origin)),
+    ])
   } catch (error) {
     console.warn('not kept for offline use:', error) // a private window has no caches: all else works
   }

@@ -2,12 +2,13 @@
 
 /**
  * @typedef {{ file: string, data?: string, inputs: { name: string, dtype: string }[] }} Entry
+ * @typedef {{ graphs: Record<string, Entry>, cache?: string }} Variant
  * @typedef {object} Tree manifest.json, what the page reads of it
  * @property {Record<string, Entry>} graphs
  * @property {Record<string, { bytes: number }>} files
  * @property {string} [variant]
- * @property {Record<string, { graphs: Record<string, Entry> }>} [variants]
- * @property {Record<string, string>} [backends]
+ * @property {Record<string, Variant>} [variants]
+ * @property {Record<string, string[]>} [backends] which variants each prefers
  * @property {{ sample_rate: number, frame_rate: number, channels: number }} model
  * @property {{ duration: number, top_k: number, temperature: number, cfg_coef: number }} defaults
  *
@@ -40,7 +41,9 @@ export async function openFolder(files) {
   const all = Array.from(files, (file) => ({ file, path: file.webkitRelativePath || file.name }))
   const manifests = all.filter(({ path }) => /(^|\/)manifest\.json$/.test(path))
   if (!manifests.length) {
-    throw new TypeError('This folder is no bundle: it has no manifest.json. A bundle is the folder that export/bundle.py writes.')
+    throw new TypeError(
+      'This folder is no bundle: it has no manifest.json. A bundle is the folder that export/bundle.py writes.',
+    )
   }
   return Promise.all(
     manifests.map(async ({ file, path }) => {
@@ -61,8 +64,10 @@ function relative(folder, path) {
 
 /** @param {any} tree @param {string} name @returns {Tree} */
 function checked(tree, name) {
-  if (tree?.format !== 'clean_lm') throw new TypeError(`“${name}” is no bundle: its manifest.json is not one of clean_lm.`)
-  if (!tree.graphs?.compression_stream) throw new TypeError(`“${name}” has no codec, so it makes no sound: export it with one.`)
+  if (tree?.format !== 'clean_lm')
+    throw new TypeError(`“${name}” is no bundle: its manifest.json is not one of clean_lm.`)
+  if (!tree.graphs?.compression_stream)
+    throw new TypeError(`“${name}” has no codec, so it makes no sound: export it with one.`)
   return tree
 }
 
@@ -100,7 +105,9 @@ async function walk(folder) {
   }
   const found = entries.map(async (entry) => {
     if (entry.isDirectory) return walk(/** @type {FileSystemDirectoryEntry} */ (entry))
-    const file = await new Promise((resolve, reject) => /** @type {FileSystemFileEntry} */ (entry).file(resolve, reject))
+    const file = await new Promise((resolve, reject) =>
+      /** @type {FileSystemFileEntry} */ (entry).file(resolve, reject),
+    )
     Object.defineProperty(file, 'webkitRelativePath', { value: entry.fullPath.slice(1) }) // empty in what is dropped
     return [file]
   })

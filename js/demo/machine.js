@@ -31,15 +31,22 @@ export function backendFor(wanted, { gpu, secure, threads }) {
   if (gpu && wanted !== 'wasm') return { backend: 'webgpu', note: '' }
   if (!secure) {
     const lost = 'no WebGPU, one thread, no microphone, nothing kept for offline use'
-    return { backend: 'wasm', note: `This page came by plain http: ${lost}. By https or localhost it has all of these.` }
+    return {
+      backend: 'wasm',
+      note: `This page came by plain http: ${lost}. By https or localhost it has all of these.`,
+    }
   }
   const one = threads === 1 ? ' On one thread: its server does not send the headers that more would need.' : ''
   if (wanted === 'wasm') return { backend: 'wasm', note: one.trim() }
-  return { backend: 'wasm', note: `No WebGPU in this browser: the model runs on the processor (WebAssembly), slower.${one}` }
+  return {
+    backend: 'wasm',
+    note: `No WebGPU in this browser: the model runs on the processor (WebAssembly), slower.${one}`,
+  }
 }
 
 /**
- * The variant that is opened: the one asked for, or the bundle's own for the backend, or one that the GPU can compute.
+ * The variant that is opened: the one asked for, or the first that the bundle prefers for the backend and the GPU
+ * computes.
  *
  * @param {Tree} tree
  * @param {'webgpu' | 'wasm'} backend
@@ -47,18 +54,16 @@ export function backendFor(wanted, { gpu, secure, threads }) {
  * @param {string} [wanted]
  */
 export function variantFor(tree, backend, { gpu }, wanted) {
-  const names = Object.keys(tree.variants ?? {})
-  if (wanted && names.includes(wanted)) return wanted
-  const own = tree.backends?.[backend] ?? tree.variant
-  const runs = (/** @type {string | undefined} */ name) => backend !== 'webgpu' || gpu?.half || !halves(tree, name)
-  return runs(own) ? own : (names.find(runs) ?? own)
+  const variants = tree.variants ?? {}
+  if (wanted && wanted in variants) return wanted
+  const computed = (/** @type {string} */ name) =>
+    backend === 'wasm' || (variants[name]?.cache !== 'int8' && (gpu?.half || !halves(variants[name])))
+  const preferred = [...(tree.backends?.[backend] ?? []), tree.variant ?? '', ...Object.keys(variants)]
+  return preferred.find((name) => name in variants && computed(name)) ?? tree.variant
 }
 
-/** @param {Tree} tree @param {string} [variant] */
-function halves(tree, variant) {
-  const graph = tree.variants?.[variant ?? '']?.graphs.lm_inference ?? tree.graphs.lm_inference
-  return graph.inputs.some(({ dtype }) => dtype === 'float16')
-}
+/** @param {import('./bundles.js').Variant} [variant] */
+const halves = (variant) => variant?.graphs.lm_inference?.inputs.some(({ dtype }) => dtype === 'float16')
 
 /**
  * What is said before a model is loaded that will hardly fit; "" where it will.
@@ -84,7 +89,9 @@ const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`
  */
 export function explain(error) {
   const { name, message } = error instanceof Error ? error : new Error(String(error))
-  if (/alloc|out of memory|memory access|too little memory|QuotaExceeded|device (is|was) lost/i.test(`${name} ${message}`)) {
+  if (
+    /alloc|out of memory|memory access|too little memory|QuotaExceeded|device (is|was) lost/i.test(`${name} ${message}`)
+  ) {
     return `Too little memory for this model. Choose smaller weights under “Runs on”, or close other tabs. (${message})`
   }
   if (/failed to fetch|networkerror|load failed|importing a module|imported module/i.test(message)) {

@@ -107,7 +107,9 @@ export class Player extends EventTarget {
   get lacking() {
     const { sound } = this
     if (!sound || sound.complete) return 0
-    const [there, left] = [sound.filled - this.start, sound.samples[0].length - this.start].map((n) => n / sound.sampleRate)
+    const [there, left] = [sound.filled - this.start, sound.samples[0].length - this.start].map(
+      (n) => n / sound.sampleRate,
+    )
     // Generated slower than it is heard, all that is left takes left / speed seconds: so much must be there before.
     const needed = Math.min(LONGEST_WAIT, left, Math.max(0.3, left * (1 - sound.speed)))
     return Math.max(0, needed - there)

@@ -98,7 +98,9 @@ function bundleFiles(folder) {
   try {
     manifest = JSON.parse(readFileSync(path, 'utf8'))
   } catch (error) {
-    throw new Error(`${path}: ${/** @type {Error} */ (error).message}; a bundle is the folder that export/bundle.py writes`)
+    throw new Error(
+      `${path}: ${/** @type {Error} */ (error).message}; a bundle is the folder that export/bundle.py writes`,
+    )
   }
   const names = ['manifest.json', ...Object.keys(manifest.files)]
   return names.map((name) => [posix.join('bundles', nameOf(folder), name), resolve(folder, name)])
@@ -147,7 +149,9 @@ function answer(files, request, response) {
   const headers = { ...type, ETag: tag, 'Content-Length': found.size }
   if (request.method === 'HEAD') return end(200, headers)
   response.writeHead(200, { ...HEADERS, ...headers })
-  createReadStream(file).on('error', () => response.destroy()).pipe(response)
+  createReadStream(file)
+    .on('error', () => response.destroy())
+    .pipe(response)
 }
 
 /**

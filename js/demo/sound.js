@@ -17,7 +17,8 @@ export async function readSound(file, name) {
     throw new TypeError(`“${name}” is not a sound that this browser can read. WAV, MP3, M4A, OGG and FLAC usually are.`)
   })
   const seconds = audio[0].length / sampleRate
-  if (!(seconds >= 0.1)) throw new RangeError(`“${name}” has ${seconds.toFixed(2)} s of sound: a tenth of a second is the least.`)
+  if (!(seconds >= 0.1))
+    throw new RangeError(`“${name}” has ${seconds.toFixed(2)} s of sound: a tenth of a second is the least.`)
   return { name, audio, sampleRate }
 }
 
@@ -51,7 +52,9 @@ export class Recorder {
     }
     const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false }
     const stream = await navigator.mediaDevices.getUserMedia({ audio }).catch((error) => {
-      throw new TypeError(`The microphone cannot be used: ${error.message || error.name}. Allow it for this page, or drop a file.`)
+      throw new TypeError(
+        `The microphone cannot be used: ${error.message || error.name}. Allow it for this page, or drop a file.`,
+      )
     })
     return new Recorder(stream)
   }

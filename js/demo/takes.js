@@ -29,7 +29,9 @@ export const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.flo
 export function aboutTake({ filled, sampleRate, realTime, runs, state, text }) {
   const length = `${(filled / sampleRate).toFixed(1)} s`
   const pace = realTime ? `${realTime.toFixed(realTime < 1 ? 2 : 1)}× real time` : ''
-  return [text ? `“${text}”` : '', state === 'done' ? length : `${state}, ${length}`, pace, runs].filter(Boolean).join(' · ')
+  return [text ? `“${text}”` : '', state === 'done' ? length : `${state}, ${length}`, pace, runs]
+    .filter(Boolean)
+    .join(' · ')
 }
 
 export class TakeList {
@@ -46,17 +48,13 @@ export class TakeList {
 
   /** @param {Take} take */
   add(take) {
-    const row = document.createElement('li')
-    const name = `take ${take.number}`
-    row.innerHTML = `
-      <button type="button" class="round" data-do="play"><svg viewBox="0 0 24 24" aria-hidden="true"><path class="play" d="M8 5v14l11-7z"/><path class="pause" d="M7 5h4v14H7zM13 5h4v14h-4z"/></svg></button>
-      <div class="about"><strong></strong><p class="small"></p></div>
-      <div class="tools">
-        <button type="button" data-do="A" aria-label="Compare ${name} as A">A</button>
-        <button type="button" data-do="B" aria-label="Compare ${name} as B">B</button>
-        <button type="button" data-do="download" aria-label="Download ${name}"><svg viewBox="0 0 24 24" aria-hidden="true"><path d="M11 4h2v8l3-3 1.4 1.4L12 16l-5.4-5.6L8 9l3 3zM5 18h14v2H5z"/></svg></button>
-        <button type="button" data-do="remove" class="quiet" aria-label="Remove ${name}"><svg viewBox="0 0 24 24" aria-hidden="true"><path d="M6.4 5 12 10.6 17.6 5 19 6.4 13.4 12l5.6 5.6-1.4 1.4-5.6-5.6L6.4 19 5 17.6l5.6-5.6L5 6.4z"/></svg></button>
-      </div>`
+    const template = /** @type {HTMLTemplateElement} */ (document.getElementById('take'))
+    const row = /** @type {HTMLElement} */ (template.content.cloneNode(true)).querySelector('li')
+    if (!row) return
+    const names = { A: 'Compare as A', B: 'Compare as B', download: 'Download', remove: 'Remove' }
+    for (const [what, name] of Object.entries(names)) {
+      row.querySelector(`[data-do=${what}]`)?.setAttribute('aria-label', `${name}: take ${take.number}`)
+    }
     row.addEventListener('click', (event) => {
       const button = /** @type {HTMLElement} */ (event.target).closest('button')
       const what = button?.dataset.do

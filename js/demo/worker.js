@@ -132,7 +132,11 @@ async function generate({ prompt, sampleRate, options }) {
     onProgress: progress(),
     onCodes: (part) => codes.push(part),
   })
-  for await (const audio of stream) tell({ type: 'chunk', audio }, audio.map(({ buffer }) => buffer))
+  for await (const audio of stream)
+    tell(
+      { type: 'chunk', audio },
+      audio.map(({ buffer }) => buffer),
+    )
   tell({ type: 'done', codes: codes[0].map((_, k) => Int32Array.from(codes.flatMap((part) => [...part[k]]))) })
 }
 

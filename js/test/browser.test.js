@@ -30,7 +30,9 @@ const shots = process.env.SCREENSHOTS ?? join(tmpdir(), 'clean-lm-page')
 
 const places = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome']
 const executablePath = places.find((path) => path && existsSync(path))
-const skip = executablePath ? false : `no Chromium in ${places.filter(Boolean).join(', ')}: install one, or set CHROMIUM`
+const skip = executablePath
+  ? false
+  : `no Chromium in ${places.filter(Boolean).join(', ')}: install one, or set CHROMIUM`
 
 const FLAGS = [
   '--no-sandbox',
@@ -50,7 +52,12 @@ function kitCase(name) {
   const { cases } = JSON.parse(readFileSync(join(kit, 'cases.json'), 'utf8'))
   const { given, expected } = cases.find((/** @type {any} */ one) => one.name === name)
   const arrays = new Uint8Array(readFileSync(join(kit, 'arrays.bin'))).buffer
-  return { ...given, audio: rows(given.audio, arrays), codes: rows(expected.codes, arrays), sound: rows(expected.audio, arrays) }
+  return {
+    ...given,
+    audio: rows(given.audio, arrays),
+    codes: rows(expected.codes, arrays),
+    sound: rows(expected.audio, arrays),
+  }
 }
 
 /**
@@ -101,7 +108,14 @@ async function fill(page, { description, seed, duration, sampling }) {
   await page.locator('#file').setInputFiles(clip)
   await page.getByText('the coloured part is continued').waitFor()
   await page.locator('details').evaluate((element) => element.setAttribute('open', ''))
-  const fields = { text: description ?? '', seed, duration, temperature: sampling.temperature, topk: sampling.top_k, cfg: sampling.cfg_coef }
+  const fields = {
+    text: description ?? '',
+    seed,
+    duration,
+    temperature: sampling.temperature,
+    topk: sampling.top_k,
+    cfg: sampling.cfg_coef,
+  }
   for (const [id, value] of Object.entries(fields)) await page.locator(`#${id}`).fill(String(value))
 }
 
@@ -117,7 +131,10 @@ async function taken(page, number) {
 
 /** @param {Taken} take @param {any} expected @param {number} row */
 function assertTake({ codes, samples }, expected, row) {
-  assert.deepEqual(codes, expected.codes[row].map((/** @type {Int32Array} */ codebook) => Array.from(codebook)))
+  assert.deepEqual(
+    codes,
+    expected.codes[row].map((/** @type {Int32Array} */ codebook) => Array.from(codebook)),
+  )
   const wanted = expected.sound[row][0]
   assert.equal(samples[0].length, wanted.length)
   const off = Math.max(...samples[0].map((sample, i) => Math.abs(sample - wanted[i])))
@@ -174,8 +191,13 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     await page.locator('#takes').selectOption('2')
     await page.locator('#generate').click()
     assertTake(await taken(page, 2), DRAWN, 1)
-    const first = await page.evaluate(() => Reflect.get(window, 'cleanLm').takes[0].codes.map((/** @type {Int32Array} */ row) => [...row]))
-    assert.deepEqual(first, DRAWN.codes[0].map((/** @type {Int32Array} */ codebook) => Array.from(codebook)))
+    const first = await page.evaluate(() =>
+      Reflect.get(window, 'cleanLm').takes[0].codes.map((/** @type {Int32Array} */ row) => [...row]),
+    )
+    assert.deepEqual(
+      first,
+      DRAWN.codes[0].map((/** @type {Int32Array} */ codebook) => Array.from(codebook)),
+    )
     assert.equal(await page.locator('#seed').inputValue(), '3')
     assert.match(await page.locator('.numbers').innerText(), /WebAssembly, \d threads[^]*MB[^]*\d ms[^]*\d×/)
     await page.waitForFunction(() => Reflect.get(window, 'cleanLm').player.state === 'paused') // it came to its end
@@ -194,7 +216,10 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
       const { data } = context.getImageData(0, canvas.height >> 1, canvas.width, 1)
       const pixels = Array.from({ length: canvas.width }, (_, x) => data.slice(4 * x, 4 * x + 4))
       const { left } = /** @type {HTMLElement} */ (document.querySelector('#seam')).style
-      return { left: parseFloat(left) / 100, colours: pixels.map(([r, g, b, a]) => (a === 255 ? `${r},${g},${b}` : '')) }
+      return {
+        left: parseFloat(left) / 100,
+        colours: pixels.map(([r, g, b, a]) => (a === 255 ? `${r},${g},${b}` : '')),
+      }
     })
     assert.ok(Math.abs(left - take.seam / take.samples[0].length) < 1e-3)
     const at = Math.round(left * colours.length)
@@ -206,8 +231,8 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
   })
 
   test('A and B switch at the same place', async () => {
-    await page.getByRole('button', { name: 'Compare take 1 as A' }).click()
-    await page.getByRole('button', { name: 'Compare take 3 as B' }).click()
+    await page.getByRole('button', { name: 'Compare as A: take 1' }).click()
+    await page.getByRole('button', { name: 'Compare as B: take 3' }).click()
     await page.evaluate(() => {
       const { player, takes } = Reflect.get(window, 'cleanLm')
       player.pause()
@@ -318,7 +343,9 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
       const named = (/** @type {Element} */ element) =>
         element.getAttribute('aria-label') || element.textContent?.trim() || Reflect.get(element, 'labels')?.length
       const controls = [...document.querySelectorAll('button, select, input, [role=slider], progress')]
-      return controls.filter((element) => element.checkVisibility() && !named(element)).map((element) => element.outerHTML)
+      return controls
+        .filter((element) => element.checkVisibility() && !named(element))
+        .map((element) => element.outerHTML)
     })
     assert.deepEqual(unnamed, [])
   })
@@ -358,7 +385,9 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     await phone.locator('#generate').tap()
     await taken(phone, 1)
     const { wide, small } = await phone.evaluate(() => {
-      const controls = [...document.querySelectorAll('button, select, input:not(.sr), label.button, summary, [role=slider]')]
+      const controls = [
+        ...document.querySelectorAll('button, select, input:not(.sr), label.button, summary, [role=slider]'),
+      ]
       const small = controls.filter((element) => {
         const { width, height } = element.getBoundingClientRect()
         return element.checkVisibility() && (width < 44 || height < 44)
@@ -372,7 +401,10 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
   })
 
   test('by plain http it works with less, and says so', async () => {
-    const own = await chromium.launch({ executablePath, args: [...FLAGS, '--host-resolver-rules=MAP lan.test 127.0.0.1'] })
+    const own = await chromium.launch({
+      executablePath,
+      args: [...FLAGS, '--host-resolver-rules=MAP lan.test 127.0.0.1'],
+    })
     const plain = await serve({ bundles, loop, port: 0, host: '127.0.0.1' })
     try {
       const visitor = await own.newPage()
@@ -398,7 +430,13 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
         pieces.push([when * rate, this.buffer?.length ?? 0])
         start.call(this, when)
       }
-      const sound = { samples: [new Float32Array(2 * rate)], filled: 0.6 * rate, complete: false, sampleRate: rate, speed: 0.9 }
+      const sound = {
+        samples: [new Float32Array(2 * rate)],
+        filled: 0.6 * rate,
+        complete: false,
+        sampleRate: rate,
+        speed: 0.9,
+      }
       const player = new Player()
       const reached = (/** @type {string} */ state) =>
         new Promise((resolve) => player.addEventListener('state', () => player.state === state && resolve(state)))
@@ -416,7 +454,8 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
       return { states, pieces }
     })
     assert.deepEqual(states, ['waiting', 'playing', 'waiting', 'more', 'playing', 'paused'])
-    for (const [when] of pieces) assert.ok(Math.abs(when - Math.round(when)) < 1e-6, `a piece starts between samples: ${when}`)
+    for (const [when] of pieces)
+      assert.ok(Math.abs(when - Math.round(when)) < 1e-6, `a piece starts between samples: ${when}`)
     const gaps = pieces.slice(1).map(([when], i) => Math.round(when - pieces[i][0] - pieces[i][1]))
     assert.equal(gaps.filter((gap) => gap !== 0).length, 1, `gaps of ${gaps} samples: one, where sound was waited for`)
   })
@@ -441,7 +480,8 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     try {
       const gpu = await own.newPage()
       await open(gpu, server.url, 'bundle=text')
-      if (!/WebGPU/.test(await gpu.locator('#chip-backend').innerText())) return t.skip('this Chromium has no WebGPU in software')
+      if (!/WebGPU/.test(await gpu.locator('#chip-backend').innerText()))
+        return t.skip('this Chromium has no WebGPU in software')
       await fill(gpu, GREEDY)
       await gpu.locator('#generate').click()
       assertTake(await taken(gpu, 1), GREEDY, 0)
@@ -488,10 +528,16 @@ describe('what a machine can run', () => {
   test('a GPU without float16 gets weights that it computes', () => {
     const graphs = (/** @type {string} */ dtype) => ({ lm_inference: { file: '', inputs: [{ name: 'key', dtype }] } })
     const variants = { fp16: { graphs: graphs('float16') }, fp32: { graphs: graphs('float32') } }
-    const tree = /** @type {any} */ ({ graphs: graphs('float32'), variants, backends: { webgpu: 'fp16' } })
+    const int8 = { graphs: graphs('float32'), cache: 'int8' }
+    const tree = /** @type {any} */ ({
+      variant: 'int8',
+      variants: { int8, ...variants },
+      backends: { webgpu: ['fp16'] },
+    })
     assert.equal(variantFor(tree, 'webgpu', strong), 'fp32')
     assert.equal(variantFor(tree, 'webgpu', { ...strong, gpu: { name: '', half: true } }), 'fp16')
     assert.equal(variantFor(tree, 'webgpu', strong, 'fp16'), 'fp16')
+    assert.equal(variantFor(tree, 'wasm', strong), 'int8')
   })
 
   test('memory is counted before, and named after', () => {
