@@ -20,7 +20,10 @@ export class Engine {
     /** @type {(reason: Error) => void} */
     this.reject = () => {}
     this.worker.onmessage = ({ data }) => this.heard(data)
-    this.worker.onerror = (event) => this.reject(new Error(event.message || 'the worker ended'))
+    this.worker.onerror = ({ message }) => {
+      this.closed = true
+      this.reject(new Error(message || 'The model cannot be run: its worker ended.'))
+    }
     this.closed = false
   }
 

@@ -73,9 +73,16 @@ export class Recorder {
   }
 }
 
-/** The first or last seconds of a loop. @param {Loop} loop @param {number} seconds @param {'start' | 'end'} side @returns {{ from: number, to: number }} samples */
-export function promptOf({ audio, sampleRate }, seconds, side) {
+/**
+ * The first or last seconds of a loop.
+ *
+ * @param {Loop} loop
+ * @param {number} seconds
+ * @param {boolean} first
+ * @returns {{ from: number, to: number }} samples
+ */
+export function promptOf({ audio, sampleRate }, seconds, first) {
   const [samples, wanted] = [audio[0].length, Math.round(seconds * sampleRate)]
   if (wanted >= samples) return { from: 0, to: samples }
-  return side === 'start' ? { from: 0, to: wanted } : { from: samples - wanted, to: samples }
+  return first ? { from: 0, to: wanted } : { from: samples - wanted, to: samples }
 }
