@@ -9,35 +9,35 @@
  * Printed is the CPU time of one thread in ms, the median of some rounds: the clock depends more on other processes.
  */
 
-import { readFileSync } from "node:fs";
-import { basename, join } from "node:path";
-import * as ort from "onnxruntime-web";
+import { readFileSync } from 'node:fs'
+import { basename, join } from 'node:path'
+import * as ort from 'onnxruntime-web'
 
-const ROUNDS = 7;
-const CAPACITY = 1504; // 30 s and the largest delay, to a multiple of 32
-const BLOCK = 128; // columns by which a growing cache grows
-const FILLED = [100, 750, 1490];
-const TOKENS = 12; // of the text
-const ARRAYS = { float32: Float32Array, float16: Uint16Array, int8: Int8Array, int64: BigInt64Array };
+const ROUNDS = 7
+const CAPACITY = 1504 // 30 s and the largest delay, to a multiple of 32
+const BLOCK = 128 // columns by which a growing cache grows
+const FILLED = [100, 750, 1490]
+const TOKENS = 12 // of the text
+const ARRAYS = { float32: Float32Array, float16: Uint16Array, int8: Int8Array, int64: BigInt64Array }
 
 /** @typedef {{name: string, session: ort.InferenceSession, graph: any, inPlace: boolean}} Opened */
 /** @typedef {{rows: number, filled: number, capacity: number}} Sizes one row is null text, two are a text and a null */
 
 async function main() {
-  const folders = process.argv.slice(2);
-  if (!folders.length) throw new Error("usage: node js/bench/wasm.js BUNDLE [BUNDLE ...]");
-  ort.env.wasm.numThreads = 1;
-  ort.env.logLevel = "error";
-  const opened = (await Promise.all(folders.map(open))).flat();
-  for (const one of opened) await measure(one, { rows: 2, filled: 64, capacity: BLOCK }, 30); // until V8 has optimized
-  console.log(["rows", "filled", ...opened.flatMap(({ name }) => [`${name} full`, "growing"])].join("\t"));
+  const folders = process.argv.slice(2)
+  if (!folders.length) throw new Error('usage: node js/bench/wasm.js BUNDLE [BUNDLE ...]')
+  ort.env.wasm.numThreads = 1
+  ort.env.logLevel = 'error'
+  const opened = (await Promise.all(folders.map(open))).flat()
+  for (const one of opened) await measure(one, { rows: 2, filled: 64, capacity: BLOCK }, 30) // until V8 has optimized
+  console.log(['rows', 'filled', ...opened.flatMap(({ name }) => [`${name} full`, 'growing'])].join('\t'))
   for (const rows of [1, 2])
     for (const filled of FILLED) {
-      const times = [];
+      const times = []
       for (const one of opened)
         for (const capacity of [CAPACITY, Math.ceil((filled + 1) / BLOCK) * BLOCK])
-          times.push((await measure(one, { rows, filled, capacity }, ROUNDS)).toFixed(1));
-      console.log([rows, filled, ...times].join("\t"));
+          times.push((await measure(one, { rows, filled, capacity }, ROUNDS)).toFixed(1))
+      console.log([rows, filled, ...times].join('\t'))
     }
 }
 
@@ -47,17 +47,17 @@ async function main() {
  * @returns {Promise<Opened[]>}
  */
 async function open(folder) {
-  const manifest = JSON.parse(readFileSync(join(folder, "manifest.json"), "utf8"));
-  const opened = [];
+  const manifest = JSON.parse(readFileSync(join(folder, 'manifest.json'), 'utf8'))
+  const opened = []
   for (const [variant, { graphs }] of Object.entries(manifest.variants ?? { fp32: manifest })) {
-    const graph = graphs.lm_inference;
-    const data = { path: `${graph.file}.data`, data: new Uint8Array(readFileSync(join(folder, `${graph.file}.data`))) };
-    const model = readFileSync(join(folder, graph.file));
-    const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], externalData: [data] });
-    const inPlace = manifest.cache_update === "in_place";
-    opened.push({ name: `${basename(folder)} ${variant}`, session, graph, inPlace });
+    const graph = graphs.lm_inference
+    const data = { path: `${graph.file}.data`, data: new Uint8Array(readFileSync(join(folder, `${graph.file}.data`))) }
+    const model = readFileSync(join(folder, graph.file))
+    const session = await ort.InferenceSession.create(model, { executionProviders: ['wasm'], externalData: [data] })
+    const inPlace = manifest.cache_update === 'in_place'
+    opened.push({ name: `${basename(folder)} ${variant}`, session, graph, inPlace })
   }
-  return opened;
+  return opened
 }
 
 /**
@@ -67,21 +67,21 @@ async function open(folder) {
  * @param {number} rounds
  */
 async function measure({ session, graph, inPlace }, sizes, rounds) {
-  const feeds = inputs(graph, sizes);
-  const presents = session.outputNames.filter((name) => name.startsWith("present."));
-  const times = [];
+  const feeds = inputs(graph, sizes)
+  const presents = session.outputNames.filter((name) => name.startsWith('present.'))
+  const times = []
   for (let round = 0; round <= rounds; round++) {
-    const before = process.cpuUsage();
-    const found = await session.run(feeds, ["next_codes", ...presents]);
+    const before = process.cpuUsage()
+    const found = await session.run(feeds, ['next_codes', ...presents])
     for (const name of presents) {
-      const past = name.replace("present", "past_key_values");
-      if (inPlace) feeds[past] = found[name];
-      else write(feeds[past], found[name], sizes.filled);
+      const past = name.replace('present', 'past_key_values')
+      if (inPlace) feeds[past] = found[name]
+      else write(feeds[past], found[name], sizes.filled)
     }
-    const { user, system } = process.cpuUsage(before);
-    if (round) times.push((user + system) / 1000); // the first has memory to ask for
+    const { user, system } = process.cpuUsage(before)
+    if (round) times.push((user + system) / 1000) // the first has memory to ask for
   }
-  return times.sort((a, b) => a - b)[times.length >> 1];
+  return times.sort((a, b) => a - b)[times.length >> 1]
 }
 
 /**
@@ -91,10 +91,11 @@ async function measure({ session, graph, inPlace }, sizes, rounds) {
  * @param {number} position
  */
 function write(cache, columns, position) {
-  const [rows, heads, capacity, dim] = cache.dims;
-  const size = columns.dims[2] * dim;
+  const [rows, heads, capacity, dim] = cache.dims
+  const size = columns.dims[2] * dim
+  const [into, from] = /** @type {Float32Array[]} */ ([cache.data, columns.data])
   for (let head = 0; head < rows * heads; head++)
-    cache.data.set(columns.data.subarray(head * size, (head + 1) * size), (head * capacity + position) * dim);
+    into.set(from.subarray(head * size, (head + 1) * size), (head * capacity + position) * dim)
 }
 
 /**
@@ -104,18 +105,34 @@ function write(cache, columns, position) {
  * @returns {Record<string, ort.Tensor>}
  */
 function inputs(graph, { rows, filled, capacity }) {
-  const told = rows > 1;
-  const sizes = { rows, capacity, columns: 1, batch: 1, texts: told ? 1 : 0, text: told ? TOKENS : 1, prefix: 0 };
-  const values = { position: BigInt(filled), uniform: 0.5, cfg_coef: 3, temperature: 1, top_k: 250n };
-  const feeds = {};
+  const told = rows > 1
+  const sizes = /** @type {Record<string, number>} */ ({
+    rows,
+    capacity,
+    columns: 1,
+    batch: 1,
+    texts: told ? 1 : 0,
+    text: told ? TOKENS : 1,
+    prefix: 0,
+  })
+  const values = /** @type {Record<string, any>} */ ({
+    position: BigInt(filled),
+    uniform: 0.5,
+    cfg_coef: 3,
+    temperature: 1,
+    top_k: 250n,
+  })
+  const feeds = /** @type {Record<string, ort.Tensor>} */ ({})
   for (const { name, dtype, shape } of graph.inputs) {
-    const dims = shape.map((size) => sizes[size] ?? size);
-    const data = new ARRAYS[dtype](dims.reduce((a, b) => a * b, 1));
-    if (name in values) data.fill(values[name]);
-    feeds[name] = new ort.Tensor(dtype, data, dims);
+    const dims = shape.map((/** @type {string} */ size) => sizes[size] ?? size)
+    const data = new /** @type {any} */ (ARRAYS)[dtype](
+      dims.reduce((/** @type {number} */ a, /** @type {number} */ b) => a * b, 1),
+    )
+    if (name in values) data.fill(values[name])
+    feeds[name] = new ort.Tensor(dtype, data, dims)
   }
-  return feeds;
+  return feeds
 }
 
-await main();
-process.exit(0); // ONNX Runtime's threads would keep the process
+await main()
+process.exit(0) // ONNX Runtime's threads would keep the process

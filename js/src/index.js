@@ -6,6 +6,14 @@
  *
  *     const model = await MusicGen.load('bundle', { ort })
  *     const { audio, sampleRate } = await model.generateContinuation(prompt, 44100, { duration: 30, seed: 7 })
+ *
+ * @typedef {import('./musicgen.js').GenerateOptions} GenerateOptions
+ * @typedef {import('./musicgen.js').Generated} Generated
+ * @typedef {import('./musicgen.js').Take} Take
+ * @typedef {import('./manifest.js').LoadOptions} LoadOptions
+ * @typedef {import('./source.js').Source} Source
+ * @typedef {import('./lm.js').Sampling} Sampling
+ * @typedef {import('./lm.js').How} How
  */
 
 export { convertAudio, convertChannels, decodeWav, encodeWav, resample } from './audio.js'

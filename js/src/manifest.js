@@ -236,8 +236,9 @@ export class Graph {
         session = await this.ort.InferenceSession.create(model, { ...settings, externalData })
       }
     } catch (error) {
-      const { message, name } = /** @type {Error} */ (error)
-      if (error instanceof BundleError || name === 'AbortError') throw error
+      options.signal?.throwIfAborted()
+      if (error instanceof BundleError) throw error
+      const { message } = /** @type {Error} */ (error)
       const hint = /alloc|memory|out of bounds/i.test(message) ? '; too little memory: take a smaller variant' : ''
       throw new BundleError(`${files.label(this.entry.file)}: ONNX Runtime does not load it: ${message}${hint}`)
     }

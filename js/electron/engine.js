@@ -1,0 +1,78 @@
+/** The worker as functions: what an Electron main process, or any Node program, holds. */
+
+import { Worker } from 'node:worker_threads'
+
+/**
+ * @typedef {(done: number, total: number) => void} OnProgress
+ *
+ * @typedef {object} Listener
+ * @property {(result: any) => void} resolve
+ * @property {(error: Error) => void} reject
+ * @property {OnProgress} [onProgress]
+ * @property {(chunk: Float32Array[]) => void} [onChunk]
+ */
+
+export class Engine {
+  /**
+   * Open a bundle in a worker.
+   *
+   * @param {string} bundle its folder
+   * @param {OnProgress} [onProgress] bytes
+   */
+  constructor(bundle, onProgress) {
+    this.worker = new Worker(new URL('./worker.js', import.meta.url), { workerData: { bundle } })
+    /** @type {Map<number, Listener>} */
+    this.listeners = new Map()
+    this.last = 0
+    this.worker.on('message', ({ id, chunk, progress, done, error }) => {
+      const listener = this.listeners.get(id)
+      if (!listener) return
+      if (progress) listener.onProgress?.(progress[0], progress[1])
+      if (chunk) listener.onChunk?.(chunk)
+      if (error) listener.reject(new Error(error))
+      if (done) listener.resolve(done)
+      if (done || error) this.listeners.delete(id)
+    })
+    this.worker.on('error', (error) => this._fail(error))
+    this.worker.on('exit', () => this._fail(new Error('the engine was closed')))
+    /** @type {Promise<{ sampleRate: number }>} when the bundle is open */
+    this.ready = new Promise((resolve, reject) => this.listeners.set(0, { resolve, reject, onProgress }))
+    this.ready.catch(() => {}) // whoever continues hears of it
+  }
+
+  /**
+   * Continue sound; the chunks come while it is generated.
+   *
+   * @param {Float32Array[]} audio one array a channel
+   * @param {number} sampleRate
+   * @param {import('clean-lm').GenerateOptions & { chunkSeconds?: number }} options but functions and signals
+   * @param {{ onChunk?: (chunk: Float32Array[]) => void, onProgress?: OnProgress, signal?: AbortSignal }} [listen]
+   * @returns {Promise<void>}
+   */
+  async continue(audio, sampleRate, options, { onChunk, onProgress, signal } = {}) {
+    await this.ready
+    signal?.throwIfAborted()
+    const id = ++this.last
+    const cancel = () => this.worker.postMessage({ id })
+    signal?.addEventListener('abort', cancel)
+    try {
+      await new Promise((resolve, reject) => {
+        this.listeners.set(id, { resolve, reject, onChunk, onProgress })
+        this.worker.postMessage({ id, audio, sampleRate, options })
+      })
+    } finally {
+      signal?.removeEventListener('abort', cancel)
+    }
+  }
+
+  /** End the worker. */
+  async close() {
+    await this.worker.terminate()
+  }
+
+  /** @param {Error} error */
+  _fail(error) {
+    for (const { reject } of this.listeners.values()) reject(error)
+    this.listeners.clear()
+  }
+}

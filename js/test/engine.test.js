@@ -1,0 +1,76 @@
+import assert from 'node:assert/strict'
+import { after, before, test } from 'node:test'
+
+import * as ort from 'onnxruntime-node'
+
+import { Engine } from '../electron/engine.js'
+import { MusicGen } from '../src/index.js'
+import { BUNDLE, clip } from './kit.js'
+
+const PROMPT = clip(0.2, 44100)
+
+/** @type {Engine} */
+let engine
+/** @type {number[][]} */
+const loaded = []
+before(() => {
+  engine = new Engine(BUNDLE, (...bytes) => loaded.push(bytes))
+})
+after(() => engine.close())
+
+test('the chunks are the sound that the model gives', async () => {
+  /** @type {Float32Array[][]} */
+  const chunks = []
+  /** @type {number[][]} */
+  const columns = []
+  const how = { duration: 1, seed: 4, description: 'slow house' }
+  const listen = {
+    onChunk: (/** @type {Float32Array[]} */ chunk) => chunks.push(chunk),
+    onProgress: (/** @type {number[]} */ ...done) => columns.push(done),
+  }
+  await engine.continue(PROMPT, 44100, { ...how, chunkSeconds: 0.4 }, listen)
+  const model = await MusicGen.load(BUNDLE, { ort: /** @type {any} */ (ort) })
+  const { audio } = await model.generateContinuation(PROMPT, 44100, how)
+  const all = chunks.flatMap((chunk) => [...chunk[0]])
+  assert.equal(all.length, audio[0].length)
+  all.forEach((x, i) => assert.ok(Math.abs(x - audio[0][i]) < 1e-5))
+  assert.deepEqual(columns[columns.length - 1], [columns.length, columns.length])
+  assert.equal(loaded[loaded.length - 1][0], loaded[0][1])
+  assert.equal((await engine.ready).sampleRate, model.sampleRate)
+})
+
+test('two at a time', async () => {
+  const lengths = await Promise.all(
+    [0.5, 0.8].map(async (duration) => {
+      let samples = 0
+      await engine.continue(PROMPT, 44100, { duration }, { onChunk: (chunk) => (samples += chunk[0].length) })
+      return samples / 32000
+    }),
+  )
+  assert.deepEqual(lengths, [0.5, 0.8])
+})
+
+test('it is cancelled, and goes on', async () => {
+  const controller = new AbortController()
+  const listen = {
+    signal: controller.signal,
+    onProgress: (/** @type {number} */ done) => done === 3 && controller.abort(),
+  }
+  await assert.rejects(engine.continue(PROMPT, 44100, { duration: 20 }, listen), /cancelled/)
+  await assert.rejects(engine.continue(PROMPT, 44100, { duration: 1 }, { signal: controller.signal }), /abort/)
+  await engine.continue(PROMPT, 44100, { duration: 0.4 })
+})
+
+test('errors come through', async () => {
+  await assert.rejects(engine.continue([], 44100, {}), /audio: expected a Float32Array/)
+  const none = new Engine('nowhere')
+  await assert.rejects(none.continue(PROMPT, 44100, {}), /nowhere.*manifest\.json: not found/)
+  await none.close()
+})
+
+test('what runs when it is closed is told so', async () => {
+  const closed = new Engine(BUNDLE)
+  await closed.ready
+  const running = closed.continue(PROMPT, 44100, { duration: 20 })
+  await Promise.all([assert.rejects(running, /the engine was closed/), closed.close()])
+})
