@@ -119,7 +119,6 @@ function showOffline({ kept }) {
   $('offline').textContent = text
   $('chip-offline').hidden = !(controlled && kept)
   $('chip-offline').textContent = 'Works offline'
-  if (kept) navigator.storage?.persist?.()
 }
 
 /** @param {{ name: string, open: () => Promise<Bundle> }[]} more */

@@ -3,7 +3,7 @@
 import { encodeWav } from '../src/audio.js'
 import { $, calm } from './page.js'
 import { Player } from './player.js'
-import { aboutTake, clock, TakeList } from './takes.js'
+import { aboutTake, clock, pace, TakeList } from './takes.js'
 import { drawWaveform } from './waveform.js'
 
 /**
@@ -87,7 +87,7 @@ export function draw() {
 /** @param {Take} made */
 function showNumbers(made) {
   $('n-column').textContent = made.ms ? `${made.ms < 10 ? made.ms.toFixed(1) : Math.round(made.ms)} ms` : '–'
-  $('n-speed').textContent = made.realTime ? `${made.realTime.toFixed(2)}×` : '–'
+  $('n-speed').textContent = made.realTime ? pace(made.realTime) : '–'
 }
 
 /** @param {Take} made its numbers are newer */
@@ -123,7 +123,7 @@ function refresh() {
 function waitingText({ speed, filled }) {
   if (!filled || !speed) return 'Waiting for the first sound'
   const seconds = Math.ceil(player.lacking / speed)
-  return `Waiting for more sound (${speed.toFixed(1)}× real time), about ${Math.max(1, seconds)} s`
+  return `Waiting for more sound (${pace(speed)} real time), about ${Math.max(1, seconds)} s`
 }
 
 /** The playhead. */

@@ -25,11 +25,18 @@
 /** @param {number} seconds */
 export const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, '0')}`
 
+/** @param {number} factor of real time */
+export const pace = (factor) => `${factor.toFixed(factor < 1 ? 2 : 1)}×`
+
 /** @param {Take} take */
 export function aboutTake({ filled, sampleRate, realTime, runs, state, text }) {
   const length = `${(filled / sampleRate).toFixed(1)} s`
-  const pace = realTime ? `${realTime.toFixed(realTime < 1 ? 2 : 1)}× real time` : ''
-  return [text ? `“${text}”` : '', state === 'done' ? length : `${state}, ${length}`, pace, runs]
+  return [
+    text ? `“${text}”` : '',
+    state === 'done' ? length : `${state}, ${length}`,
+    realTime ? `${pace(realTime)} real time` : '',
+    runs,
+  ]
     .filter(Boolean)
     .join(' · ')
 }

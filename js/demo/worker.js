@@ -111,12 +111,22 @@ const breathe = () =>
     port2.postMessage(null)
   })
 
-/** Where downloads stay; a disk that is full costs the next visit a download, not this one its model. */
+/**
+ * Where downloads stay, one version of a file. A disk that is full costs the next visit a download, not this one its
+ * model.
+ */
 async function openCache() {
   const cache = await caches.open(CACHE)
   const kept = { complete: true, cache: /** @type {Cache} */ ({}) }
   kept.cache.match = (key) => cache.match(key)
-  kept.cache.put = (key, response) => cache.put(key, response).catch(() => void (kept.complete = false))
+  kept.cache.put = async (key, response) => {
+    try {
+      await cache.delete(key, { ignoreSearch: true })
+      await cache.put(key, response)
+    } catch {
+      kept.complete = false
+    }
+  }
   return kept
 }
 

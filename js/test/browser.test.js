@@ -16,6 +16,7 @@ import { chromium } from 'playwright-core'
 import { backendFor, explain, memoryNote, variantFor } from '../demo/machine.js'
 import { serve } from '../demo/serve.js'
 import { decodeWav } from '../src/index.js'
+import { KIT } from './kit.js'
 
 /**
  * @typedef {import('playwright-core').Page} Page
@@ -23,8 +24,7 @@ import { decodeWav } from '../src/index.js'
  */
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..')
-const kit = join(root, 'tests/golden/conformance')
-const bundles = ['text', 'stereo'].map((name) => join(kit, 'bundles', name))
+const bundles = ['text', 'stereo'].map((name) => join(KIT, 'bundles', name))
 const loop = join(root, 'demo/loop.wav')
 const shots = process.env.SCREENSHOTS ?? join(tmpdir(), 'clean-lm-page')
 
@@ -49,9 +49,9 @@ const SLOW = { timeout: 120_000 }
 
 /** A case of the conformance kit: what is given, and Python's codes and sound. @param {string} name */
 function kitCase(name) {
-  const { cases } = JSON.parse(readFileSync(join(kit, 'cases.json'), 'utf8'))
+  const { cases } = JSON.parse(readFileSync(join(KIT, 'cases.json'), 'utf8'))
   const { given, expected } = cases.find((/** @type {any} */ one) => one.name === name)
-  const arrays = new Uint8Array(readFileSync(join(kit, 'arrays.bin'))).buffer
+  const arrays = new Uint8Array(readFileSync(join(KIT, 'arrays.bin'))).buffer
   return {
     ...given,
     audio: rows(given.audio, arrays),
