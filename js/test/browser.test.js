@@ -294,6 +294,15 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     assert.equal(await page.locator('#alert').isHidden(), true)
   })
 
+  test('a file is dropped on the page', async () => {
+    await page.evaluate((bytes) => {
+      const dataTransfer = new DataTransfer()
+      dataTransfer.items.add(new File([new Uint8Array(bytes)], 'dropped.wav'))
+      document.body.dispatchEvent(new DragEvent('drop', { dataTransfer, bubbles: true, cancelable: true }))
+    }, Array.from(clip.buffer))
+    await page.getByRole('heading', { name: 'dropped.wav' }).waitFor()
+  })
+
   test('a bundle is opened from a folder; what is none is refused', async () => {
     await page.locator('#folder').setInputFiles(join(root, 'demo'))
     await page.locator('#alert').waitFor()
