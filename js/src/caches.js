@@ -1,10 +1,10 @@
 /**
  * Where keys and values of the columns stay between the calls of lm_inference.
  *
- * in place      the graph writes new columns into the arrays that it reads: nothing is copied (Node)
- * in the GPU    the same, in GPU buffers (WebGPU)
+ * in the GPU    the graph writes new columns into the buffers that it reads: nothing is copied (WebGPU)
+ * in place      the same in arrays, but what comes back is a copy of them, which no one looks at (Node)
  * fed back      what comes out goes in again (WASM and other runtimes, which copy every input and output)
- * new columns   the graph gives new columns alone, which are copied into the arrays ("new_columns" bundles)
+ * new columns   the graph gives new columns alone, which are copied into the arrays ("new_columns" graphs)
  *
  * What is copied at every call grows with what is filled, a block at a time.
  */
@@ -30,7 +30,7 @@ export function cachesFor(graph, sizes) {
   return graph.backend === 'cpu' && node ? new InPlace(graph, sizes) : new FedBack(graph, sizes)
 }
 
-/** ONNX Runtime's Node.js binding writes into the arrays that it is given. */
+/** What all have in common, and all that Node needs: its binding writes into the arrays that it is given. */
 class InPlace {
   /**
    * @param {Graph} graph
@@ -41,15 +41,15 @@ class InPlace {
     this.sizes = sizes
     this.names = Object.keys(graph.inputs).filter((name) => name.startsWith('past_key_values.'))
     /** @type {Tensors} */
-    this.past = this.allocate(sizes)
+    this.past = this.allocate(Math.min(sizes.capacity, BLOCK))
   }
 
   /**
-   * @param {Sizes} sizes
+   * @param {number} capacity
    * @returns {Tensors}
    */
-  allocate(sizes) {
-    return Object.fromEntries(this.names.map((name) => [name, this.graph.zeros(name, sizes)]))
+  allocate(capacity) {
+    return Object.fromEntries(this.names.map((name) => [name, this.graph.zeros(name, { ...this.sizes, capacity })]))
   }
 
   /**
@@ -60,7 +60,12 @@ class InPlace {
    * @returns {Tensors}
    */
   inputs(filled, after) {
-    return this.past
+    const { past, names, sizes } = this
+    if (after <= past[names[0]].dims[2]) return past
+    const larger = this.allocate(Math.min(sizes.capacity, Math.ceil(after / BLOCK) * BLOCK))
+    for (const name of names) copyColumns(past[name], larger[name], 0, filled)
+    this.past = larger
+    return larger
   }
 
   /**
@@ -86,17 +91,14 @@ class InPlace {
 }
 
 class InGpu extends InPlace {
-  /**
-   * @param {Sizes} sizes
-   * @returns {Tensors}
-   */
-  allocate(sizes) {
+  /** @returns {Tensors} */
+  allocate() {
     const { ort } = this.graph
     const device = /** @type {any} */ (ort.env.webgpu.device)
     const usage = 0x80 | 0x8 | 0x4 // GPUBufferUsage: STORAGE | COPY_DST | COPY_SRC
     return Object.fromEntries(
       this.names.map((name) => {
-        const { dtype, dims } = this.graph.port(name, sizes)
+        const { dtype, dims } = this.graph.port(name, this.sizes)
         const size = dims.reduce((product, n) => product * n, dtype === 'float16' ? 2 : 4)
         const buffer = device.createBuffer({ size: Math.ceil(size / 16) * 16, usage })
         return [name, ort.Tensor.fromGpuBuffer(buffer, { dataType: /** @type {any} */ (dtype), dims })]
@@ -110,29 +112,6 @@ class InGpu extends InPlace {
 }
 
 class FedBack extends InPlace {
-  /**
-   * @param {Sizes} sizes
-   * @returns {Tensors}
-   */
-  allocate(sizes) {
-    return super.allocate({ ...sizes, capacity: Math.min(sizes.capacity, BLOCK) })
-  }
-
-  /**
-   * @param {number} filled
-   * @param {number} after
-   * @returns {Tensors}
-   */
-  inputs(filled, after) {
-    const capacity = Math.min(this.sizes.capacity, Math.ceil(after / BLOCK) * BLOCK)
-    const { past, names, sizes } = this
-    if (capacity <= past[names[0]].dims[2]) return past
-    const larger = super.allocate({ ...sizes, capacity })
-    for (const name of names) copyColumns(past[name], larger[name], 0, filled)
-    this.past = larger
-    return larger
-  }
-
   /** @returns {Record<string, Tensor | null>} */
   outputs() {
     return Object.fromEntries(this.names.map((name) => [present(name), null]))

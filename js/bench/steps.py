@@ -1,0 +1,28 @@
+"""Time steps of a bundle in Python, as js/bench/steps.js does in Node: a line of JSON in, milliseconds out."""
+
+import json
+import sys
+import time
+
+import numpy as np
+
+from clean_lm.runtime import Decoder, LanguageModel
+
+lm = LanguageModel.load(sys.argv[1], variant=sys.argv[2], hashes=False)
+codes, uniform = np.zeros((1, lm.codebooks, 1), np.int64), np.full((1, lm.codebooks), 0.5, np.float32)
+text = np.zeros((8, lm.text_dim), np.float32)
+decoders: dict[bool, Decoder] = {}
+for line in sys.stdin:
+    asked = json.loads(line)
+    guided = asked["guided"]
+    if guided not in decoders:
+        decoder = lm.decoder(1, asked["capacity"], [text if guided else None], lm.sampling)
+        assert isinstance(decoder, Decoder)
+        decoders[guided] = decoder
+    decoder, times = decoders[guided], []
+    for _ in range(asked["steps"]):
+        decoder.filled = asked["columns"]
+        start = time.perf_counter()
+        decoder(codes, uniform)
+        times.append(1000 * (time.perf_counter() - start))
+    print(json.dumps(times), flush=True)
