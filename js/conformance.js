@@ -65,7 +65,7 @@ export async function conformance(fetchFile, { source, onRow, ...loading }) {
  * @param {ArrayBufferLike} buffer
  * @returns {any}
  */
-function stored(value, buffer) {
+export function stored(value, buffer) {
   if (value === null || typeof value !== 'object') return value
   if (Array.isArray(value)) return value.map((item) => stored(item, buffer))
   if ('dtype' in value) {
@@ -100,7 +100,7 @@ const numbers = (value) =>
  * @param {Stored} array
  * @returns {any}
  */
-function nested({ data, shape: [first, ...rest] }) {
+export function nested({ data, shape: [first, ...rest] }) {
   if (!rest.length) return data
   const size = data.length / first
   return Array.from({ length: first }, (_, i) => nested({ data: data.subarray(i * size, (i + 1) * size), shape: rest }))
