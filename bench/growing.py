@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from clean_lm.config import LMConfig
-from clean_lm.layers import Cache, StandardAttention, attend
+from clean_lm.layers import Cache, StandardAttention, scaled
 from clean_lm.lm import LM
 from export.folder import new_folder
 from export.graph import Port, write
@@ -30,7 +30,8 @@ class GrowingAttention(StandardAttention):
     def __call__(self, qkv: Tensor, cache: Cache, columns: tuple[Tensor, ...], heads: int) -> tuple[Tensor, Cache]:
         q, k, v = rearrange(qkv, "r s (three h d) -> three r h s d", three=3, h=heads)
         keys, values = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
-        return attend(q, keys, values, columns[0]), (keys, values)
+        weights = torch.where(columns[0], scaled(q, keys), float("-inf")).softmax(dim=-1)
+        return rearrange(weights @ values, "r h s d -> r s (h d)"), (keys, values)
 
 
 class GrowingLM(LM):

@@ -39,6 +39,8 @@ class StandardAttention:
     0  o o o o . . . . . . . . . . . .    o . .
     1  o o o o . . . . . . . . . . . .    o o .        position 4, S = 3, C = 16
     2  o o o o . . . . . . . . . . . .    o o o
+
+    Scores of both halves are joined, a number a column; their keys and values, D numbers a column, are not.
     """
 
     def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
@@ -49,8 +51,11 @@ class StandardAttention:
 
     def __call__(self, qkv: Tensor, cache: Cache, columns: tuple[Tensor, ...], heads: int) -> tuple[Tensor, Cache]:
         q, k, v = rearrange(qkv, "r s (three h d) -> three r h s d", three=3, h=heads)
-        out = attend(q, torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2), columns[0])
-        return out, (k, v)
+        capacity = cache[0].shape[2]
+        scores = torch.cat([scaled(q, cache[0]), scaled(q, k)], dim=-1)
+        weights = torch.where(columns[0], scores, float("-inf")).softmax(dim=-1)
+        past, new = weights.split([capacity, k.shape[2]], dim=-1)
+        return rearrange(past @ cache[1] + new @ v, "r h s d -> r s (h d)"), (k, v)
 
     def cross(self, q: Tensor, cross: Cache, heads: int) -> Tensor:
         return attend(rearrange(q, "x s (h d) -> x h s d", h=heads), *cross)
@@ -103,12 +108,14 @@ class GroupQueryAttention:
         )
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention: q [R, H, S, D], k and v [R, H, N, D], mask bool [S, N] -> [R, S, HD]."""
-    scores = (q * q.shape[-1] ** -0.5) @ rearrange(k, "r h n d -> r h d n")
-    if mask is not None:
-        scores = torch.where(mask, scores, float("-inf"))
-    return rearrange(scores.softmax(dim=-1) @ v, "r h s d -> r s (h d)")
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention: q [R, H, S, D], k and v [R, H, N, D] -> [R, S, HD]."""
+    return rearrange(scaled(q, k).softmax(dim=-1) @ v, "r h s d -> r s (h d)")
+
+
+def scaled(q: Tensor, k: Tensor) -> Tensor:
+    """q [R, H, S, D], k [R, H, N, D] -> scores [R, H, S, N]."""
+    return (q * q.shape[-1] ** -0.5) @ rearrange(k, "r h n d -> r h d n")
 
 
 def weight(*shape: int) -> nn.Parameter:

@@ -54,8 +54,7 @@ class Manifest:
         variants, variant = tree.get("variants", {}), loading.get("variant")
         if variant is not None and variant not in variants:
             raise BundleError(f"{path}: holds no variant {variant!r}, only {', '.join(variants) or 'one unnamed'}")
-        chosen = {} if variant is None else variants[variant]["graphs"]
-        return cls(Path(folder), {**tree, "graphs": {**tree.get("graphs", {}), **chosen}}, loading)
+        return cls(Path(folder), tree if variant is None else chosen(tree, variants[variant]), loading)
 
     def need(self, entry: str, *fields: str) -> Mapping[str, Any]:
         """One entry, which must have these fields. Raises BundleError."""
@@ -132,6 +131,12 @@ class Graph:
         tensor = self.inputs.get(name) or self.outputs[name]
         shape = [sizes[size] if isinstance(size, str) else size for size in tensor["shape"]]
         return np.zeros(shape, dtype=DTYPES[tensor["dtype"]])
+
+
+def chosen(tree: Mapping[str, Any], variant: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A manifest with the graphs of one entry of its variants, whatever its default is."""
+    update = variant.get("cache_update", tree.get("cache_update"))
+    return {**tree, "graphs": {**tree.get("graphs", {}), **variant["graphs"]}, "cache_update": update}
 
 
 def sha256(path: Path) -> str:

@@ -15,6 +15,9 @@ import onnx
 from clean_lm.manifest import FORMAT, VERSION, sha256
 
 VARIED = ("lm_condition", "lm_inference", "text_encoder")  # the graphs that variants store in their own way
+# Where graphs run, and the variants to prefer there. On CPUs it is the default, the first that the user wanted. In WASM
+# MatMulNBits takes 6 to 10 times as long as anything else; WebGPU takes no int8 caches.
+BACKENDS = {"cpu": (), "wasm": ("dynamic", "fp16", "fp32"), "webgpu": ("q4f16", "fp16", "fp32")}
 
 
 class ExportError(RuntimeError):
@@ -95,8 +98,12 @@ def write_manifest(
     }
     if cache_update:
         varied = {name: own[name] for name in graphs if name in VARIED}
-        entry = {"graphs": varied, "bytes": size(folder, varied), "cache": "float"}
-        manifest |= {"variant": "fp32", "variants": {"fp32": entry}}
+        entry = {"graphs": varied, "bytes": size(folder, varied), "cache": "float", "cache_update": cache_update}
+        manifest |= {
+            "variant": "fp32",
+            "backends": {backend: ["fp32"] for backend in BACKENDS},
+            "variants": {"fp32": entry},
+        }
     manifest["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
     manifest["files"] |= shared_files or {}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -32,16 +32,16 @@ from clean_lm.audio import AudioError
 from clean_lm.config import LMConfig
 from clean_lm.layers import StandardAttention
 from clean_lm.lm import LM
-from clean_lm.manifest import BundleError, Manifest, sha256
+from clean_lm.manifest import BundleError, Manifest, chosen, sha256
 from clean_lm.pattern import delay
 from clean_lm.runtime import LanguageModel, Sampling
 from clean_lm.texts import TextEncoder
-from export.folder import ExportError, describe, reported, size
+from export.folder import BACKENDS, ExportError, describe, reported, size
 from export.graph import say
 from export.quality import CFG_COEF, DESCRIPTIONS, KL_BOUND, Codes, Reference, calibrate, measure
 from export.rewrite import Variant, rewrite
 from export.sweep import COLUMNS, sensitive, sensitivities
-from export.tracing import LM_GRAPHS, text_module, write_graphs
+from export.tracing import CACHE_UPDATE, LM_GRAPHS, text_module, write_graphs
 from weights.lm import fill
 
 FP32 = "fp32"
@@ -132,8 +132,7 @@ def add(
                 variant = replace(variant, cache=cache)
             more = sweep(folder, exact, variant, measured[0]) if variant.sensitive else []
             entry = variants[name] = write(folder, name, variant, more, scales)
-            opened = Manifest(folder, {**manifest.tree, "graphs": {**manifest.tree["graphs"], **entry["graphs"]}},
-                              {"hashes": False})  # fmt: skip
+            opened = Manifest(folder, chosen(manifest.tree, entry), {"hashes": False})
             say(f"{name}: measuring")
             quality = measure(LanguageModel.open(opened), reference)
             entry["quality"] = quality.entry()
@@ -158,7 +157,7 @@ def check(manifest: Manifest, wanted: Sequence[str]) -> None:
     again = [name for name in wanted if name != FP32 and name in held]
     if again:
         raise ExportError(f"{manifest.folder}: holds {', '.join(again)} already")
-    refuse(wanted, manifest.tree["cache_update"] == "in_place")
+    refuse(wanted, held[FP32]["cache_update"] == "in_place")
 
 
 def needed(parameters: int, wanted: Sequence[str]) -> int:
@@ -206,7 +205,10 @@ def write(
 
     sensitive: weights that have its larger number of bits.
     """
-    ort = Manifest.read(folder).tree["cache_update"] == "in_place"
+    attention = "ort" if Manifest.read(folder, variant=FP32).tree["cache_update"] == "in_place" else "standard"
+    traced = attention  # as the fp32 graphs are lowered
+    if variant.dynamic:
+        attention = "standard"  # for runtimes without ONNX Runtime's own operators, or that copy caches at every call
     once = "dynamic" if variant.dynamic else "int8"  # what runs once a generation is the same for most variants
     half = variant.dtype == "float16"
     files = {
@@ -215,10 +217,10 @@ def write(
     }
     source = folder
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".float16-") as temporary:
-        if half:
+        if half or attention != traced:
             source = folder if variant.bits is None else Path(temporary)
             suffix = f".{name}" if variant.bits is None else ""
-            write_graphs(Traced(folder), source, "ort" if ort else "standard", torch.float16, suffix)
+            write_graphs(Traced(folder), source, attention, torch.float16 if half else torch.float32, suffix)
         if variant.bits:
             condition, inference = (source / f"{graph}.onnx" for graph in LM_GRAPHS)
             bits = dict.fromkeys(sensitive, variant.sensitive or variant.bits)
@@ -232,7 +234,8 @@ def write(
             rewrite(text, files["text_encoder"], ONCE[once], {}, None)
     entry: dict[str, Any] = {"graphs": {graph: describe(file) for graph, file in files.items()}}
     entry["bytes"] = size(folder, entry["graphs"])
-    return entry | {"cache": variant.cache} | ({"sensitive": list(sensitive)} if sensitive else {})
+    entry |= {"cache": variant.cache, "cache_update": CACHE_UPDATE[attention]}
+    return entry | ({"sensitive": list(sensitive)} if sensitive else {})
 
 
 def text_error(fp32: Manifest, variant: Manifest) -> float:
@@ -250,14 +253,20 @@ def save(folder: Path, tree: Mapping[str, Any], variants: Mapping[str, Any], def
     files = {name: entry for name, entry in tree["files"].items() if name.removesuffix(".data") not in old}
     for path in sorted(folder / f"{name}{end}" for name in now for end in ("", ".data")):
         files[path.name] = tree["files"].get(path.name) or {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    graphs = {**tree["graphs"], **variants[default]["graphs"]}
-    changed = {**tree, "graphs": graphs, "variant": default, "variants": variants, "files": files}
+    changed = {**chosen(tree, variants[default]), "variant": default, "variants": variants, "files": files}
+    changed["backends"] = {backend: preferred(backend, variants, default) for backend in BACKENDS}
     partial = folder / "manifest.json.partial"
     partial.write_text(json.dumps(changed, indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / "manifest.json")
     for name in old - now:
         for end in ("", ".data"):
             (folder / f"{name}{end}").unlink()
+
+
+def preferred(backend: str, variants: Mapping[str, Any], default: str) -> list[str]:
+    """The variants that a backend should take, the best first; those that are worse than the bounds last."""
+    held = [name for name in BACKENDS[backend] or (default,) if name in variants]
+    return sorted(held, key=lambda name: not variants[name].get("quality", {}).get("within_bounds", True))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from export import quality, quantize
 from export.folder import ExportError
 from export.lm import export
 from export.quality import Codes, Quality, Reference, log_probabilities, measure
-from export.quantize import FP32, VARIANTS, Traced, add
+from export.quantize import FP32, VARIANTS, Traced, add, preferred
 from export.rewrite import Variant, pack, quantize_blocks, quantize_columns, rewrite
 from export.sweep import MATRICES, rounded, sensitive, sensitivities
 from weights.lm import fill
@@ -152,11 +152,13 @@ def operators(path: Path) -> dict[str, int]:
 
 def test_what_is_rewritten(variants):
     """Every matrix and the table, and nothing that has no weights."""
-    traced = operators(variants / "lm_inference.onnx")
+    traced, layers = operators(variants / "lm_inference.onnx"), manifest(variants)["model"]["layers"]
     for name in QUANTIZED:
         found = operators(variants / f"lm_inference.{name}.onnx")
-        assert found.get("MatMul", 0) == 0
+        attention = 6 * layers if VARIANTS[name].dynamic else 0  # which has operators of its own in the others
+        assert found.get("MatMul", 0) == attention
         if VARIANTS[name].dynamic:
+            assert not {"GroupQueryAttention", "MultiHeadAttention", "MatMulNBits"} & set(found)
             assert (found["MatMulInteger"], found["DynamicQuantizeLinear"]) == (traced["MatMul"], traced["MatMul"])
         else:
             assert found["MatMulNBits"] == traced["MatMul"]
@@ -381,6 +383,33 @@ def test_the_default_is_the_first_within_the_bounds(copied, monkeypatch):
     assert LanguageModel.load(copied).generate_codes(frames=5).shape == (1, 4, 5)
     with pytest.raises(ExportError, match="holds no fp32 variant to measure beside"):
         add(copied, ["int8-32"])
+
+
+def test_every_backend_has_its_variants(variants):
+    """In the order to prefer them in, those beyond the bounds last; each with what its graphs need."""
+    tree = manifest(variants)
+    bad = {name for name, entry in tree["variants"].items() if not entry.get("quality", {}).get("within_bounds", True)}
+    assert tree["backends"]["cpu"] == [tree["variant"]]
+    for backend, order in (("wasm", ["dynamic", "fp16", "fp32"]), ("webgpu", ["q4f16", "fp16", "fp32"])):
+        assert tree["backends"][backend] == sorted(order, key=bad.__contains__)
+    assert preferred("wasm", {"int4": {}}, "int4") == []
+    poor = {"quality": {"within_bounds": False}}
+    assert preferred("wasm", {"fp32": {}, "dynamic": poor, "fp16": {}}, "fp32") == ["fp16", "fp32", "dynamic"]
+    updates = {name: entry["cache_update"] for name, entry in tree["variants"].items()}
+    assert updates == {name: "new_columns" if name == "dynamic" else "in_place" for name in updates}
+
+
+def test_a_default_of_another_lowering(copied, monkeypatch):
+    """Every variant keeps what its own graphs do to the cache, whichever is the default."""
+    monkeypatch.setattr(quantize, "measure", lambda *_: Quality(0, 1, 10, 10, 0, 1, ""))
+    add(copied, ["dynamic", "int8"])
+    tree = manifest(copied)
+    assert (tree["variant"], tree["cache_update"]) == ("dynamic", "new_columns")
+    for name in ("dynamic", "int8", FP32):
+        lm = LanguageModel.load(copied, variant=name)
+        assert lm.in_place == (name != "dynamic")
+        assert lm.generate_codes(frames=5, seed=0).shape == (1, 4, 5)
+    assert add(copied, ["fp16"])
 
 
 def test_fp32_stays_where_nothing_else_can_be_the_default(copied, monkeypatch):

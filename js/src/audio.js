@@ -1,0 +1,196 @@
+/**
+ * Sample rates and channels, as audiocraft converts a prompt before the codec, and WAV files.
+ *
+ * Sound is one Float32Array a channel.
+ */
+
+const ZEROS = 24 // of the windowed sinc: zero crossings to a side
+const ROLLOFF = 0.945 // its cutoff under Nyquist's
+
+/**
+ * Channels first, so that only those that stay are resampled: the order changes nothing but rounding.
+ *
+ * @param {Float32Array[]} audio
+ * @param {number} fromRate
+ * @param {number} toRate
+ * @param {number} toChannels
+ */
+export function convertAudio(audio, fromRate, toRate, toChannels) {
+  return convertChannels(audio, toChannels).map((channel) => resample(channel, fromRate, toRate))
+}
+
+/**
+ * Mean to mono, mono copied, else the first ones.
+ *
+ * @param {Float32Array[]} audio
+ * @param {number} channels
+ */
+export function convertChannels(audio, channels) {
+  if (channels === 1 && audio.length > 1) {
+    return [audio[0].map((_, i) => audio.reduce((sum, channel) => sum + channel[i], 0) / audio.length)]
+  }
+  if (audio.length === 1) return Array.from({ length: channels }, () => audio[0])
+  if (channels > audio.length) {
+    throw new RangeError(`audio has ${audio.length} channels, ${channels} are wanted: mix it to mono or to ${channels}`)
+  }
+  return audio.slice(0, channels)
+}
+
+/**
+ * Windowed-sinc resampling.
+ *
+ * x(t) between samples is the sum of x[i] sinc(pi (i - t)), cut off at the lower rate's Nyquist and windowed by cos^2
+ * (J. O. Smith, Digital Audio Resampling), with julius' sizes: 24 zeros, rolloff 0.945, edges repeated, every kernel
+ * summing to 1 and computed in float32, which is what the codec was trained on.
+ *
+ *     input   |. . . . . . .|. . . . . . .|.      a period: `before` samples in, `after` out, the rates over their gcd
+ *     output  |0   1   2    |0   1   2    |0      phase i of every period has the same kernel
+ *
+ * @param {Float32Array} wav
+ * @param {number} fromRate
+ * @param {number} toRate
+ * @returns {Float32Array} floor(samples * toRate / fromRate) samples
+ */
+export function resample(wav, fromRate, toRate) {
+  for (const rate of [fromRate, toRate]) {
+    if (!(rate >= 1 && rate === Math.trunc(rate))) {
+      throw new RangeError(`sample rates: got ${fromRate} and ${toRate}, expected whole numbers from 1 up`)
+    }
+  }
+  const divisor = gcd(fromRate, toRate)
+  const [before, after] = [fromRate / divisor, toRate / divisor]
+  if (before === after) return wav
+  const width = Math.ceil((ZEROS * before) / (Math.min(before, after) * ROLLOFF))
+  const length = Math.floor(Math.fround((after * wav.length) / before)) // as julius has it, through float32
+  const padded = new Float32Array(wav.length + 2 * width + before + 1).fill(wav[wav.length - 1])
+  padded.fill(wav[0], 0, width)
+  padded.set(wav, width)
+  const output = new Float32Array(length)
+  for (let phase = 0; phase < after; phase++) {
+    const first = Math.floor((phase * before) / after)
+    const kernel = sincKernel(first, phase, before, after, width)
+    for (let at = phase, start = first; at < length; at += after, start += before) {
+      let sum = 0
+      for (let i = 0; i < kernel.length; i++) sum += padded[start + i] * kernel[i]
+      output[at] = sum
+    }
+  }
+  return output
+}
+
+/**
+ * Weights of the input samples first - width .. first + width + 1 for an output phase.
+ *
+ * @param {number} first
+ * @param {number} phase
+ * @param {number} before
+ * @param {number} after
+ * @param {number} width
+ */
+function sincKernel(first, phase, before, after, width) {
+  const f = Math.fround
+  const kernel = new Float32Array(2 * width + 2)
+  let sum = 0
+  for (let i = 0; i < kernel.length; i++) {
+    let t = f(f((first - width + i) / before) + f(-phase / after))
+    t = f(t * f(Math.min(before, after) * ROLLOFF))
+    t = f(Math.max(-ZEROS, Math.min(ZEROS, t)) * f(Math.PI))
+    const window = f(Math.cos(f(f(t / ZEROS) / 2)))
+    kernel[i] = f((t === 0 ? 1 : f(f(Math.sin(t)) / t)) * f(window * window))
+    sum += kernel[i]
+  }
+  return kernel.map((weight) => weight / sum)
+}
+
+/**
+ * @param {number} a
+ * @param {number} b
+ * @returns {number}
+ */
+const gcd = (a, b) => (b ? gcd(b, a % b) : a)
+
+/**
+ * A WAV file of 16-bit samples; what is beyond -1 .. 1 is clipped.
+ *
+ * @param {Float32Array[]} audio
+ * @param {number} sampleRate
+ * @returns {Uint8Array<ArrayBuffer>}
+ */
+export function encodeWav(audio, sampleRate) {
+  const [channels, samples] = [audio.length, audio[0].length]
+  const size = samples * channels * 2
+  const view = new DataView(new ArrayBuffer(44 + size))
+  /** @type {(at: number, text: string) => void} */
+  const write = (at, text) => [...text].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)))
+  write(0, 'RIFF')
+  view.setUint32(4, 36 + size, true)
+  write(8, 'WAVEfmt ')
+  view.setUint32(16, 16, true)
+  view.setUint16(20, 1, true) // PCM
+  view.setUint16(22, channels, true)
+  view.setUint32(24, sampleRate, true)
+  view.setUint32(28, sampleRate * channels * 2, true)
+  view.setUint16(32, channels * 2, true)
+  view.setUint16(34, 16, true)
+  write(36, 'data')
+  view.setUint32(40, size, true)
+  for (let i = 0, at = 44; i < samples; i++) {
+    for (const channel of audio) {
+      view.setInt16(at, Math.max(-32768, Math.min(32767, Math.round(channel[i] * 32768))), true)
+      at += 2
+    }
+  }
+  return new Uint8Array(view.buffer)
+}
+
+/**
+ * The sound of a WAV file: PCM of 8 to 32 bits or floats. A browser's decodeAudioData reads more formats, and resamples.
+ *
+ * @param {Uint8Array} file
+ * @returns {{ audio: Float32Array[], sampleRate: number }}
+ */
+export function decodeWav(file) {
+  const view = new DataView(file.buffer, file.byteOffset, file.byteLength)
+  const tag = (/** @type {number} */ at) => String.fromCharCode(...file.subarray(at, at + 4))
+  if (file.length < 12 || tag(0) !== 'RIFF' || tag(8) !== 'WAVE') throw new TypeError('not a WAV file: no RIFF header')
+  let [format, channels, sampleRate, bits] = [0, 0, 0, 0]
+  for (let at = 12; at + 8 <= file.length;) {
+    const [name, size] = [tag(at), view.getUint32(at + 4, true)]
+    if (name === 'fmt ') {
+      format = view.getUint16(at + 8, true)
+      channels = view.getUint16(at + 10, true)
+      sampleRate = view.getUint32(at + 12, true)
+      bits = view.getUint16(at + 22, true)
+      if (format === 0xfffe) format = view.getUint16(at + 32, true) // extensible: what its GUID begins with
+    } else if (name === 'data') {
+      const read = sampleReader(view, format, bits)
+      const frames = Math.floor(Math.min(size, file.length - at - 8) / ((channels * bits) / 8))
+      const audio = Array.from({ length: channels }, (_, channel) =>
+        Float32Array.from({ length: frames }, (_, i) => read(at + 8 + ((i * channels + channel) * bits) / 8)),
+      )
+      return { audio, sampleRate }
+    }
+    at += 8 + size + (size % 2)
+  }
+  throw new TypeError('not a WAV file: it has no data')
+}
+
+/**
+ * @param {DataView} view
+ * @param {number} format
+ * @param {number} bits
+ * @returns {(at: number) => number}
+ */
+function sampleReader(view, format, bits) {
+  const readers = /** @type {Record<string, (at: number) => number>} */ ({
+    '1/8': (at) => view.getUint8(at) / 128 - 1,
+    '1/16': (at) => view.getInt16(at, true) / 2 ** 15,
+    '1/24': (at) => ((view.getUint16(at, true) << 8) | (view.getInt8(at + 2) << 24)) / 2 ** 31,
+    '1/32': (at) => view.getInt32(at, true) / 2 ** 31,
+    '3/32': (at) => view.getFloat32(at, true),
+    '3/64': (at) => view.getFloat64(at, true),
+  })
+  const reader = readers[`${format}/${bits}`]
+  if (!reader) throw new TypeError(`WAV format ${format} with ${bits} bits is not read; convert it to 16-bit PCM`)
+  return reader
+}

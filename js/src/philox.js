@@ -1,0 +1,61 @@
+/**
+ * Uniform draws that every language can repeat: Philox4x32-10, a counter-based generator of 32-bit integers.
+ *
+ * Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Draw number n needs no draw before it.
+ */
+
+const MULTIPLIERS = [0xd2511f53n, 0xcd9e8d57n]
+const WEYL = [0x9e3779b9, 0xbb67ae85]
+
+/**
+ * Ten rounds.
+ *
+ * @param {number[]} counter four 32-bit words
+ * @param {number[]} key two 32-bit words
+ * @returns {number[]} four 32-bit words
+ */
+export function philox4x32(counter, key) {
+  let [c0, c1, c2, c3] = counter
+  let [k0, k1] = key
+  for (let round = 0; round < 10; round++) {
+    const product0 = MULTIPLIERS[0] * BigInt(c0)
+    const product1 = MULTIPLIERS[1] * BigInt(c2)
+    ;[c0, c1, c2, c3] = [
+      (high(product1) ^ c1 ^ k0) >>> 0,
+      low(product1),
+      (high(product0) ^ c3 ^ k1) >>> 0,
+      low(product0),
+    ]
+    ;[k0, k1] = [(k0 + WEYL[0]) >>> 0, (k1 + WEYL[1]) >>> 0]
+  }
+  return [c0, c1, c2, c3]
+}
+
+/** @param {bigint} word */
+const high = (word) => Number(word >> 32n)
+/** @param {bigint} word */
+const low = (word) => Number(word & 0xffffffffn)
+
+/**
+ * The draws of one take, multiples of 2^-24 in [0, 1).
+ *
+ * Draw k of step s is word k % 4 of the block with counter (s, k div 4, 0, 0) and key (seed's low, high 32 bits).
+ *
+ * @param {number | bigint} seed 0 .. 2^64 - 1
+ * @param {number} steps
+ * @param {number} codebooks K
+ * @returns {Float32Array} [steps x K]
+ */
+export function uniforms(seed, steps, codebooks) {
+  const key = [low(BigInt(seed)), high(BigInt(seed))]
+  const draws = new Float32Array(steps * codebooks)
+  for (let s = 0; s < steps; s++) {
+    for (let block = 0; block * 4 < codebooks; block++) {
+      philox4x32([s, block, 0, 0], key).forEach((word, i) => {
+        const k = block * 4 + i
+        if (k < codebooks) draws[s * codebooks + k] = (word >>> 8) * 2 ** -24
+      })
+    }
+  }
+  return draws
+}
