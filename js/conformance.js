@@ -32,7 +32,9 @@ import { convertAudio, delay, MusicGen, undelay, uniforms, windows } from './src
 export async function conformance(fetchFile, { source, onRow, ...loading }) {
   const file = async (/** @type {string} */ path) => {
     const found = await fetchFile(path)
-    return new Uint8Array(found instanceof Uint8Array || found instanceof ArrayBuffer ? found : await found.arrayBuffer())
+    return new Uint8Array(
+      found instanceof Uint8Array || found instanceof ArrayBuffer ? found : await found.arrayBuffer(),
+    )
   }
   const { cases } = JSON.parse(new TextDecoder().decode(await file('cases.json')))
   const { buffer } = await file('arrays.bin')
@@ -86,13 +88,18 @@ function difference(found, expected) {
   const [ours, theirs] = [numbers(found), numbers(expected.data ?? expected)]
   if (ours.length !== theirs.length) return Infinity
   if (!(expected.data instanceof Float32Array)) return theirs.filter((n, i) => n !== ours[i]).length
-  const largest = (/** @type {number[]} */ all) => all.reduce((most, n) => (Math.abs(n) <= most ? most : Math.abs(n)), 0)
+  const largest = (/** @type {number[]} */ all) =>
+    all.reduce((most, n) => (Math.abs(n) <= most ? most : Math.abs(n)), 0)
   return largest(theirs.map((n, i) => ours[i] - n)) / (largest(theirs) || 1)
 }
 
 /** Nested arrays as one. @param {any} value @returns {number[]} */
 const numbers = (value) =>
-  Array.isArray(value) ? value.flatMap(numbers) : ArrayBuffer.isView(value) ? Array.from(/** @type {any} */ (value)) : [value]
+  Array.isArray(value)
+    ? value.flatMap(numbers)
+    : ArrayBuffer.isView(value)
+      ? Array.from(/** @type {any} */ (value))
+      : [value]
 
 /**
  * An array as nested ones, the last axis typed: [B, K, T] -> [B][K] of T.
@@ -168,7 +175,11 @@ const DO = {
     const sizes = { rows: 1, text: ids.length }
     const { last_hidden_state } = await text.graph.run({
       input_ids: text.graph.tensor('input_ids', ids, sizes),
-      attention_mask: text.graph.tensor('attention_mask', ids.map(() => 1), sizes),
+      attention_mask: text.graph.tensor(
+        'attention_mask',
+        ids.map(() => 1),
+        sizes,
+      ),
     })
     return { states: await last_hidden_state.getData() }
   },
@@ -183,7 +194,9 @@ const DO = {
     const given = parts.map((/** @type {number} */ frames) => slice(all, start, (start += frames)))
     const pieces = []
     for await (const [sound] of codec.decodeStream(given, size)) pieces.push(sound)
-    const audio = pieces[0].map((/** @type {any} */ _, /** @type {number} */ channel) => pieces.map((piece) => piece[channel]))
+    const audio = pieces[0].map((/** @type {any} */ _, /** @type {number} */ channel) =>
+      pieces.map((piece) => piece[channel]),
+    )
     return { audio, samples: pieces.map((piece) => piece[0].length) }
   },
 
@@ -221,7 +234,10 @@ const DO = {
     }),
   }),
 
-  continue: async ({ audio, sample_rate, description, melody, melody_sample_rate, takes, seed, sampling, ...length }, model) => {
+  continue: async (
+    { audio, sample_rate, description, melody, melody_sample_rate, takes, seed, sampling, ...length },
+    model,
+  ) => {
     const options = {
       description,
       takes,
@@ -246,7 +262,10 @@ async function main() {
   const { join } = await import('node:path')
   const { fileURLToPath } = await import('node:url')
   const { parseArgs } = await import('node:util')
-  const { values, positionals } = parseArgs({ options: { ep: { type: 'string', default: 'cpu' } }, allowPositionals: true })
+  const { values, positionals } = parseArgs({
+    options: { ep: { type: 'string', default: 'cpu' } },
+    allowPositionals: true,
+  })
   const folder = positionals[0] ?? fileURLToPath(new URL('../tests/golden/conformance', import.meta.url))
   const node = values.ep === 'cpu'
   const ort = await import(node ? 'onnxruntime-node' : 'onnxruntime-web')
@@ -266,5 +285,6 @@ async function main() {
 
 if (globalThis.process?.argv?.[1]) {
   const { realpathSync } = await import('node:fs')
-  if (import.meta.filename === realpathSync(process.argv[1])) await main()
+  const { pathToFileURL } = await import('node:url')
+  if (import.meta.url === pathToFileURL(realpathSync(process.argv[1])).href) await main()
 }
