@@ -67,7 +67,7 @@ export async function conformance(fetchFile, { source, onRow, ...loading }) {
  * @param {ArrayBuffer} buffer
  * @returns {any}
  */
-function stored(value, buffer) {
+export function stored(value, buffer) {
   if (value === null || typeof value !== 'object') return value
   if (Array.isArray(value)) return value.map((item) => stored(item, buffer))
   if ('dtype' in value) {
@@ -107,7 +107,7 @@ const numbers = (value) =>
  * @param {Stored} array
  * @returns {any}
  */
-function nested({ data, shape: [first, ...rest] }) {
+export function nested({ data, shape: [first, ...rest] }) {
   if (!rest.length) return data
   const size = data.length / first
   return Array.from({ length: first }, (_, i) => nested({ data: data.subarray(i * size, (i + 1) * size), shape: rest }))
@@ -288,5 +288,6 @@ async function main() {
 
 if (globalThis.process?.argv?.[1]) {
   const { realpathSync } = await import('node:fs')
-  if (import.meta.filename === realpathSync(process.argv[1])) await main()
+  const { pathToFileURL } = await import('node:url')
+  if (import.meta.url === pathToFileURL(realpathSync(process.argv[1])).href) await main()
 }

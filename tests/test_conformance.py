@@ -74,6 +74,9 @@ def test_the_bundles_are_what_the_exporter_writes(bundle: Callable[..., Path], m
         for there, prefix in parts:
             for path in there.glob(f"{prefix}*.onnx"):
                 assert same_graph(path, folder / path.name), f"{name}/{path.name}: run tests/make_conformance.py"
+    whole, kit = (Manifest.read(folder).tree for folder in (music("stereo"), KIT / "bundles" / "stereo"))
+    assert {**whole, "files": {}} == {**kit, "files": {}}
+    assert whole["files"].keys() == kit["files"].keys()
 
 
 def same_graph(ours: Path, theirs: Path) -> bool:

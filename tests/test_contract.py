@@ -1,13 +1,17 @@
-"""CONTRACT.md: its loop runs and gives upstream's codes, and its tables name the graph's tensors."""
+"""CONTRACT.md: its loops run and give upstream's codes, and its tables name the graph's tensors."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
+import make_conformance
 import numpy as np
 import pytest
-from conftest import ATTENTION, NAMES, PREFIXED
+from conftest import ATTENTION, NAMES, PREFIXED, ROOT
 
 from clean_lm.manifest import Manifest
 from clean_lm.philox import uniforms
@@ -50,13 +54,19 @@ def test_seeds(golden, bundle, language_model, generate, attention):
     np.testing.assert_array_equal(ours, lm.generate_codes(prompt, texts, frames=30, seed=5))
 
 
+def of_variant(bundle: Path, folder: Path, variant: str) -> Path:
+    """A copy of a bundle with a variant's graphs in place of the default's, whichever that is."""
+    shutil.copytree(bundle, folder)
+    tree = json.loads((folder / "manifest.json").read_text())
+    tree["graphs"] |= tree["variants"][variant]["graphs"]
+    (folder / "manifest.json").write_text(json.dumps(tree))
+    return folder
+
+
 @pytest.mark.parametrize("variant", ["int8", "fp16"])
 def test_a_variant(golden, bundle, generate, tmp_path, variant):
     """Caches of another type, as the manifest has it."""
-    folder = shutil.copytree(bundle("text", "ort", variant), tmp_path / "bundle")
-    tree = json.loads((folder / "manifest.json").read_text())
-    tree["graphs"] |= tree["variants"][variant]["graphs"]  # whichever the default is
-    (folder / "manifest.json").write_text(json.dumps(tree))
+    folder = of_variant(bundle("text", "ort", variant), tmp_path / "bundle", variant)
     g = golden("text")
     prompt, texts = g["gen.mixed_p9.prompt"], g.texts([g.meta["D1"]] * 2)
     uniform = np.stack([uniforms(seed, 24, 4) for seed in (5, 6)], axis=1)
@@ -82,6 +92,51 @@ def test_the_loop_behind_a_prefix(golden, bundle, language_model, generate, name
     frames, beta = tokens.shape[2], sampling.cfg_coef_beta or 1.0
     how = {"temperature": 0, "prefix": told.prefix, "cfg_coef_beta": beta}
     np.testing.assert_array_equal(generate(bundle(name, attention), prompt, None, frames, uniform, **how), tokens)
+
+
+def test_the_loop_in_javascript(golden, bundle, language_model, tmp_path):
+    """In the same cases, which one process of Node reads as a kit: js/test/contract.test.js."""
+    if not shutil.which("node") or not (ROOT / "js" / "node_modules").exists():
+        pytest.skip("needs node and js/node_modules: ONNXRUNTIME_NODE_INSTALL=skip npm ci --prefix js")
+    cases, bundles = [], tmp_path / "bundles"
+    bundles.mkdir()
+
+    def add(name: str, folder: Path, given: dict[str, Any], codes: np.ndarray) -> None:
+        case = make_conformance.case(f"{folder.name} {name}", "generate", given, {"codes": codes}, [folder.name])
+        cases.append(case)
+        if not (bundles / folder.name).exists():
+            (bundles / folder.name).symlink_to(folder)
+
+    for name in (*NAMES, *PREFIXED):
+        g = golden(name)
+        for attention in ATTENTION:
+            for case in ("desc_p17", "none", "dbl_beta5" if name in PREFIXED else "p1"):
+                said, codes = g.meta["gen"][case], g[f"gen.{case}.tokens"]
+                sampling = make_conformance.GREEDY | {"cfg_coef_beta": said["kwargs"].get("cfg_coef_beta")}
+                prompt, frames = g.get(f"gen.{case}.prompt"), codes.shape[2]
+                given = make_conformance.generation(g, said, prompt, sampling=sampling, frames=frames)
+                add(case, bundle(name, attention), given, codes)
+    g = golden("text")
+    said, prompt, texts = (
+        {"descriptions": [g.meta["D1"]] * 2, "wav": None},
+        g["gen.mixed_p9.prompt"],
+        g.texts([g.meta["D1"]] * 2),
+    )
+    given = make_conformance.generation(g, said, prompt, sampling=make_conformance.DRAWN, frames=30, seed="5")
+    for attention in ATTENTION:
+        lm = language_model("text", attention)
+        add("seeds", bundle("text", attention), given, lm.generate_codes(prompt, texts, frames=30, seed=5))
+    for variant in ("int8", "fp16"):
+        folder = of_variant(bundle("text", "ort", variant), tmp_path / f"text-{variant}", variant)
+        lm = LanguageModel.load(folder, variant=variant)
+        add("seeds", folder, given, lm.generate_codes(prompt, texts, frames=30, seed=5))
+
+    make_conformance.write(tmp_path, cases)
+    program = ["node", "--test", "--test-reporter=tap", ROOT / "js" / "test" / "contract.test.js"]
+    environment = os.environ | {"CLEAN_LM_KIT": str(tmp_path)}
+    done = subprocess.run(program, check=False, capture_output=True, text=True, env=environment)
+    passed = re.findall(r"^ok \d+ - (.*) \[", done.stdout, re.MULTILINE)
+    assert (passed, done.returncode) == ([case["name"] for case in cases], 0), done.stdout + done.stderr
 
 
 def test_windows_as_the_contract_says():
