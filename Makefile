@@ -17,13 +17,19 @@ demo: $(VENV)/.installed
 web: build/bundle/manifest.json js/node_modules/.package-lock.json
 	node js/demo/serve.js --bundle build/bundle --loop demo/loop.wav
 
-test: $(VENV)/.installed
+ifneq ($(shell command -v npm),)
+JS = js/node_modules/.package-lock.json
+endif
+
+test: $(VENV)/.installed $(JS)
+	$(if $(JS),cd js && npm test,@echo "no npm here: the tests of js/ are left out")
 	$(BIN)/pytest
 
-check: $(VENV)/.installed
+check: $(VENV)/.installed $(JS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(if $(JS),cd js && npm run check)
 
 clean:
 	rm -rf build $(VENV)

@@ -90,26 +90,8 @@ async function runtime(backend, threads) {
   const ort = await import(`${folder}ort.${backend}.min.mjs`)
   ort.env.wasm.wasmPaths = folder
   ort.env.wasm.numThreads = threads
-  const create = async (/** @type {any[]} */ ...given) => {
-    const session = await ort.InferenceSession.create(...given)
-    const run = session.run.bind(session)
-    session.run = async (/** @type {any[]} */ ...feeds) => {
-      await breathe()
-      return run(...feeds)
-    }
-    return session
-  }
-  return { ...ort, InferenceSession: { create } }
+  return ort
 }
-
-const { port1, port2 } = new MessageChannel()
-
-/** A turn of the event loop, without the 4 ms of a timer. */
-const breathe = () =>
-  new Promise((resolve) => {
-    port1.onmessage = resolve
-    port2.postMessage(null)
-  })
 
 /**
  * Where downloads stay, one version of a file. A disk that is full costs the next visit a download, not this one its

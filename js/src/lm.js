@@ -203,6 +203,7 @@ export class Generation {
         const prefill = prefillLength(known, delays)
         let fresh = columns.map((row) => slice(row, 0, prefill))
         for (let s = prefill; s < frames + latest + 1; s++) {
+          await turn()
           this.signal?.throwIfAborted()
           const codes = await this.decoder.call(fresh, this.uniform.subarray(done * size, (done + 1) * size))
           columns.forEach((row, b) => row.forEach((column, k) => column[s] === UNKNOWN && (column[s] = codes[b][k][0])))
@@ -230,6 +231,21 @@ export class Generation {
   codes(start = 0) {
     return this.all.map((row) => slice(row, start, this.frames))
   }
+}
+
+/**
+ * A turn of the event loop: WASM's runs are done when they return, and a worker would not hear that it is cancelled.
+ * A timer would take 4 ms.
+ */
+function turn() {
+  const { port1, port2 } = new MessageChannel()
+  return new Promise((resolve) => {
+    port1.onmessage = () => {
+      port1.close()
+      resolve(undefined)
+    }
+    port2.postMessage(null)
+  })
 }
 
 /**

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { before, test } from 'node:test'
 
 import * as node from 'onnxruntime-node'
+import * as web from 'onnxruntime-web'
 
 import { MusicGen, uniforms } from '../src/index.js'
 import { bundleFiles, BUNDLE, clip } from './kit.js'
@@ -35,6 +36,21 @@ test('a stream is the same sound in chunks', async () => {
   joined.forEach((x, i) => assert.ok(Math.abs(x - audio[0][i]) < 1e-5))
   const free = await collect(model.stream({ ...how, chunkSeconds: 2 }))
   assert.equal(free[0][0].length, 1.3 * sampleRate)
+})
+
+test('a stream tells its codes', async () => {
+  const how = { duration: 0.6, seed: 3 }
+  /** @type {Int32Array[][]} */
+  const parts = []
+  const onCodes = (/** @type {Int32Array[]} */ codes) => parts.push(codes)
+  await collect(model.streamContinuation(PROMPT, RATE, { ...how, chunkSeconds: 0.2, onCodes }))
+  const { codes } = await model.generateContinuation(PROMPT, RATE, how)
+  codes.forEach((all, k) =>
+    assert.deepEqual(
+      parts.flatMap((part) => [...part[k]]),
+      [...all],
+    ),
+  )
 })
 
 test('chunks come while it is generated, and ahead of whoever takes them', async () => {
@@ -116,6 +132,16 @@ test('AbortSignal cancels', async () => {
   later.abort(new Error('stop'))
   await assert.rejects(collect(chunks), /stop/)
   assert.equal((await model.generate({ duration: 0.1, seed: 1 })).audio[0].length, 3200)
+})
+
+test('messages come through while WASM computes', async () => {
+  const wasm = await MusicGen.load(BUNDLE, { ort: /** @type {any} */ (web), executionProviders: ['wasm'] })
+  const controller = new AbortController()
+  const { port1, port2 } = new MessageChannel()
+  port1.onmessage = () => controller.abort(new Error('heard'))
+  const onProgress = (/** @type {number} */ done) => done === 3 && port2.postMessage(null)
+  await assert.rejects(wasm.generate({ duration: 5, onProgress, signal: controller.signal }), /heard/)
+  port1.close()
 })
 
 test('several generations at a time', async () => {
