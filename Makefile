@@ -38,7 +38,7 @@ build/bundle/manifest.json:
 	$(MAKE) demo
 
 js/node_modules/.package-lock.json: js/package-lock.json
-	npm ci --prefix js
+	ONNXRUNTIME_NODE_INSTALL=skip npm ci --prefix js --no-fund --no-audit
 	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt

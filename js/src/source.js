@@ -8,6 +8,7 @@
  * @typedef {{ path: string } | { bytes: Uint8Array }} Found
  */
 
+// Node's own modules come from process.getBuiltinModule: bundlers for the web would look for an import of them.
 const isNode = typeof process !== 'undefined' && Boolean(process.versions?.node)
 const isUrl = /^[a-z][a-z0-9+.-]+:\/\// // and no C:\\
 
@@ -51,8 +52,8 @@ export class Files {
    */
   async path(name) {
     if (this.folder === null) return null
-    const { resolve } = await import('node:path')
-    const { fileURLToPath } = await import('node:url')
+    const { resolve } = process.getBuiltinModule('node:path')
+    const { fileURLToPath } = process.getBuiltinModule('node:url')
     return resolve(typeof this.folder === 'string' ? this.folder : fileURLToPath(this.folder), name)
   }
 
@@ -84,9 +85,9 @@ export class Files {
    * @param {{ bytes: number, sha256: string }} expected
    */
   async check(name, expected) {
-    const { createReadStream } = await import('node:fs')
-    const { stat } = await import('node:fs/promises')
-    const { createHash } = await import('node:crypto')
+    const { createReadStream } = process.getBuiltinModule('node:fs')
+    const { stat } = process.getBuiltinModule('node:fs/promises')
+    const { createHash } = process.getBuiltinModule('node:crypto')
     const path = /** @type {string} */ (await this.path(name))
     const found = await stat(path).catch(() => {
       throw new BundleError(`${path}: listed in manifest.json, but not there; copy the bundle again`)
@@ -125,7 +126,7 @@ export class Files {
   async _read(name, onProgress) {
     const path = await this.path(name)
     if (path !== null) {
-      const { readFile } = await import('node:fs/promises')
+      const { readFile } = process.getBuiltinModule('node:fs/promises')
       const bytes = await readFile(path, { signal: this.signal }).catch((error) => {
         if (error.code !== 'ENOENT') throw error
         throw new BundleError(`${path}: not found; a bundle is the folder that export/bundle.py writes`)

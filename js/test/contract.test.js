@@ -16,18 +16,20 @@ import { toFloat16 } from '../src/float16.js'
 
 const path = (/** @type {string} */ name) => fileURLToPath(new URL(name, import.meta.url))
 const KIT = process.env.CLEAN_LM_KIT ?? path('../../tests/golden/conformance')
-const [block, ...others] = (await readFile(path('../../export/CONTRACT.md'), 'utf8')).match(/(?<=```js\n)[^]*?(?=```)/g)
+const [block, ...others] =
+  (await readFile(path('../../export/CONTRACT.md'), 'utf8')).match(/(?<=```js\n)[^]*?(?=```)/g) ?? []
 const { generate } = await import(`data:text/javascript,${encodeURIComponent(block)}`)
 const { cases } = JSON.parse(await readFile(`${KIT}/cases.json`, 'utf8'))
 const { buffer } = new Uint8Array(await readFile(`${KIT}/arrays.bin`))
 
 /** What the loop takes: one window, and texts of one length or none. */
-const fits = ({ texts, frames }) =>
-  frames && (!texts || texts.every((text) => String(text?.shape) === String(texts[0]?.shape)))
+const fits = (/** @type {any} */ { texts, frames }) =>
+  frames && (!texts || texts.every((/** @type {any} */ text) => String(text?.shape) === String(texts[0]?.shape)))
 
 test('one loop', () => assert.deepEqual(others, []))
 
-for (const one of cases.filter(({ do: does, given }) => does === 'generate' && fits(given))) {
+for (const one of cases) {
+  if (one.do !== 'generate' || !fits(one.given)) continue
   for (const bundle of one.bundles) {
     test(`${one.name} [${bundle}]`, async () => {
       const { given, expected } = stored(one, buffer)
@@ -39,7 +41,7 @@ for (const one of cases.filter(({ do: does, given }) => does === 'generate' && f
 
 /** @param {string} bundle @param {any} given */
 async function loop(bundle, { prompt, texts, self_wav, batch, frames, sampling, seed, uniform }) {
-  const manifest = await Manifest.open(bundle, { ort })
+  const manifest = await Manifest.open(bundle, { ort: /** @type {any} */ (ort) })
   const lm = new LanguageModel(manifest)
   const size = batch * lm.codebooks
   const steps = frames + Math.max(...lm.delays) - (prompt?.shape[2] ?? 0) - Math.min(...lm.delays)
@@ -49,11 +51,11 @@ async function loop(bundle, { prompt, texts, self_wav, batch, frames, sampling, 
     topP: sampling.top_p,
     cfgCoef: sampling.cfg_coef,
     cfgCoefBeta: sampling.cfg_coef_beta ?? 1,
-    prefix: null,
+    prefix: /** @type {any} */ (null),
   }
-  const rows = texts && texts.map((text) => text && text.data)
+  const rows = texts && texts.map((/** @type {any} */ text) => text && text.data)
   if (lm.prefixed) {
-    const wavs = self_wav && self_wav.map((wav) => wav && wav.data)
+    const wavs = self_wav && self_wav.map((/** @type {any} */ wav) => wav && wav.data)
     const all = { ...lm.sampling, ...options, cfgCoefBeta: sampling.cfg_coef_beta }
     options.prefix = (await lm.conditions(rows ?? Array(batch).fill(null), wavs, all)).prefix
   }
@@ -68,14 +70,23 @@ async function loop(bundle, { prompt, texts, self_wav, batch, frames, sampling, 
   )
 }
 
-/** Texts of one length as the manifest has them. */
+/** Texts of one length as the manifest has them. @param {Manifest} manifest @param {any[]} texts */
 function tensor(manifest, texts) {
-  const { dtype } = manifest.tree.graphs.lm_condition.inputs.find(({ name }) => name === 'text_states')
+  const { dtype } = manifest.tree.graphs.lm_condition.inputs.find(
+    (/** @type {any} */ { name }) => name === 'text_states',
+  )
   const states = Float32Array.from(texts.flatMap(({ data }) => [...data]))
   return new ort.Tensor(dtype, dtype === 'float16' ? toFloat16(states) : states, [texts.length, ...texts[0].shape])
 }
 
-/** [steps] of [B x K], zeros where there is no seed. */
+/**
+ * [steps] of [B x K], zeros where there is no seed.
+ *
+ * @param {string | null} seed
+ * @param {number} batch
+ * @param {number} steps
+ * @param {number} codebooks
+ */
 function draws(seed, batch, steps, codebooks) {
   const takes = Array.from({ length: batch }, (_, b) =>
     seed === null ? new Float32Array(steps * codebooks) : uniforms(BigInt(seed) + BigInt(b), steps, codebooks),

@@ -132,12 +132,12 @@ const BROKEN = [
   ['a later version', (files) => change(files, { version: 2 }), /version is 2, this reads 1/],
   [
     'no graph',
-    (files) => change(files, { graphs: {}, variants: {}, variant: undefined }),
+    (files) => change(files, { graphs: {}, variants: {}, variant: undefined, backends: {} }),
     /holds no lm_inference, only/,
   ],
   [
     'no caches',
-    (files) => change(files, { cache_update: 'sideways', variants: {}, variant: undefined }),
+    (files) => change(files, { cache_update: 'sideways', variants: {}, variant: undefined, backends: {} }),
     /cache_update is sideways/,
   ],
   [
