@@ -18,7 +18,7 @@ const path = (/** @type {string} */ name) => fileURLToPath(new URL(name, import.
 const KIT = process.env.CLEAN_LM_KIT ?? path('../../tests/golden/conformance')
 const [block, ...others] =
   (await readFile(path('../../export/CONTRACT.md'), 'utf8')).match(/(?<=```js\n)[^]*?(?=```)/g) ?? []
-const { generate } = await import(`data:text/javascript,${encodeURIComponent(block)}`)
+const { generate } = await import(`data:text/javascript,${encodeURIComponent(block ?? '')}`)
 const { cases } = JSON.parse(await readFile(`${KIT}/cases.json`, 'utf8'))
 const { buffer } = new Uint8Array(await readFile(`${KIT}/arrays.bin`))
 
