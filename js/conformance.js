@@ -171,18 +171,7 @@ const DO = {
 
   text_states: async ({ text }, model) => ({ states: await model.text.encode(text) }),
 
-  token_states: async ({ ids }, { text }) => {
-    const sizes = { rows: 1, text: ids.length }
-    const { last_hidden_state } = await text.graph.run({
-      input_ids: text.graph.tensor('input_ids', ids, sizes),
-      attention_mask: text.graph.tensor(
-        'attention_mask',
-        ids.map(() => 1),
-        sizes,
-      ),
-    })
-    return { states: await last_hidden_state.getData() }
-  },
+  token_states: async ({ ids }, { text }) => ({ states: await text.states(ids) }),
 
   encode: async ({ audio }, { codec }) => ({ codes: await codec.encode(nested(audio)) }),
 

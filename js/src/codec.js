@@ -12,7 +12,7 @@
 import { codesOf, floats } from './manifest.js'
 
 /**
- * @typedef {import('./lm.js').Codes} Codes
+ * @typedef {import('./generation.js').Codes} Codes
  * @typedef {Float32Array[]} Sound one array a channel
  */
 

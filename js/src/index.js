@@ -12,13 +12,14 @@
  * @typedef {import('./musicgen.js').Take} Take
  * @typedef {import('./manifest.js').LoadOptions} LoadOptions
  * @typedef {import('./source.js').Source} Source
- * @typedef {import('./lm.js').Sampling} Sampling
+ * @typedef {import('./generation.js').Sampling} Sampling
  * @typedef {import('./lm.js').How} How
  */
 
 export { convertAudio, convertChannels, decodeWav, encodeWav, resample } from './audio.js'
 export { Codec } from './codec.js'
-export { Decoder, Generation, LanguageModel } from './lm.js'
+export { Decoder, Generation } from './generation.js'
+export { LanguageModel } from './lm.js'
 export { Manifest } from './manifest.js'
 export { MusicGen } from './musicgen.js'
 export { delay, prefillLength, undelay } from './pattern.js'

@@ -11,7 +11,7 @@ import { TextConditioner } from './text.js'
 
 /**
  * @typedef {import('./codec.js').Sound} Sound
- * @typedef {import('./lm.js').Generation} Generation
+ * @typedef {import('./generation.js').Generation} Generation
  *
  * @typedef {object} GenerateOptions
  * @property {string | null} [description] none, null or "" for no description

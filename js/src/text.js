@@ -56,16 +56,20 @@ export class TextConditioner {
    * @returns {Promise<Float32Array | null>}
    */
   async encode(text) {
-    if (!text) return null
-    const ids = await this.tokens(text)
-    const sizes = { rows: 1, tokens: ids.length, text: ids.length }
+    return text ? this.states(await this.tokens(text)) : null
+  }
+
+  /**
+   * Tokens -> states [N x E]. One text at a time: nothing is padded, and so nothing needs a mask.
+   *
+   * @param {number[]} ids
+   * @returns {Promise<Float32Array>}
+   */
+  async states(ids) {
+    const sizes = { rows: 1, text: ids.length }
     const { last_hidden_state: states } = await this.graph.run({
       input_ids: this.graph.tensor('input_ids', ids, sizes),
-      attention_mask: this.graph.tensor(
-        'attention_mask',
-        ids.map(() => 1),
-        sizes,
-      ),
+      attention_mask: this.graph.tensor('attention_mask', Array(ids.length).fill(1), sizes),
     })
     return floats(states)
   }

@@ -57,7 +57,7 @@ async function loop(bundle, { prompt, texts, self_wav, batch, frames, sampling, 
   if (lm.prefixed) {
     const wavs = self_wav && self_wav.map((/** @type {any} */ wav) => wav && wav.data)
     const all = { ...lm.sampling, ...options, cfgCoefBeta: sampling.cfg_coef_beta }
-    options.prefix = (await lm.conditions(rows ?? Array(batch).fill(null), wavs, all)).prefix
+    options.prefix = (await lm.conditions.told(rows ?? Array(batch).fill(null), wavs, all)).prefix
   }
   return generate(
     ort,
