@@ -63,17 +63,19 @@ export class MusicGen {
    * Open a bundle: a folder (Node), the URL of one, files by their names, or a function of a name.
    *
    * @param {import('./source.js').Source} source
-   * @param {import('./manifest.js').LoadOptions & { tokenizer?: import('./text.js').TokenizerFactory }} options
-   *   tokenizer: in place of @huggingface/tokenizers
+   * @param {import('./manifest.js').LoadOptions & { tokenizer?: import('./text.js').TokenizerFactory, lazy?: boolean }} options
+   *   tokenizer: in place of @huggingface/tokenizers; lazy: what reads texts and melodies is opened when it is first
+   *   asked for, as where not given from a folder on a disk, but not from elsewhere
    */
   static async load(source, options) {
     const manifest = await Manifest.open(source, options)
     const model = new MusicGen(manifest, options.tokenizer)
-    const graphs = model.graphs()
+    const { lazy = manifest.files.folder !== null } = options
+    const graphs = lazy ? [model.lm.graph, model.codec.encoder, model.codec.stream] : model.graphs()
     manifest.expect(graphs.flatMap(({ entry }) => manifest.filesOf(entry)))
-    if (model.text) manifest.expect(['tokenizer.json'])
+    if (model.text && !lazy) manifest.expect(['tokenizer.json'])
     for (const graph of graphs) await graph.session() // one after the other: the memory of one download at a time
-    await model.text?.tokenizer()
+    if (!lazy) await model.text?.tokenizer()
     return model
   }
 

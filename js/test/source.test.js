@@ -195,6 +195,17 @@ test('what is not given or not there', async () => {
   await served((url) => assert.rejects(MusicGen.load(url, { ort }), /manifest\.json: not found \(HTTP 404\)/), 404)
 })
 
+test('what reads texts is opened when it is asked for, or at once', async () => {
+  for (const [lazy, opened] of /** @type {const} */ ([
+    [undefined, false],
+    [false, true],
+  ])) {
+    const model = await MusicGen.load(BUNDLE, { ort, lazy })
+    assert.equal(model.text?.graph.opening !== undefined, opened)
+    assert.equal(await codes(model), expected)
+  }
+})
+
 test('loading is cancelled', async () => {
   const controller = new AbortController()
   const onProgress = () => controller.abort(new Error('enough'))
