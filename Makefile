@@ -23,7 +23,7 @@ endif
 
 test: $(VENV)/.installed $(JS)
 	$(if $(JS),cd js && npm test,@echo "no npm here: the tests of js/ are left out")
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed $(JS)
 	$(BIN)/ruff check .
