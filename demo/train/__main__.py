@@ -1,0 +1,68 @@
+"""Make the demo's model from nothing: loops, a codec, a text encoder, a language model, the loop that is continued.
+
+  python -m demo.train                       all of it, into demo/; about an hour and a half on one core
+  python -m demo.train --out build/tiny --loops 12 --codec-steps 2 --lm-steps 2
+
+What was interrupted goes on where it was saved in --work. The seed is fixed: the same machine makes the same files.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import weights.codec
+from clean_lm import audio
+from clean_lm.codec import Encoder, StandardRecurrence
+from demo.train import codec, lm, synth, text
+from demo.train.trainer import Settings
+from demo.train.upstream import write_codec, write_lm
+from weights.lm import fill
+
+ROOT = Path(__file__).parents[2]
+SEED = 0
+CODEC = Settings(steps=1800, batch=8, rate=1e-3, warmup=100, betas=(0.8, 0.99), decay=0.01, seed=SEED)
+LM = Settings(steps=2400, batch=4, rate=3e-3, warmup=100, betas=(0.9, 0.95), decay=0.05, seed=SEED)
+SECONDS = 12.0  # of a loop
+PROMPT = 2_000_007  # the seed of the demo's own loop; those from 0 on are trained on
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "demo", help="folder of the checkpoints (default: demo)")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "train", help="default: build/train")
+    parser.add_argument("--loops", type=int, default=1200)
+    parser.add_argument("--codec-steps", type=int, default=CODEC.steps)
+    parser.add_argument("--lm-steps", type=int, default=LM.steps)
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for folder in (args.out, args.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    make(args)
+
+
+def make(args: argparse.Namespace) -> None:
+    loops, kinds = synth.render(args.work, args.loops, SECONDS)
+
+    sound = codec.fit(loops, args.work, replace(CODEC, steps=args.codec_steps))
+    path = args.out / "compression_state_dict.bin"
+    write_codec(path, codec.CONFIG, sound.state_dict())
+
+    text.write(args.out / "t5", SEED)
+    texts = text.Texts.load(args.out / "t5")
+
+    stored = weights.codec.load(path)  # the codes are those of the file, whose weights are rounded
+    encoder = fill(Encoder(stored.config, StandardRecurrence()), stored.weights("encoder"))
+    codes = lm.encode(encoder, loops, SEED, args.work / "codes.npy")
+    model = lm.fit(codes, kinds, texts, args.work, replace(LM, steps=args.lm_steps))
+    write_lm(args.out / "state_dict.bin", lm.CONFIG, model.state_dict())
+
+    prompt = synth.loop(PROMPT, 4.0, "drum and bass", 1)
+    audio.write(args.out / "loop.wav", prompt.wave[None], synth.RATE, strategy="peak")
+    print(f"wrote {args.out / 'loop.wav'}: {prompt.text}")
+
+
+if __name__ == "__main__":
+    main()
