@@ -3,6 +3,7 @@
 Codes to measure on are a clip's own, or what the float32 model itself draws. On random weights the numbers mean little.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,9 +48,9 @@ class Quality:
         """For whoever looks on."""
         mark = "" if self.within_bounds else "  worse than the bounds"
         return (
-            f"KL {self.kl:.2e} nats, top-1 {self.top1:6.1%}, perplexity {self.perplexity:.2f} (fp32 "
-            f"{self.perplexity_fp32:.2f}), greedy {self.greedy_frames} of {GREEDY} frames, {self.codes} codes of "
-            f"{self.source}{mark}"
+            f"KL {self.kl:.2e} nats, top-1 {self.top1:6.1%}, cross-entropy {math.log(self.perplexity):.3f} nats (fp32 "
+            f"{math.log(self.perplexity_fp32):.3f}), perplexity {self.perplexity:.2f} (fp32 {self.perplexity_fp32:.2f}), "
+            f"greedy {self.greedy_frames} of {GREEDY} frames, {self.codes} codes of {self.source}{mark}"
         )
 
     def entry(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from weights.lm import fill
 ROOT = Path(__file__).parents[2]
 SEED = 0
 CODEC = Settings(steps=1800, batch=8, rate=1e-3, warmup=100, betas=(0.8, 0.99), decay=0.01, seed=SEED)
-LM = Settings(steps=2400, batch=4, rate=3e-3, warmup=100, betas=(0.9, 0.95), decay=0.05, seed=SEED)
+LM = Settings(steps=2200, batch=4, rate=3e-3, warmup=100, betas=(0.9, 0.95), decay=0.05, seed=SEED)
 SECONDS = 12.0  # of a loop
 PROMPT = 2_000_007  # the seed of the demo's own loop; those from 0 on are trained on
 
@@ -44,6 +44,7 @@ def main() -> None:
 
 
 def make(args: argparse.Namespace) -> None:
+    """All parts in turn, each from the files of those before it."""
     loops, kinds = synth.render(args.work, args.loops, SECONDS)
 
     sound = codec.fit(loops, args.work, replace(CODEC, steps=args.codec_steps))
@@ -59,9 +60,13 @@ def make(args: argparse.Namespace) -> None:
     model = lm.fit(codes, kinds, texts, args.work, replace(LM, steps=args.lm_steps))
     write_lm(args.out / "state_dict.bin", lm.CONFIG, model.state_dict())
 
-    prompt = synth.loop(PROMPT, 4.0, "drum and bass", 1)
-    audio.write(args.out / "loop.wav", prompt.wave[None], synth.RATE, strategy="peak")
-    print(f"wrote {args.out / 'loop.wav'}: {prompt.text}")
+    audio.write(args.out / "loop.wav", prompt().wave[None], synth.RATE, strategy="peak")
+    print(f"wrote {args.out / 'loop.wav'}")
+
+
+def prompt() -> synth.Loop:
+    """The loop that the demo continues."""
+    return synth.loop(PROMPT, 4.0, "drum and bass", 1)
 
 
 if __name__ == "__main__":
