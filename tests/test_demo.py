@@ -116,7 +116,7 @@ def test_lm_learns(tmp_path, capsys):
     """Codes that come again after ten frames: what was before is the only thing to know of them."""
     rng = np.random.default_rng(0)
     codes = np.tile(rng.integers(8, size=(16, 4, 10)), 6)
-    small = replace(lm.CONFIG, layers=2, heads=2, dim=32, card=8)
+    small = replace(lm.CONFIG, layers=2, heads=4, dim=32, card=8)
     kinds = [("house", 0)] * len(codes)
     lm.fit(codes, kinds, text.Texts.load(DEMO / "t5"), tmp_path, QUICK, small, frames=50)
     first, last = losses(capsys)
@@ -141,7 +141,7 @@ def test_the_command(tmp_path):
 
 
 def train(folder: Path, out: str) -> str:
-    steps = ["--loops", "3", "--codec-steps", "2", "--lm-steps", "2"]
+    steps = ["--loops", "3", "--codec-steps", "2", "--decoder-steps", "2", "--lm-steps", "2"]
     arguments = [sys.executable, "-m", "demo.train", "--out", folder / out, "--work", folder / "work", *steps]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

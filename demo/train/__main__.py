@@ -23,7 +23,8 @@ from weights.lm import fill
 ROOT = Path(__file__).parents[2]
 SEED = 0
 CODEC = Settings(steps=1800, batch=8, rate=1e-3, warmup=100, betas=(0.8, 0.99), decay=0.01, seed=SEED)
-LM = Settings(steps=2200, batch=4, rate=3e-3, warmup=100, betas=(0.9, 0.95), decay=0.05, seed=SEED)
+DECODER = Settings(steps=500, batch=8, rate=1e-3, warmup=20, betas=(0.8, 0.99), decay=0.01, seed=SEED + 1)
+LM = Settings(steps=1600, batch=4, rate=1e-3, warmup=50, betas=(0.9, 0.95), decay=0.05, seed=SEED)
 SECONDS = 12.0  # of a loop
 PROMPT = 2_000_007  # the seed of the demo's own loop; those from 0 on are trained on
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "train", help="default: build/train")
     parser.add_argument("--loops", type=int, default=1200)
     parser.add_argument("--codec-steps", type=int, default=CODEC.steps)
+    parser.add_argument("--decoder-steps", type=int, default=DECODER.steps)
     parser.add_argument("--lm-steps", type=int, default=LM.steps)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
     args = parser.parse_args()
@@ -48,6 +50,7 @@ def make(args: argparse.Namespace) -> None:
     loops, kinds = synth.render(args.work, args.loops, SECONDS)
 
     sound = codec.fit(loops, args.work, replace(CODEC, steps=args.codec_steps))
+    sound = codec.finish(sound, loops, args.work, replace(DECODER, steps=args.decoder_steps))
     path = args.out / "compression_state_dict.bin"
     write_codec(path, codec.CONFIG, sound.state_dict())
 

@@ -23,7 +23,8 @@ CONFIG = CodecConfig(
     codebooks=4, card=512,
 )  # fmt: skip
 WINDOWS = (2048, 512, 128)  # samples, of the spectral loss
-FLOOR = 1e-2  # of a magnitude: about 60 dB under a full sine
+FLOOR, QUIET = 1e-2, 2e-3  # of a magnitude: about 60 dB under a full sine, and 75
+SLOW = 8  # samples that are one for the decoder's waveform loss: about 2 kHz
 DECAY, DEAD = 0.98, 0.3  # of the moving averages; uses a step under which a code starts again
 
 
@@ -74,13 +75,13 @@ class Codec(nn.Module):
         uses[dead] = 1.0
 
 
-def spectral_loss(ours: Tensor, theirs: Tensor) -> Tensor:
+def spectral_loss(ours: Tensor, theirs: Tensor, floor: float = FLOOR) -> Tensor:
     """Log-magnitudes' mean difference and spectral convergence, over WINDOWS: waves [B, samples]. Source: Yamamoto et
     al. 2020, "Parallel WaveGAN", equations 3 to 6."""
     total = ours.new_zeros(())
     for window in WINDOWS:
         a, b = (magnitudes(wave, window) for wave in (ours, theirs))
-        total = total + (torch.log(a + FLOOR) - torch.log(b + FLOOR)).abs().mean() + (a - b).norm() / b.norm()
+        total = total + (torch.log(a + floor) - torch.log(b + floor)).abs().mean() + (a - b).norm() / b.norm()
     return total / len(WINDOWS)
 
 
@@ -97,24 +98,41 @@ def fit(
     """Train on crops of loops int16 [N, samples]; goes on where folder/codec.pt was left."""
     torch.manual_seed(settings.seed)
     codec = Codec(config)
-    samples = round(seconds * config.frame_rate) * config.hop
 
     def loss(step: int) -> tuple[Tensor, str]:
-        rng = np.random.default_rng((settings.seed, 2, step))
-        rows, starts = (
-            rng.integers(len(loops), size=settings.batch),
-            rng.integers(loops.shape[1] - samples, size=settings.batch),
-        )
-        crops = np.stack([loops[row, start : start + samples] for row, start in zip(rows, starts, strict=True)])
-        audio = torch.from_numpy(crops).float()[:, None] / 32768 * rng.uniform(0.5, 1.1)
+        audio = crops(loops, settings, step, round(seconds * config.frame_rate) * config.hop)
         heard, commitment = codec(audio, torch.Generator().manual_seed(step))
         error = heard - audio
-        power = float(error.detach().square().mean() / audio.square().mean())
         wave, spectrum = error.abs().mean() + error.square().mean().sqrt(), spectral_loss(heard[:, 0], audio[:, 0])
-        return (
-            10 * wave + spectrum + commitment,
-            f"SNR {-10 * math.log10(power):5.2f} dB, spectral {spectrum:.3f}, commitment {commitment:.4f}",
-        )
+        power = float(error.detach().square().mean() / audio.square().mean())
+        said = f"SNR {-10 * math.log10(power):5.2f} dB, spectral {spectrum:.3f}, commitment {commitment:.4f}"
+        return 10 * wave + spectrum + commitment, said
 
     train(codec, loss, folder / "codec.pt", settings)
     return codec.eval()
+
+
+def finish(
+    codec: Codec, loops: np.ndarray, folder: Path, settings: Settings, hop: int = CONFIG.hop, frames: int = 32
+) -> Codec:
+    """Train the decoder alone; the codes stay. The waveform counts only where it is slow: hats and snares are noise,
+    whose waveform no code tells, and a decoder that must match it leaves them out."""
+    codec.encoder.requires_grad_(False)
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        audio = crops(loops, settings, step, frames * hop)
+        heard, _ = codec(audio)
+        low = F.avg_pool1d(heard, SLOW, SLOW // 2) - F.avg_pool1d(audio, SLOW, SLOW // 2)
+        wave, spectrum = low.abs().mean() + low.square().mean().sqrt(), spectral_loss(heard[:, 0], audio[:, 0], QUIET)
+        return 10 * wave + 2 * spectrum, f"slow wave {wave:.4f}, spectral {spectrum:.3f}"
+
+    train(codec.decoder, loss, folder / "decoder.pt", settings)
+    return codec.eval()
+
+
+def crops(loops: np.ndarray, settings: Settings, step: int, samples: int) -> Tensor:
+    """A batch of crops, drawn by the step: float [B, 1, samples]."""
+    rng = np.random.default_rng((settings.seed, 2, step))
+    rows, starts = (rng.integers(n, size=settings.batch) for n in (len(loops), loops.shape[1] - samples))
+    cut = np.stack([loops[row, start : start + samples] for row, start in zip(rows, starts, strict=True)])
+    return torch.from_numpy(cut).float()[:, None] / 32768 * rng.uniform(0.5, 1.1)
