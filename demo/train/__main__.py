@@ -25,6 +25,7 @@ SEED = 0
 CODEC = Settings(steps=1800, batch=8, rate=1e-3, warmup=100, betas=(0.8, 0.99), decay=0.01, seed=SEED)
 DECODER = Settings(steps=500, batch=8, rate=1e-3, warmup=20, betas=(0.8, 0.99), decay=0.01, seed=SEED + 1)
 LM = Settings(steps=1600, batch=4, rate=1e-3, warmup=50, betas=(0.9, 0.95), decay=0.05, seed=SEED)
+STUCK = Settings(steps=420, batch=4, rate=1e-3, warmup=20, betas=(0.9, 0.95), decay=0.05, seed=SEED + 1)
 SECONDS = 12.0  # of a loop
 PROMPT = 2_000_007  # the seed of the demo's own loop; those from 0 on are trained on
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--codec-steps", type=int, default=CODEC.steps)
     parser.add_argument("--decoder-steps", type=int, default=DECODER.steps)
     parser.add_argument("--lm-steps", type=int, default=LM.steps)
+    parser.add_argument("--stuck-steps", type=int, default=STUCK.steps)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -61,6 +63,7 @@ def make(args: argparse.Namespace) -> None:
     encoder = fill(Encoder(stored.config, StandardRecurrence()), stored.weights("encoder"))
     codes = lm.encode(encoder, loops, SEED, args.work / "codes.npy")
     model = lm.fit(codes, kinds, texts, args.work, replace(LM, steps=args.lm_steps))
+    model = lm.fit(codes, kinds, texts, args.work, replace(STUCK, steps=args.stuck_steps), before=model)
     write_lm(args.out / "state_dict.bin", lm.CONFIG, model.state_dict())
 
     audio.write(args.out / "loop.wav", prompt().wave[None], synth.RATE, strategy="peak")

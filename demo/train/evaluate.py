@@ -97,27 +97,28 @@ def distortion(pair: Codec, loops: list[synth.Loop]) -> tuple[float, float]:
 
 def measure_lm(args: argparse.Namespace) -> list[str]:
     found = cross_entropies(args.demo, held_out(args.count), TRAINED_ON)
-    lines = ["| nats a code, from the second bar on | mean | by codebook |", "|---|---:|---|"]
+    lines = ["| nats a code, from the third bar on | mean | by codebook |", "|---|---:|---|"]
     return lines + [f"| {name} | {v.mean():.2f} | {' '.join(f'{k:.2f}' for k in v)} |" for name, v in found.items()]
 
 
 @torch.no_grad()
 def cross_entropies(folder: Path, loops: list[synth.Loop], trained_on: int) -> dict[str, np.ndarray]:
-    """By what predicts: nats of each codebook's codes [K], over all loops' frames that a bar stands before."""
+    """By what predicts: nats of each codebook's codes [K], over all loops' frames that two bars stand before."""
     encoder, texts, model = load_codec(folder)[0], text.Texts.load(folder / "t5"), load_lm(folder)
     before = [synth.loop(seed, SECONDS) for seed in range(trained_on)]
     known = np.stack([encode(encoder, loop.wave) for loop in tqdm(before, "baselines", disable=None)])
     unigram = measure.Unigram(known, model.config.card)
-    last_bar = measure.LastBar(unigram, known, [4 * loop.beat for loop in before])
+    again = {bars: measure.Again(unigram, known, [bars * 4 * loop.beat for loop in before]) for bars in (1, 2)}
     rows: dict[str, list[np.ndarray]] = {}
     for loop in tqdm(loops, "cross-entropy", disable=None):
-        codes, bar = encode(encoder, loop.wave), 4 * loop.beat
-        batch = torch.from_numpy(codes)[None]
+        codes, start = encode(encoder, loop.wave), 8 * loop.beat
+        batch, told = torch.from_numpy(codes)[None], texts([loop.text])
         nats = {
-            "unigram": -np.log(unigram.of(codes[None])[0][:, bar:]),
-            "the last bar again": -np.log(last_bar.of(codes, bar)),
-            "the model, null text": lm.cross_entropy(model(batch), batch)[0, :, bar:].numpy(),
-            "the model, told its text": lm.cross_entropy(model(batch, texts([loop.text])), batch)[0, :, bar:].numpy(),
+            "unigram": -np.log(unigram.of(codes[None])[0][:, start:]),
+            "the last bar again": -np.log(again[1].of(codes, 4 * loop.beat)[:, 4 * loop.beat :]),
+            "the last two bars again": -np.log(again[2].of(codes, start)),
+            "the model, null text": lm.cross_entropy(model(batch), batch)[0, :, start:].numpy(),
+            "the model, told its text": lm.cross_entropy(model(batch, told), batch)[0, :, start:].numpy(),
         }
         for name, found in nats.items():
             rows.setdefault(name, []).append(found)

@@ -26,6 +26,8 @@ CONFIG = LMConfig(
     self_wav=None,
 )  # fmt: skip
 FRAMES = 500  # of a training sequence: 10 s
+CLEAN = 0.625  # share of the steps that read codes as they are; then there are mistakes in them
+MISTAKES = 0.4  # the largest share of codes that are wrong in what a sequence is continued from
 NO_TEXT = 0.3  # share of sequences without
 
 
@@ -121,6 +123,27 @@ def cross_entropy(log_probabilities: Tensor, codes: Tensor) -> Tensor:
     return -log_probabilities.gather(-1, codes[..., None])[..., 0]
 
 
+def mistaken(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Codes [B, K, T] with up to MISTAKES of a sequence's replaced by others of that codebook: what the model draws is
+    not always what should come, and it must go on from there."""
+    others = codes[:, :, torch.from_numpy(rng.permutation(codes.shape[2]))]
+    others = others[torch.from_numpy(rng.permutation(len(codes)))]
+    share = MISTAKES * rng.random((len(codes), 1, 1))
+    return torch.where(torch.from_numpy(rng.random(codes.shape) < share), others, codes)
+
+
+def stuck(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Codes [B, K, T] that hang in some stretches, one to four frames again and again: what copies may copy itself."""
+    frames, rows = np.arange(codes.shape[2]), []
+    for row in codes:
+        heard = frames.copy()
+        for start in rng.integers(codes.shape[2], size=rng.integers(4)):
+            end = start + rng.integers(2, 80)
+            heard[start:end] = start + np.arange(len(heard[start:end])) % rng.integers(1, 5)
+        rows.append(row[:, torch.from_numpy(np.minimum(heard, frames[-1]))])
+    return torch.stack(rows)
+
+
 @torch.no_grad()
 def encode(encoder: Encoder, loops: np.ndarray, seed: int, path: Path) -> np.ndarray:
     """Loops int16 [N, samples] -> codes int16 [N, K, frames], made once. Half of the loops begin on a frame, as
@@ -138,12 +161,12 @@ def encode(encoder: Encoder, loops: np.ndarray, seed: int, path: Path) -> np.nda
 
 def fit(
     codes: np.ndarray, kinds: list[tuple[str, int]], texts: Texts, folder: Path, settings: Settings,
-    config: LMConfig = CONFIG, frames: int = FRAMES,
+    config: LMConfig = CONFIG, frames: int = FRAMES, before: Model | None = None,
 ) -> Model:  # fmt: skip
     """Train on stretches of codes [N, K, T] of loops whose style and pace are `kinds`; goes on where folder/lm.pt was
-    left."""
+    left. A model from `before` is trained further, folder/lm-stuck.pt, on what also hangs."""
     torch.manual_seed(settings.seed)
-    model = Model(config)
+    model = before or Model(config)
 
     def loss(step: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((settings.seed, 4, step))
@@ -153,11 +176,13 @@ def fit(
         told = [synth.describe(*kinds[int(row)], rng) for row in rows[: np.count_nonzero(~without)]]
         cut = np.stack([codes[row, :, start : start + frames] for row, start in zip(rows, starts, strict=True)])
         known = torch.from_numpy(cut).long()
+        read = stuck(known, rng) if before else known
+        read = mistaken(read, rng) if before or step >= CLEAN * settings.steps else read
         with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(known, texts(told) if told else None)
+            predicted = model(read, texts(told) if told else None)
         nats = cross_entropy(predicted, known)
         by_codebook = nats.detach().mean(dim=(0, 2))
         return nats.mean(), "nats by codebook " + " ".join(f"{value:.2f}" for value in by_codebook)
 
-    train(model, loss, folder / "lm.pt", settings)
+    train(model, loss, folder / ("lm-stuck.pt" if before else "lm.pt"), settings)
     return model.eval()

@@ -98,22 +98,22 @@ class Unigram:
         return np.stack([table[k] for table, k in zip(self.probabilities, codes.swapaxes(0, 1), strict=True)], axis=1)
 
 
-class LastBar:
-    """What stood a bar ago comes again, with a probability for each codebook; else the unigram. It is told the bar."""
+class Again:
+    """What stood some frames ago comes again, with a probability for each codebook; else the unigram. It is told how
+    many frames a bar of the loop has."""
 
-    def __init__(self, unigram: Unigram, codes: np.ndarray, bars: Sequence[int]):
-        """codes [N, K, T] of the training set, frames of each loop's bar: finds the best probabilities."""
-        self.unigram, again, chance = unigram, [], []
-        for row, bar in zip(codes, bars, strict=True):
-            again.append(row[:, bar:] == row[:, :-bar])
-            chance.append(unigram.of(row[None, :, bar:])[0])
-        hit, base = np.concatenate(again, axis=1), np.concatenate(chance, axis=1)
-        shares = np.linspace(0.02, 0.98, 49)
-        cost = np.stack([-np.log(share * hit + (1 - share) * base).mean(axis=1) for share in shares])
+    def __init__(self, unigram: Unigram, codes: np.ndarray, lags: Sequence[int]):
+        """codes [N, K, T] of the training set, frames to look back in each: finds the best probabilities."""
+        self.unigram, hits, chances = unigram, [], []
+        for row, lag in zip(codes, lags, strict=True):
+            hits.append(row[:, lag:] == row[:, :-lag])
+            chances.append(unigram.of(row[None, :, lag:])[0])
+        hit, chance = np.concatenate(hits, axis=1), np.concatenate(chances, axis=1)
+        shares = np.linspace(0.01, 0.99, 99)
+        cost = np.stack([-np.log(share * hit + (1 - share) * chance).mean(axis=1) for share in shares])
         self.share = shares[cost.argmin(axis=0)]  # [K]
 
-    def of(self, codes: np.ndarray, bar: int) -> np.ndarray:
-        """codes [K, T] -> probabilities of those from the second bar on [K, T - bar]."""
-        again = codes[:, bar:] == codes[:, :-bar]
-        share = self.share[:, None]
-        return share * again + (1 - share) * self.unigram.of(codes[None, :, bar:])[0]
+    def of(self, codes: np.ndarray, lag: int) -> np.ndarray:
+        """codes [K, T] -> probabilities of those that have one to look back at [K, T - lag]."""
+        hit, share = codes[:, lag:] == codes[:, :-lag], self.share[:, None]
+        return share * hit + (1 - share) * self.unigram.of(codes[None, :, lag:])[0]
