@@ -26,6 +26,7 @@ CODEC = Settings(steps=1800, batch=8, rate=1e-3, warmup=100, betas=(0.8, 0.99), 
 DECODER = Settings(steps=500, batch=8, rate=1e-3, warmup=20, betas=(0.8, 0.99), decay=0.01, seed=SEED + 1)
 LM = Settings(steps=1600, batch=4, rate=1e-3, warmup=50, betas=(0.9, 0.95), decay=0.05, seed=SEED)
 STUCK = Settings(steps=420, batch=4, rate=1e-3, warmup=20, betas=(0.9, 0.95), decay=0.05, seed=SEED + 1)
+EDGE = replace(STUCK, steps=200, seed=SEED + 2)
 SECONDS = 12.0  # of a loop
 PROMPT = 2_000_007  # the seed of the demo's own loop; those from 0 on are trained on
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--decoder-steps", type=int, default=DECODER.steps)
     parser.add_argument("--lm-steps", type=int, default=LM.steps)
     parser.add_argument("--stuck-steps", type=int, default=STUCK.steps)
+    parser.add_argument("--edge-steps", type=int, default=EDGE.steps)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -63,7 +65,8 @@ def make(args: argparse.Namespace) -> None:
     encoder = fill(Encoder(stored.config, StandardRecurrence()), stored.weights("encoder"))
     codes = lm.encode(encoder, loops, SEED, args.work / "codes.npy")
     model = lm.fit(codes, kinds, texts, args.work, replace(LM, steps=args.lm_steps))
-    model = lm.fit(codes, kinds, texts, args.work, replace(STUCK, steps=args.stuck_steps), before=model)
+    for name, settings, steps in (("lm-stuck", STUCK, args.stuck_steps), ("lm-edge", EDGE, args.edge_steps)):
+        model = lm.fit(codes, kinds, texts, args.work, replace(settings, steps=steps), before=model, name=name)
     write_lm(args.out / "state_dict.bin", lm.CONFIG, model.state_dict())
 
     audio.write(args.out / "loop.wav", prompt().wave[None], synth.RATE, strategy="peak")

@@ -32,6 +32,7 @@ from weights.lm import fill
 ROOT = Path(__file__).parents[2]
 HELD_OUT = 1_000_000  # the first seed of loops to measure on
 SECONDS, PROMPT = 10.0, 4.0
+TEMPERATURE = 0.7  # make demo's
 TRAINED_ON = 150  # loops whose codes the baselines are made of
 
 Codec = tuple[Encoder, Decoder]
@@ -144,8 +145,8 @@ def encode(encoder: Encoder, wave: np.ndarray) -> np.ndarray:
 def measure_tempo(args: argparse.Namespace) -> list[str]:
     loops = held_out(args.count)
     with bundle(args.demo) as music:
-        heard = continuations(music, loops)
-    for i, wave in enumerate(heard[:10]):
+        heard = {t: continuations(music, loops, t) for t in (1.0, TEMPERATURE, 0.0)}
+    for i, wave in enumerate(heard[TEMPERATURE][:10]):
         path = args.out / f"continued-{i}.wav"
         audio.write(path, wave[None], music.sample_rate, strategy="peak")
         plot(path, path.with_suffix(".png"), PROMPT)
@@ -153,8 +154,8 @@ def measure_tempo(args: argparse.Namespace) -> list[str]:
     prompts = [loop.wave[:seam] for loop in loops]
     kept = {
         "the loop itself": [loop.wave[seam:] for loop in loops],
-        "the continuation": [wave[seam:] for wave in heard],
-        "another loop's continuation": [wave[seam:] for wave in [*heard[1:], heard[0]]],
+        **{f"the continuation, temperature {t:g}": [wave[seam:] for wave in waves] for t, waves in heard.items()},
+        "another loop": [loop.wave[seam:] for loop in [*loops[1:], loops[0]]],
     }
     lines = [f"| after {PROMPT:g} s of a held-out loop | tempo kept |", "|---|---:|"]
     for name, waves in kept.items():
@@ -173,13 +174,14 @@ def bundle(folder: Path) -> Iterator[MusicGen]:
         yield MusicGen.load(Path(work) / "bundle")
 
 
-def continuations(music: MusicGen, loops: list[synth.Loop]) -> list[np.ndarray]:
+def continuations(music: MusicGen, loops: list[synth.Loop], temperature: float) -> list[np.ndarray]:
     """What follows the first PROMPT seconds of each loop, without a text: they and it [samples], SECONDS in all."""
-    music.set_generation_params(duration=SECONDS)
+    music.set_generation_params(duration=SECONDS, temperature=temperature)
     prompts = np.stack([loop.wave[None, : round(PROMPT * synth.RATE)] for loop in loops])
     return [
-        sound(music.generate_continuation(prompt[None], synth.RATE, seed=seed))[0, 0]
-        for seed, prompt in enumerate(tqdm(prompts, "continuations", disable=None))
+        wave
+        for first in tqdm(range(0, len(prompts), 10), "continuations", disable=None)
+        for wave in sound(music.generate_continuation(prompts[first : first + 10], synth.RATE, seed=first))[:, 0]
     ]
 
 
@@ -188,13 +190,13 @@ def measure_texts(args: argparse.Namespace) -> list[str]:
     each = max(1, args.count // len(kinds) + 1)
     listener = measure.Listener(150, SECONDS)
     with bundle(args.demo) as music:
-        music.set_generation_params(duration=SECONDS, cfg_coef=3.0)
+        music.set_generation_params(duration=SECONDS, cfg_coef=3.0, temperature=TEMPERATURE)
         told = [(kind, said) for kind in kinds for said in (synth.PACE[kind[1]] + " " + kind[0], tempo(*kind))]
         heard = [(kind, played(music, said.strip(), each)) for kind, said in tqdm(told, "texts", disable=None)]
     right = np.array([(listener(wave) // 3 == list(synth.TEMPI).index(style), listener(wave) % 3 == pace)
                       for (style, pace), waves in heard for wave in waves])  # fmt: skip
     real = [(listener(loop.wave), measure.kind(loop)) for loop in held_out(args.count)]
-    lines = ["| text, guidance 3, no prompt | style as told | tempo as told |", "|---|---:|---:|"]
+    lines = ["| text, guidance 3, temperature 0.7, no prompt | style as told | tempo as told |", "|---|---:|---:|"]
     lines.append(f"| generated | {right[:, 0].sum()} of {len(right)} | {right[:, 1].sum()} of {len(right)} |")
     styles, paces = (sum(f(a) == f(b) for a, b in real) for f in (lambda k: k // 3, lambda k: k % 3))
     lines.append(f"| held-out loops | {styles} of {len(real)} | {paces} of {len(real)} |")

@@ -28,6 +28,7 @@ CONFIG = LMConfig(
 FRAMES = 500  # of a training sequence: 10 s
 CLEAN = 0.625  # share of the steps that read codes as they are; then there are mistakes in them
 MISTAKES = 0.4  # the largest share of codes that are wrong in what a sequence is continued from
+EDGE = (0.7, 0.4, 0.4, 0.2)  # share of the codes of a prompt's last frames, backwards, that its end changes
 NO_TEXT = 0.3  # share of sequences without
 
 
@@ -123,12 +124,12 @@ def cross_entropy(log_probabilities: Tensor, codes: Tensor) -> Tensor:
     return -log_probabilities.gather(-1, codes[..., None])[..., 0]
 
 
-def mistaken(codes: Tensor, rng: np.random.Generator) -> Tensor:
-    """Codes [B, K, T] with up to MISTAKES of a sequence's replaced by others of that codebook: what the model draws is
-    not always what should come, and it must go on from there."""
+def mistaken(codes: Tensor, rng: np.random.Generator, most: float = MISTAKES) -> Tensor:
+    """Codes [B, K, T], of each sequence a share of `most` or less replaced by others of that codebook: what the model
+    draws is not always what should come, and it must go on from there."""
     others = codes[:, :, torch.from_numpy(rng.permutation(codes.shape[2]))]
     others = others[torch.from_numpy(rng.permutation(len(codes)))]
-    share = MISTAKES * rng.random((len(codes), 1, 1))
+    share = most * rng.random((len(codes), 1, 1))
     return torch.where(torch.from_numpy(rng.random(codes.shape) < share), others, codes)
 
 
@@ -142,6 +143,18 @@ def stuck(codes: Tensor, rng: np.random.Generator) -> Tensor:
             heard[start:end] = start + np.arange(len(heard[start:end])) % rng.integers(1, 5)
         rows.append(row[:, torch.from_numpy(np.minimum(heard, frames[-1]))])
     return torch.stack(rows)
+
+
+def cut(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Codes [B, K, T] as a prompt's are: where it is cut off, the codec hears an end, and the last frames have other
+    codes than in the middle of a loop. A few mistakes besides."""
+    read = codes.clone()
+    for row in read:
+        end = int(rng.integers(100, codes.shape[2] - 100))
+        for back, share in enumerate(EDGE):
+            wrong = torch.from_numpy(rng.random(codes.shape[1]) < share)
+            row[wrong, end - 1 - back] = row[wrong, int(rng.integers(codes.shape[2]))]
+    return mistaken(read, rng, 0.1)
 
 
 @torch.no_grad()
@@ -162,9 +175,10 @@ def encode(encoder: Encoder, loops: np.ndarray, seed: int, path: Path) -> np.nda
 def fit(
     codes: np.ndarray, kinds: list[tuple[str, int]], texts: Texts, folder: Path, settings: Settings,
     config: LMConfig = CONFIG, frames: int = FRAMES, before: Model | None = None,
+    name: str = "lm",
 ) -> Model:  # fmt: skip
-    """Train on stretches of codes [N, K, T] of loops whose style and pace are `kinds`; goes on where folder/lm.pt was
-    left. A model from `before` is trained further, folder/lm-stuck.pt, on what also hangs."""
+    """Train on stretches of codes [N, K, T] of loops whose style and pace are `kinds`; goes on where folder/NAME.pt was
+    left. A model from `before` is trained further, on what hangs ("lm-stuck") or is cut ("lm-edge")."""
     torch.manual_seed(settings.seed)
     model = before or Model(config)
 
@@ -174,15 +188,19 @@ def fit(
         without = rng.random(settings.batch) < NO_TEXT
         rows = rows[np.argsort(without, kind="stable")]  # the first have a text
         told = [synth.describe(*kinds[int(row)], rng) for row in rows[: np.count_nonzero(~without)]]
-        cut = np.stack([codes[row, :, start : start + frames] for row, start in zip(rows, starts, strict=True)])
-        known = torch.from_numpy(cut).long()
-        read = stuck(known, rng) if before else known
-        read = mistaken(read, rng) if before or step >= CLEAN * settings.steps else read
+        heard = np.stack([codes[row, :, start : start + frames] for row, start in zip(rows, starts, strict=True)])
+        known = torch.from_numpy(heard).long()
+        if name == "lm-edge":
+            read = cut(known, rng)
+        elif name == "lm-stuck":
+            read = mistaken(stuck(known, rng), rng)
+        else:
+            read = mistaken(known, rng) if step >= CLEAN * settings.steps else known
         with torch.autocast("cpu", torch.bfloat16):
             predicted = model(read, texts(told) if told else None)
         nats = cross_entropy(predicted, known)
         by_codebook = nats.detach().mean(dim=(0, 2))
         return nats.mean(), "nats by codebook " + " ".join(f"{value:.2f}" for value in by_codebook)
 
-    train(model, loss, folder / ("lm-stuck.pt" if before else "lm.pt"), settings)
+    train(model, loss, folder / f"{name}.pt", settings)
     return model.eval()
