@@ -199,8 +199,7 @@ def test_cross_entropy(loops):
 def test_the_demo_keeps_its_tempo(music):
     """make demo's own continuation. Of held-out loops' most lose it: demo/README.md has the numbers."""
     music.set_generation_params(duration=evaluate.SECONDS, temperature=evaluate.TEMPERATURE)
-    wave = evaluate.sound(
-        music.generate_continuation(command.prompt().wave[None, None], synth.RATE, ["drum and bass"], seed=3)
-    )[0, 0]
+    prompt, rate = audio.read(DEMO / "loop.wav")
+    wave = evaluate.sound(music.generate_continuation(prompt[None], rate, ["drum and bass"], seed=3))[0, 0]
     seam = round(evaluate.PROMPT * synth.RATE)
     assert measure.same_tempo(wave[:seam], wave[seam:])
