@@ -9,9 +9,10 @@ BIN = $(VENV)/bin
 
 .PHONY: demo web test check clean
 demo: $(VENV)/.installed
-	rm -rf build
-	$(BIN)/python export/bundle.py --lm demo/state_dict.bin --codec demo/compression_state_dict.bin --out build/bundle
-	$(BIN)/clean-lm continue demo/loop.wav -o build/continued.wav --bundle build/bundle --prompt-seconds 4 --duration 10 --seed 7
+	rm -rf build/bundle
+	$(BIN)/python export/bundle.py --lm demo/state_dict.bin --text demo/t5 --out build/bundle
+	$(BIN)/clean-lm continue demo/loop.wav -o build/continued.wav --bundle build/bundle --text "drum and bass" \
+		--prompt-seconds 4 --duration 10 --temperature 0.7 --seed 3
 	$(BIN)/clean-lm plot build/continued.wav --seam 4
 
 web: build/bundle/manifest.json js/node_modules/.package-lock.json

@@ -1,7 +1,7 @@
 """Write a random checkpoint in audiocraft's own format: the layout of a released model, or a tiny one of the same kind.
 
-python demo/checkpoint.py                                      the demo's: demo/state_dict.bin
-python demo/checkpoint.py --size small --out small.bin         musicgen-small's layout, 420 M parameters
+python demo/checkpoint.py --out folder                    tiny
+python demo/checkpoint.py --size small --out folder       musicgen-small's layout, 420 M parameters
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than the size has")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the language model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder (default: this one)")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
     args = parser.parse_args()
     config = SIZES[args.size]
     if args.layers:
@@ -95,10 +95,14 @@ def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def codec_xp_cfg(c: CodecConfig) -> dict[str, Any]:
-    """The fields that a reader of the codec's checkpoint looks at."""
+    """The fields that a reader of the codec's checkpoint looks at, and those that audiocraft's builder wants."""
+    implemented = {name: value for name, (value, _) in CODEC_IMPLEMENTED.items()}
+    del implemented["rvq.codebook_dim"]  # an argument that audiocraft's own quantizer does not take
     return nested(
-        {name: value for name, (value, _) in CODEC_IMPLEMENTED.items()}
+        implemented
         | {
+            "sample_rate": c.sample_rate,
+            "channels": c.channels,
             "encodec.sample_rate": c.sample_rate,
             "encodec.channels": c.channels,
             "seanet.channels": c.channels,
@@ -113,6 +117,7 @@ def codec_xp_cfg(c: CodecConfig) -> dict[str, Any]:
             "seanet.compress": c.compress,
             "seanet.lstm": c.lstm_layers,
             "seanet.pad_mode": c.pad_mode,
+            "seanet.encoder": {},
             "rvq.n_q": c.codebooks,
             "rvq.bins": c.card,
         }
@@ -120,22 +125,28 @@ def codec_xp_cfg(c: CodecConfig) -> dict[str, Any]:
 
 
 def xp_cfg(config: LMConfig) -> dict[str, Any]:
-    """The fields that a reader of the checkpoint looks at, as audiocraft nests them."""
+    """The fields that a reader of the checkpoint looks at, and those that audiocraft's builder wants."""
     return nested(
         {name: value for name, (value, _) in IMPLEMENTED.items()}
         | {
+            "solver": config.solver,
             "transformer_lm.n_q": config.codebooks,
             "transformer_lm.card": config.card,
             "transformer_lm.dim": config.dim,
             "transformer_lm.num_heads": config.heads,
             "transformer_lm.num_layers": config.layers,
             "transformer_lm.hidden_scale": config.hidden_scale,
+            "transformer_lm.memory_efficient": True,  # else its attention has other names
             "codebooks_pattern.modeling": "delay",
             "codebooks_pattern.delay.delays": list(config.delays),
             "conditioners.description.model": "t5",
             "conditioners.description.t5.name": config.text_encoder,
+            "conditioners.description.t5.finetune": False,
             "fuser.cross": list(config.cross),
             "fuser.prepend": list(config.prepend),
+            "classifier_free_guidance": {"training_dropout": 0.3, "inference_coef": 3.0},
+            "attribute_dropout": {},
+            "interleave_stereo_codebooks.use": False,
             "dataset.segment_duration": config.max_duration,
             "sample_rate": config.sample_rate,
             "channels": config.channels,

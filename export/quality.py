@@ -3,6 +3,7 @@
 Codes to measure on are a clip's own, or what the float32 model itself draws. On random weights the numbers mean little.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,10 +47,11 @@ class Quality:
     def line(self) -> str:
         """For whoever looks on."""
         mark = "" if self.within_bounds else "  worse than the bounds"
+        ours, fp32 = (f"{math.log(p):.3f}" for p in (self.perplexity, self.perplexity_fp32))
         return (
-            f"KL {self.kl:.2e} nats, top-1 {self.top1:6.1%}, perplexity {self.perplexity:.2f} (fp32 "
-            f"{self.perplexity_fp32:.2f}), greedy {self.greedy_frames} of {GREEDY} frames, {self.codes} codes of "
-            f"{self.source}{mark}"
+            f"KL {self.kl:.2e} nats, top-1 {self.top1:6.1%}, cross-entropy {ours} nats (fp32 {fp32}), perplexity "
+            f"{self.perplexity:.2f} (fp32 {self.perplexity_fp32:.2f}), greedy {self.greedy_frames} of {GREEDY} frames, "
+            f"{self.codes} codes of {self.source}{mark}"
         )
 
     def entry(self) -> dict[str, Any]:

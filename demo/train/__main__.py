@@ -1,0 +1,82 @@
+"""Make the demo's model from nothing: loops, a codec, a text encoder, a language model, the loop that is continued.
+
+  python -m demo.train                       all of it, into demo/; about an hour and a half on one core
+  python -m demo.train --out build/tiny --loops 12 --codec-steps 2 --lm-steps 2
+
+What was interrupted goes on where it was saved in --work. The seed is fixed: the same machine makes the same files.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import weights.codec
+from clean_lm import audio
+from clean_lm.codec import Encoder, StandardRecurrence
+from demo.train import codec, lm, synth, text
+from demo.train.trainer import Settings
+from demo.train.upstream import write_codec, write_lm
+from weights.lm import fill
+
+ROOT = Path(__file__).parents[2]
+SEED = 0
+CODEC = Settings(steps=1800, batch=8, rate=1e-3, warmup=100, betas=(0.8, 0.99), decay=0.01, seed=SEED)
+DECODER = Settings(steps=500, batch=8, rate=1e-3, warmup=20, betas=(0.8, 0.99), decay=0.01, seed=SEED + 1)
+LM = Settings(steps=1600, batch=4, rate=1e-3, warmup=50, betas=(0.9, 0.95), decay=0.05, seed=SEED)
+STUCK = Settings(steps=420, batch=4, rate=1e-3, warmup=20, betas=(0.9, 0.95), decay=0.05, seed=SEED + 1)
+EDGE = replace(STUCK, steps=200, seed=SEED + 2)
+SECONDS = 12.0  # of a loop
+PROMPT = 2_000_007  # the seed of the demo's own loop; those from 0 on are trained on
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "demo", help="folder of the checkpoints (default: demo)")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "train", help="default: build/train")
+    parser.add_argument("--loops", type=int, default=1200)
+    parser.add_argument("--codec-steps", type=int, default=CODEC.steps)
+    parser.add_argument("--decoder-steps", type=int, default=DECODER.steps)
+    parser.add_argument("--lm-steps", type=int, default=LM.steps)
+    parser.add_argument("--stuck-steps", type=int, default=STUCK.steps)
+    parser.add_argument("--edge-steps", type=int, default=EDGE.steps)
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for folder in (args.out, args.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    make(args)
+
+
+def make(args: argparse.Namespace) -> None:
+    """All parts in turn, each from the files of those before it."""
+    loops, kinds = synth.render(args.work, args.loops, SECONDS)
+
+    sound = codec.fit(loops, args.work, replace(CODEC, steps=args.codec_steps))
+    sound = codec.finish(sound, loops, args.work, replace(DECODER, steps=args.decoder_steps))
+    path = args.out / "compression_state_dict.bin"
+    write_codec(path, codec.CONFIG, sound.state_dict())
+
+    text.write(args.out / "t5", SEED)
+    texts = text.Texts.load(args.out / "t5")
+
+    stored = weights.codec.load(path)  # the codes are those of the file, whose weights are rounded
+    encoder = fill(Encoder(stored.config, StandardRecurrence()), stored.weights("encoder"))
+    codes = lm.encode(encoder, loops, SEED, args.work / "codes.npy")
+    model = lm.fit(codes, kinds, texts, args.work, replace(LM, steps=args.lm_steps))
+    for name, settings, steps in (("lm-stuck", STUCK, args.stuck_steps), ("lm-edge", EDGE, args.edge_steps)):
+        model = lm.fit(codes, kinds, texts, args.work, replace(settings, steps=steps), before=model, name=name)
+    write_lm(args.out / "state_dict.bin", lm.CONFIG, model.state_dict())
+
+    audio.write(args.out / "loop.wav", prompt().wave[None], synth.RATE, strategy="peak")
+    print(f"wrote {args.out / 'loop.wav'}")
+
+
+def prompt() -> synth.Loop:
+    """The loop that the demo continues."""
+    return synth.loop(PROMPT, 4.0, "drum and bass", 1)
+
+
+if __name__ == "__main__":
+    main()

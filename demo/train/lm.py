@@ -1,0 +1,206 @@
+"""Train the demo's language model on the codes of synthesised loops: MusicGen's modules as clean_lm has them, on whole
+sequences instead of step by step. Every text is left out at times: guidance needs a model that also knows none."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from clean_lm.codec import Encoder
+from clean_lm.config import LMConfig
+from clean_lm.layers import Cache, Layer
+from clean_lm.lm import LM, Condition
+from clean_lm.pattern import delay
+from demo.train import synth
+from demo.train.text import Texts
+from demo.train.trainer import Settings, initialise, train
+
+CONFIG = LMConfig(
+    solver="musicgen",
+    layers=4, heads=6, dim=192, hidden_scale=4, codebooks=4, card=512, delays=(0, 1, 2, 3), text_dim=512,
+    text_encoder="t5-small", max_duration=30.0, sample_rate=32_000, channels=1, cross=("description",), prepend=(),
+    self_wav=None,
+)  # fmt: skip
+FRAMES = 500  # of a training sequence: 10 s
+CLEAN = 0.625  # share of the steps that read codes as they are; then there are mistakes in them
+MISTAKES = 0.4  # the largest share of codes that are wrong in what a sequence is continued from
+EDGE = (0.7, 0.4, 0.4, 0.2)  # share of the codes of a prompt's last frames, backwards, that its end changes
+NO_TEXT = 0.3  # share of sequences without
+
+
+class CausalAttention:
+    """PyTorch's own kernel, for whole sequences: the cache before them is empty. Training only."""
+
+    def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
+        return ()
+
+    def __call__(self, qkv: Tensor, cache: Cache, columns: tuple[Tensor, ...], heads: int) -> tuple[Tensor, Cache]:
+        q, k, v = rearrange(qkv, "r s (three h d) -> three r h s d", three=3, h=heads)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return rearrange(out, "r h s d -> r s (h d)"), cache
+
+    def cross(self, q: Tensor, cross: Cache, heads: int) -> Tensor:
+        out = F.scaled_dot_product_attention(rearrange(q, "x s (h d) -> x h s d", h=heads), *cross)
+        return rearrange(out, "x h s d -> x s (h d)")
+
+
+def lay_copying(lm: LM) -> None:
+    """Begin with an induction head (Olsson et al. 2022, "In-context Learning and Induction Heads"), which finds where
+    this column stood before and says what came next. Loops come again: continuing them rests on it, and from random
+    weights it had not begun after 500 steps. Everything is trained on from here.
+
+    places of the width W, D of a head:
+    0         D/2       W/2 - D      W/2        W/2 + D/2     W - D            W
+    | fast cos | content | before     | fast sin | content     | content, key   |
+    """
+    d, half, width = lm.config.head_dim, lm.config.dim // 2, lm.config.dim
+    fast = torch.cat([torch.arange(d // 2), half + torch.arange(d // 2)])  # where a column stands, alone
+    before = torch.arange(half - d, half)  # slow cosines, about 1: here layer 0 writes the key of the column before
+    key = torch.arange(width - d, width)  # slow sines, about 0: the content that columns are found by
+    taken = torch.cat([fast, before])
+    content = torch.tensor([i for i in range(width) if i not in set(taken.tolist())])
+    lm.embedding[:, taken] = 0
+    tables = rearrange(lm.embedding, "(k c) d -> k c d", k=lm.config.codebooks)[:, :-1]
+    lm.heads.copy_(1.5 * rearrange(tables, "k c d -> d (k c)") / tables.norm(dim=-1).mean())
+
+    first, second = lm.layers[0], lm.layers[1]
+    assert isinstance(first, Layer)
+    assert isinstance(second, Layer)
+    for weights in (first.out, first.cross_out, first.linear2):
+        weights[:, before] = 0
+    q, k, v = (first.qkv[:, i * width : i * width + d] for i in range(3))
+    cos, sin = (torch.diag(f(1 / lm.period[: d // 2])) for f in (torch.cos, torch.sin))  # of one column's turn
+    q[:], k[:], v[:] = 0, 0, 0
+    k[fast] = 3 * torch.eye(d)
+    q[fast] = 3 * torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
+    v[key] = torch.eye(d)
+    first.out[:d] = 0
+    first.out[:d, before] = torch.eye(d)
+    for head, part in enumerate(content.split(d)):
+        columns = slice(head * d, (head + 1) * d)
+        q, k, v = (second.qkv[:, i * width :][:, columns] for i in range(3))
+        q[:], k[:], v[:] = 0, 0, 0
+        q[key], k[before] = 1.7 * torch.eye(d), 1.7 * torch.eye(d)
+        v[part] = torch.eye(d)[: len(part)]
+        second.out[columns] = 0
+        second.out[columns, part] = 3 * torch.eye(d)[: len(part), : len(part)]
+
+
+class Model(nn.Module):
+    """The language model and what makes keys and values of a text."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        self.config = config
+        self.lm, self.condition = LM(config, CausalAttention()), Condition(config)
+        initialise(self)
+        with torch.no_grad():
+            self.lm.embedding.normal_(std=0.5)  # K of them add up to the sinusoid's size
+            for name, p in self.lm.named_parameters():
+                if name.endswith((".out", "cross_out", "linear2")):
+                    p.mul_(0.3)
+            lay_copying(self.lm)
+
+    def forward(self, codes: Tensor, told: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """codes int64 [B, K, T], and text states and mask of the first X rows -> log-probabilities of the codes in
+        every place [B, K, T, card]."""
+        c = self.config
+        columns = torch.from_numpy(delay(codes.numpy(), c.delays, codes.shape[2], c.special_token))
+        empty = torch.zeros(len(codes), c.heads, 0, c.head_dim)
+        cross = self.condition(*told) if told else []
+        x, _ = self.lm.read(columns[:, :, :-1], torch.zeros(1, dtype=torch.int64), [(empty, empty)] * c.layers, cross)
+        logits = self.lm.logits(x).float()  # of the column after each: frame t of codebook k stands in 1 + t + delay
+        frames = codes.shape[2]
+        found = [logits[:, lag : lag + frames, k] for k, lag in enumerate(c.delays)]
+        return torch.stack(found, dim=1).log_softmax(dim=-1)
+
+
+def cross_entropy(log_probabilities: Tensor, codes: Tensor) -> Tensor:
+    """[B, K, T, card], [B, K, T] -> nats of every code [B, K, T]."""
+    return -log_probabilities.gather(-1, codes[..., None])[..., 0]
+
+
+def mistaken(codes: Tensor, rng: np.random.Generator, most: float = MISTAKES) -> Tensor:
+    """Codes [B, K, T], of each sequence a share of `most` or less replaced by others of that codebook: what the model
+    draws is not always what should come, and it must go on from there."""
+    others = codes[:, :, torch.from_numpy(rng.permutation(codes.shape[2]))]
+    others = others[torch.from_numpy(rng.permutation(len(codes)))]
+    share = most * rng.random((len(codes), 1, 1))
+    return torch.where(torch.from_numpy(rng.random(codes.shape) < share), others, codes)
+
+
+def stuck(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Codes [B, K, T] that hang in some stretches, one to four frames again and again: what copies may copy itself."""
+    frames, rows = np.arange(codes.shape[2]), []
+    for row in codes:
+        heard = frames.copy()
+        for start in rng.integers(codes.shape[2], size=rng.integers(4)):
+            end = start + rng.integers(2, 80)
+            heard[start:end] = start + np.arange(len(heard[start:end])) % rng.integers(1, 5)
+        rows.append(row[:, torch.from_numpy(np.minimum(heard, frames[-1]))])
+    return torch.stack(rows)
+
+
+def cut(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Codes [B, K, T] as a prompt's are: where it is cut off, the codec hears an end, and the last frames have other
+    codes than in the middle of a loop. A few mistakes besides."""
+    read = codes.clone()
+    for row in read:
+        end = int(rng.integers(100, codes.shape[2] - 100))
+        for back, share in enumerate(EDGE):
+            wrong = torch.from_numpy(rng.random(codes.shape[1]) < share)
+            row[wrong, end - 1 - back] = row[wrong, int(rng.integers(codes.shape[2]))]
+    return mistaken(read, rng, 0.1)
+
+
+@torch.no_grad()
+def encode(encoder: Encoder, loops: np.ndarray, seed: int, path: Path) -> np.ndarray:
+    """Loops int16 [N, samples] -> codes int16 [N, K, frames], made once. Half of the loops begin on a frame, as
+    clips that are cut on a beat do; the others anywhere in one."""
+    if not path.exists():
+        rng, frames, codes = np.random.default_rng((seed, 3)), loops.shape[1] // synth.HOP - 1, []
+        starts = np.where(rng.random(len(loops)) < 0.5, rng.integers(synth.HOP, size=len(loops)), 0)
+        for first in tqdm(range(0, len(loops), 8), "codes", disable=None):
+            rows = range(first, min(first + 8, len(loops)))
+            cut = np.stack([loops[row, starts[row] : starts[row] + frames * synth.HOP] for row in rows])
+            codes.append(encoder(torch.from_numpy(cut).float()[:, None] / 32768).numpy().astype(np.int16))
+        np.save(path, np.concatenate(codes))
+    return np.load(path)
+
+
+def fit(
+    codes: np.ndarray, kinds: list[tuple[str, int]], texts: Texts, folder: Path, settings: Settings,
+    config: LMConfig = CONFIG, frames: int = FRAMES, before: Model | None = None,
+    name: str = "lm",
+) -> Model:  # fmt: skip
+    """Train on stretches of codes [N, K, T] of loops whose style and pace are `kinds`; goes on where folder/NAME.pt was
+    left. A model from `before` is trained further, on what hangs ("lm-stuck") or is cut ("lm-edge")."""
+    torch.manual_seed(settings.seed)
+    model = before or Model(config)
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        rng = np.random.default_rng((settings.seed, 4, step))
+        rows, starts = (rng.integers(n, size=settings.batch) for n in (len(codes), codes.shape[2] - frames + 1))
+        without = rng.random(settings.batch) < NO_TEXT
+        rows = rows[np.argsort(without, kind="stable")]  # the first have a text
+        told = [synth.describe(*kinds[int(row)], rng) for row in rows[: np.count_nonzero(~without)]]
+        heard = np.stack([codes[row, :, start : start + frames] for row, start in zip(rows, starts, strict=True)])
+        known = torch.from_numpy(heard).long()
+        if name == "lm-edge":
+            read = cut(known, rng)
+        elif name == "lm-stuck":
+            read = mistaken(stuck(known, rng), rng)
+        else:
+            read = mistaken(known, rng) if step >= CLEAN * settings.steps else known
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = model(read, texts(told) if told else None)
+        nats = cross_entropy(predicted, known)
+        by_codebook = nats.detach().mean(dim=(0, 2))
+        return nats.mean(), "nats by codebook " + " ".join(f"{value:.2f}" for value in by_codebook)
+
+    train(model, loss, folder / f"{name}.pt", settings)
+    return model.eval()
