@@ -78,8 +78,7 @@ async function load({ source, backend, threads, variant, secure }) {
 }
 
 /**
- * ONNX Runtime, its sessions giving way to messages before every run: in WASM nothing else would, and a cancel would be
- * read when all is over.
+ * ONNX Runtime, from this page's own origin.
  *
  * @param {'wasm' | 'webgpu'} backend
  * @param {number} threads
