@@ -1,6 +1,6 @@
 """Make the demo's model from nothing: loops, a codec, a text encoder, a language model, the loop that is continued.
 
-  python -m demo.train                       all of it, into demo/; about an hour and a half on one core
+  python -m demo.train                       all of it, into demo/; hours on one core
   python -m demo.train --out build/tiny --loops 12 --codec-steps 2 --lm-steps 2
 
 What was interrupted goes on where it was saved in --work. The seed is fixed: the same machine makes the same files.
@@ -27,6 +27,7 @@ DECODER = Settings(steps=500, batch=8, rate=1e-3, warmup=20, betas=(0.8, 0.99), 
 LM = Settings(steps=1600, batch=4, rate=1e-3, warmup=50, betas=(0.9, 0.95), decay=0.05, seed=SEED)
 STUCK = Settings(steps=420, batch=4, rate=1e-3, warmup=20, betas=(0.9, 0.95), decay=0.05, seed=SEED + 1)
 EDGE = replace(STUCK, steps=200, seed=SEED + 2)
+MIXED = replace(STUCK, steps=1000, batch=8, seed=SEED + 3)
 SECONDS = 12.0  # of a loop
 PROMPT = 2_000_007  # the seed of the demo's own loop; those from 0 on are trained on
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--lm-steps", type=int, default=LM.steps)
     parser.add_argument("--stuck-steps", type=int, default=STUCK.steps)
     parser.add_argument("--edge-steps", type=int, default=EDGE.steps)
+    parser.add_argument("--mixed-steps", type=int, default=MIXED.steps)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -65,7 +67,9 @@ def make(args: argparse.Namespace) -> None:
     encoder = fill(Encoder(stored.config, StandardRecurrence()), stored.weights("encoder"))
     codes = lm.encode(encoder, loops, SEED, args.work / "codes.npy")
     model = lm.fit(codes, kinds, texts, args.work, replace(LM, steps=args.lm_steps))
-    for name, settings, steps in (("lm-stuck", STUCK, args.stuck_steps), ("lm-edge", EDGE, args.edge_steps)):
+    further = (("lm-stuck", STUCK, args.stuck_steps), ("lm-edge", EDGE, args.edge_steps),
+               ("lm-mixed", MIXED, args.mixed_steps))  # fmt: skip
+    for name, settings, steps in further:
         model = lm.fit(codes, kinds, texts, args.work, replace(settings, steps=steps), before=model, name=name)
     write_lm(args.out / "state_dict.bin", lm.CONFIG, model.state_dict())
 

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=ROOT / "demo", help="folder of the checkpoints (default: demo)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
     parser.add_argument("--count", type=int, default=50, help="loops, and continuations (default: 50)")
+    parser.add_argument("--prompt", type=float, default=PROMPT, help="seconds of a loop that are continued (4)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "evaluate", help="folder for pictures")
     args = parser.parse_args()
@@ -145,19 +146,19 @@ def encode(encoder: Encoder, wave: np.ndarray) -> np.ndarray:
 def measure_tempo(args: argparse.Namespace) -> list[str]:
     loops = held_out(args.count)
     with bundle(args.demo) as music:
-        heard = {t: continuations(music, loops, t) for t in (1.0, TEMPERATURE, 0.0)}
+        heard = {t: continuations(music, loops, t, args.prompt) for t in (1.0, TEMPERATURE, 0.0)}
     for i, wave in enumerate(heard[TEMPERATURE][:10]):
         path = args.out / f"continued-{i}.wav"
         audio.write(path, wave[None], music.sample_rate, strategy="peak")
-        plot(path, path.with_suffix(".png"), PROMPT)
-    seam = round(PROMPT * synth.RATE)
+        plot(path, path.with_suffix(".png"), args.prompt)
+    seam = round(args.prompt * synth.RATE)
     prompts = [loop.wave[:seam] for loop in loops]
     kept = {
         "the loop itself": [loop.wave[seam:] for loop in loops],
         **{f"the continuation, temperature {t:g}": [wave[seam:] for wave in waves] for t, waves in heard.items()},
         "another loop": [loop.wave[seam:] for loop in [*loops[1:], loops[0]]],
     }
-    lines = [f"| after {PROMPT:g} s of a held-out loop | tempo kept |", "|---|---:|"]
+    lines = [f"| after {args.prompt:g} s of a held-out loop | tempo kept |", "|---|---:|"]
     for name, waves in kept.items():
         same = sum(measure.same_tempo(*pair) for pair in zip(prompts, waves, strict=True))
         lines.append(f"| {name} | {same} of {len(waves)} |")
@@ -174,10 +175,10 @@ def bundle(folder: Path) -> Iterator[MusicGen]:
         yield MusicGen.load(Path(work) / "bundle")
 
 
-def continuations(music: MusicGen, loops: list[synth.Loop], temperature: float) -> list[np.ndarray]:
-    """What follows the first PROMPT seconds of each loop, without a text: they and it [samples], SECONDS in all."""
+def continuations(music: MusicGen, loops: list[synth.Loop], temperature: float, seconds: float) -> list[np.ndarray]:
+    """What follows the first `seconds` of each loop, without a text: they and it [samples], SECONDS in all."""
     music.set_generation_params(duration=SECONDS, temperature=temperature)
-    prompts = np.stack([loop.wave[None, : round(PROMPT * synth.RATE)] for loop in loops])
+    prompts = np.stack([loop.wave[None, : round(seconds * synth.RATE)] for loop in loops])
     return [
         wave
         for first in tqdm(range(0, len(prompts), 10), "continuations", disable=None)

@@ -178,7 +178,8 @@ def fit(
     name: str = "lm",
 ) -> Model:  # fmt: skip
     """Train on stretches of codes [N, K, T] of loops whose style and pace are `kinds`; goes on where folder/NAME.pt was
-    left. A model from `before` is trained further, on what hangs ("lm-stuck") or is cut ("lm-edge")."""
+    left. A model from `before` is trained further, on what hangs ("lm-stuck"), is cut ("lm-edge"), or on all but what
+    hangs ("lm-mixed")."""
     torch.manual_seed(settings.seed)
     model = before or Model(config)
 
@@ -190,7 +191,9 @@ def fit(
         told = [synth.describe(*kinds[int(row)], rng) for row in rows[: np.count_nonzero(~without)]]
         heard = np.stack([codes[row, :, start : start + frames] for row, start in zip(rows, starts, strict=True)])
         known = torch.from_numpy(heard).long()
-        if name == "lm-edge":
+        if name == "lm-mixed":
+            read = (known, mistaken(known, rng), cut(known, rng), cut(known, rng))[int(rng.integers(4))]
+        elif name == "lm-edge":
             read = cut(known, rng)
         elif name == "lm-stuck":
             read = mistaken(stuck(known, rng), rng)
