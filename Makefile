@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python 3.11 or newer:
 #   make demo    export the demo checkpoints, continue the demo loop: build/continued.wav and .png
 #   make test    the tests
-#   make web     the demo's model in a page: http://localhost:8000/demo/ (needs Node 20 or newer)
+#   make web     the demo's model in a page: http://localhost:8000/demo/ (needs Node 20.16 or newer)
 # and, for whoever changes the code, make check: ruff and pyright
 PYTHON ?= python3
 VENV ?= .venv
