@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,17 +156,18 @@ def test_written_weights_are_the_trained_ones(tmp_path):
     trained = codec.Codec(codec.CONFIG)
     command.write_codec(tmp_path / "compression_state_dict.bin", codec.CONFIG, trained.state_dict())
     stored = weights.codec.load(tmp_path / "compression_state_dict.bin")
-    for half, module in (("encoder", trained.encoder), ("decoder", trained.decoder)):
-        read = stored.weights(half)
-        for name, tensor in module.state_dict().items():
-            torch.testing.assert_close(read[name], tensor, atol=1e-3, rtol=2e-3, msg=f"{half}.{name}")
+    same_weights(stored, {"encoder": trained.encoder, "decoder": trained.decoder}, rtol=2e-3)
     model = lm.Model(lm.CONFIG)
     command.write_lm(tmp_path / "state_dict.bin", lm.CONFIG, model.state_dict())
     stored = weights.lm.load(tmp_path / "state_dict.bin")
-    for part, module in (("lm", model.lm), ("condition", model.condition)):
+    same_weights(stored, {"lm": model.lm, "condition": model.condition}, rtol=1e-3)
+
+
+def same_weights(stored: Any, modules: dict[str, torch.nn.Module], rtol: float) -> None:
+    for part, module in modules.items():
         read = stored.weights(part)
         for name, tensor in module.state_dict().items():
-            torch.testing.assert_close(read[name], tensor, atol=1e-3, rtol=1e-3, msg=f"{part}.{name}")
+            torch.testing.assert_close(read[name], tensor, atol=1e-3, rtol=rtol, msg=f"{part}.{name}")
 
 
 # The model in demo/

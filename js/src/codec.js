@@ -9,6 +9,7 @@
  *     call 3                        [ rest       ]          and at the end all of the last call
  */
 
+import { join } from './arrays.js'
 import { codesOf, floats } from './manifest.js'
 
 /**
@@ -153,18 +154,6 @@ function named({ shape }, { batch, frames }) {
   return Object.fromEntries(
     shape.filter((size) => typeof size === 'string').map((size) => [size, size === 'batch' ? batch : frames]),
   )
-}
-
-/**
- * @template {Float32Array | Int32Array} T
- * @param {T[]} arrays
- * @returns {T}
- */
-function join(arrays) {
-  const size = arrays.reduce((sum, array) => sum + array.length, 0)
-  const all = /** @type {T} */ (arrays[0] instanceof Float32Array ? new Float32Array(size) : new Int32Array(size))
-  arrays.reduce((at, array) => (all.set(array, at), at + array.length), 0)
-  return all
 }
 
 /**

@@ -11,6 +11,7 @@
  * the columns.
  */
 
+import { join } from './arrays.js'
 import { cachesFor } from './caches.js'
 import { codesOf, floats } from './manifest.js'
 import { delay, prefillLength, undelay, UNKNOWN } from './pattern.js'
@@ -106,7 +107,7 @@ export class Decoder {
       ...told.cross,
       ...this.settings,
       ...(told.prefix && { prefix: first ? told.prefix : graph.zeros('prefix', sizes) }),
-      codes: graph.tensor('codes', concat(every), { ...sizes, columns }),
+      codes: graph.tensor('codes', join(every), { ...sizes, columns }),
       position: graph.tensor('position', [this.filled]),
       uniform: graph.tensor('uniform', uniform, sizes),
     }
@@ -121,13 +122,6 @@ export class Decoder {
   release() {
     this.caches.release()
   }
-}
-
-/** @param {Int32Array[]} arrays */
-function concat(arrays) {
-  const all = new Int32Array(arrays.reduce((sum, array) => sum + array.length, 0))
-  arrays.reduce((at, array) => (all.set(array, at), at + array.length), 0)
-  return all
 }
 
 /** One generation under way. Iterating draws column after column: the loop that a port writes. */
@@ -174,7 +168,7 @@ export class Generation {
         const prefill = prefillLength(known, delays)
         let fresh = columns.map((row) => slice(row, 0, prefill))
         for (let s = prefill; s < frames + latest + 1; s++) {
-          await turn()
+          if (this.decoder.graph.backend !== 'cpu') await turn()
           this.signal?.throwIfAborted()
           const codes = await this.decoder.call(fresh, this.uniform.subarray(done * size, (done + 1) * size))
           columns.forEach((row, b) => row.forEach((column, k) => column[s] === UNKNOWN && (column[s] = codes[b][k][0])))
@@ -206,7 +200,7 @@ export class Generation {
 
 /**
  * A turn of the event loop: WASM's runs are done when they return, and a worker would not hear that it is cancelled.
- * A timer would take 4 ms.
+ * A timer would take 4 ms. Node's binding takes a turn at every run by itself.
  */
 function turn() {
   const { port1, port2 } = new MessageChannel()

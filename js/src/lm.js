@@ -74,7 +74,6 @@ export class LanguageModel {
       cfgCoef: defaults.cfg_coef,
       cfgCoefBeta: null,
     }
-    this.prefixed = 'prefix' in this.graph.inputs
     this.conditions = new Conditions(this.graph, this.condition, this.wav, this.textDim)
   }
 

@@ -54,7 +54,8 @@ async function loop(bundle, { prompt, texts, self_wav, batch, frames, sampling, 
     prefix: /** @type {any} */ (null),
   }
   const rows = texts && texts.map((/** @type {any} */ text) => text && text.data)
-  if (lm.prefixed) {
+  const prefixed = 'prefix' in lm.graph.inputs
+  if (prefixed) {
     const wavs = self_wav && self_wav.map((/** @type {any} */ wav) => wav && wav.data)
     const all = { ...lm.sampling, ...options, cfgCoefBeta: sampling.cfg_coef_beta }
     options.prefix = (await lm.conditions.told(rows ?? Array(batch).fill(null), wavs, all)).prefix
@@ -63,7 +64,7 @@ async function loop(bundle, { prompt, texts, self_wav, batch, frames, sampling, 
     ort,
     bundle,
     prompt ? nested(prompt) : Array(batch).fill(lm.delays.map(() => [])),
-    !lm.prefixed && texts?.[0] ? tensor(manifest, texts) : null,
+    !prefixed && texts?.[0] ? tensor(manifest, texts) : null,
     frames,
     uniform ? split(uniform.data, size) : draws(seed, batch, steps, lm.codebooks),
     options,
