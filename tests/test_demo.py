@@ -77,13 +77,12 @@ def test_a_seed_is_a_loop():
 
 def test_the_prompt_is_synthesised():
     wav, rate = audio.read(DEMO / "loop.wav")
-    expected, _ = audio.normalize(command.prompt().wave[None], rate, "peak")
     assert rate == synth.RATE
-    np.testing.assert_allclose(wav, expected, atol=2 / 2**15)
+    np.testing.assert_allclose(wav, command.prompt().wave[None], atol=2 / 2**15)
 
 
 def test_loops_repeat_and_change():
-    """Two bars come again, and in most loops something in them has changed within ten seconds."""
+    """One or two bars come again, and in most loops something in them has changed within ten seconds."""
     changed = []
     for seed in range(20):
         loop = synth.loop(seed, 10.0, "house")
@@ -124,6 +123,19 @@ def test_lm_learns(tmp_path, capsys):
     assert last < 0.9 * first
 
 
+def test_padding_is_left_out():
+    """A short text beside a long one, and alone: the same without padding, and not with it."""
+    torch.manual_seed(0)
+    model, texts = lm.Model(lm.CONFIG).eval(), text.Texts.load(DEMO / "t5")
+    codes = torch.randint(512, (2, 4, 8))
+    both = texts(["house", "drum and bass with a deep bass line"])
+    with torch.no_grad():
+        alone = model(codes[:1], texts(["house"]))[0]
+        assert (model(codes, both)[0] - alone).abs().max() > 1e-2
+        model.attention.padding = False
+        torch.testing.assert_close(model(codes, both)[0], alone, atol=1e-4, rtol=1e-4)
+
+
 def losses(capsys: pytest.CaptureFixture[str]) -> tuple[float, float]:
     """The first and the last that a training told."""
     told = [line.split("loss ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines() if "loss" in line]
@@ -142,7 +154,7 @@ def test_the_command(tmp_path):
 
 
 def train(folder: Path, out: str) -> str:
-    parts = ("codec", "decoder", "lm", "stuck", "edge", "mixed")
+    parts = ("codec", "decoder", "lm", "further")
     steps = ["--loops", "3", *(word for part in parts for word in (f"--{part}-steps", "2"))]
     arguments = [sys.executable, "-m", "demo.train", "--out", folder / out, "--work", folder / "work", *steps]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -212,3 +224,9 @@ def test_most_continuations_keep_the_tempo(music, loops):
     heard, seam = evaluate.continuations(music, loops, evaluate.TEMPERATURE, 7.0), 7 * synth.RATE
     kept = [measure.same_tempo(loop.wave[:seam], wave[seam:]) for loop, wave in zip(loops, heard, strict=True)]
     assert sum(kept) > len(loops) / 2
+
+
+def test_texts_are_obeyed(music):
+    """With guidance 3, style and tempo as told beyond what chance gives, one in three and two deviations."""
+    for right in evaluate.obeyed(music, evaluate.listen(DEMO, 60), 6):
+        assert sum(right) > len(right) / 3 + 2 * (len(right) * 2 / 9) ** 0.5

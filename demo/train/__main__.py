@@ -22,27 +22,23 @@ from weights.lm import fill
 
 ROOT = Path(__file__).parents[2]
 SEED = 0
-CODEC = Settings(steps=1800, batch=8, rate=1e-3, warmup=100, betas=(0.8, 0.99), decay=0.01, seed=SEED)
-DECODER = Settings(steps=500, batch=8, rate=1e-3, warmup=20, betas=(0.8, 0.99), decay=0.01, seed=SEED + 1)
-LM = Settings(steps=1600, batch=4, rate=1e-3, warmup=50, betas=(0.9, 0.95), decay=0.05, seed=SEED)
-STUCK = Settings(steps=420, batch=4, rate=1e-3, warmup=20, betas=(0.9, 0.95), decay=0.05, seed=SEED + 1)
-EDGE = replace(STUCK, steps=200, seed=SEED + 2)
-MIXED = replace(STUCK, steps=1000, batch=8, seed=SEED + 3)
+CODEC = Settings(steps=5000, batch=8, rate=1e-3, warmup=100, betas=(0.8, 0.99), decay=0.01, seed=SEED)
+DECODER = Settings(steps=1500, batch=8, rate=1e-3, warmup=20, betas=(0.8, 0.99), decay=0.01, seed=SEED + 1)
+LM = Settings(steps=9000, batch=8, rate=1.5e-3, warmup=50, betas=(0.9, 0.95), decay=0.05, seed=SEED)
+FURTHER = replace(LM, steps=3400, rate=1e-3, seed=SEED + 1)
 SECONDS = 12.0  # of a loop
-PROMPT = 2_000_007  # the seed of the demo's own loop; those from 0 on are trained on
+PROMPT = 2_000_013  # the seed of the demo's own loop; those from 0 on are trained on
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "demo", help="folder of the checkpoints (default: demo)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "train", help="default: build/train")
-    parser.add_argument("--loops", type=int, default=1200)
+    parser.add_argument("--loops", type=int, default=4000)
     parser.add_argument("--codec-steps", type=int, default=CODEC.steps)
     parser.add_argument("--decoder-steps", type=int, default=DECODER.steps)
     parser.add_argument("--lm-steps", type=int, default=LM.steps)
-    parser.add_argument("--stuck-steps", type=int, default=STUCK.steps)
-    parser.add_argument("--edge-steps", type=int, default=EDGE.steps)
-    parser.add_argument("--mixed-steps", type=int, default=MIXED.steps)
+    parser.add_argument("--further-steps", type=int, default=FURTHER.steps)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -67,13 +63,10 @@ def make(args: argparse.Namespace) -> None:
     encoder = fill(Encoder(stored.config, StandardRecurrence()), stored.weights("encoder"))
     codes = lm.encode(encoder, loops, SEED, args.work / "codes.npy")
     model = lm.fit(codes, kinds, texts, args.work, replace(LM, steps=args.lm_steps))
-    further = (("lm-stuck", STUCK, args.stuck_steps), ("lm-edge", EDGE, args.edge_steps),
-               ("lm-mixed", MIXED, args.mixed_steps))  # fmt: skip
-    for name, settings, steps in further:
-        model = lm.fit(codes, kinds, texts, args.work, replace(settings, steps=steps), before=model, name=name)
+    model = lm.fit(codes, kinds, texts, args.work, replace(FURTHER, steps=args.further_steps), before=model)
     write_lm(args.out / "state_dict.bin", lm.CONFIG, model.state_dict())
 
-    audio.write(args.out / "loop.wav", prompt().wave[None], synth.RATE, strategy="peak")
+    audio.write(args.out / "loop.wav", prompt().wave[None], synth.RATE)
     print(f"wrote {args.out / 'loop.wav'}")
 
 

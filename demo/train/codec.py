@@ -25,6 +25,7 @@ CONFIG = CodecConfig(
 WINDOWS = (2048, 512, 128)  # samples, of the spectral loss
 FLOOR, QUIET = 1e-2, 2e-3  # of a magnitude: about 60 dB under a full sine, and 75
 SLOW = 8  # samples that are one for the decoder's waveform loss: about 2 kHz
+ON_FRAME = 0.75  # share of the crops that begin on one
 DECAY, DEAD = 0.98, 0.3  # of the moving averages; uses a step under which a code starts again
 
 
@@ -106,7 +107,7 @@ def fit(
         wave, spectrum = error.abs().mean() + error.square().mean().sqrt(), spectral_loss(heard[:, 0], audio[:, 0])
         power = float(error.detach().square().mean() / audio.square().mean())
         said = f"SNR {-10 * math.log10(power):5.2f} dB, spectral {spectrum:.3f}, commitment {commitment:.4f}"
-        return 10 * wave + spectrum + commitment, said
+        return 10 * wave + 2 * spectrum + commitment, said
 
     train(codec, loss, folder / "codec.pt", settings)
     return codec.eval()
@@ -131,8 +132,9 @@ def finish(
 
 
 def crops(loops: np.ndarray, settings: Settings, step: int, samples: int) -> Tensor:
-    """A batch of crops, drawn by the step: float [B, 1, samples]."""
+    """A batch of crops, drawn by the step: float [B, 1, samples]. Most begin on a frame, as the loops' hits do."""
     rng = np.random.default_rng((settings.seed, 2, step))
     rows, starts = (rng.integers(n, size=settings.batch) for n in (len(loops), loops.shape[1] - samples))
+    starts -= np.where(rng.random(settings.batch) < ON_FRAME, starts % CONFIG.hop, 0)
     cut = np.stack([loops[row, start : start + samples] for row, start in zip(rows, starts, strict=True)])
     return torch.from_numpy(cut).float()[:, None] / 32768 * rng.uniform(0.5, 1.1)

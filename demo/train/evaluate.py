@@ -32,7 +32,7 @@ from weights.lm import fill
 ROOT = Path(__file__).parents[2]
 HELD_OUT = 1_000_000  # the first seed of loops to measure on
 SECONDS, PROMPT = 10.0, 4.0
-TEMPERATURE = 0.7  # make demo's
+TEMPERATURE = 0.4  # make demo's
 TRAINED_ON = 150  # loops whose codes the baselines are made of
 
 Codec = tuple[Encoder, Decoder]
@@ -85,13 +85,19 @@ def untrained_codec(config: CodecConfig) -> Codec:
 @torch.no_grad()
 def distortion(pair: Codec, loops: list[synth.Loop]) -> tuple[float, float]:
     """Mean SI-SDR and STFT distance of what comes back, both in dB."""
-    encoder, decoder = pair
     found = []
     for loop in tqdm(loops, "codec", disable=None):
-        heard = decoder(encoder(torch.from_numpy(loop.wave)[None, None]))[0, 0].numpy()
+        heard = there_and_back(pair, loop.wave)
         found.append((measure.si_sdr(heard, loop.wave), measure.stft_distance(heard, loop.wave)))
     ratio, distance = np.mean(found, axis=0)
     return float(ratio), float(distance)
+
+
+@torch.no_grad()
+def there_and_back(pair: Codec, wave: np.ndarray) -> np.ndarray:
+    """[samples] -> what the codec makes of it, as long."""
+    encoder, decoder = pair
+    return decoder(encoder(torch.from_numpy(wave)[None, None]))[0, 0].numpy()[: len(wave)]
 
 
 # Language model
@@ -100,7 +106,9 @@ def distortion(pair: Codec, loops: list[synth.Loop]) -> tuple[float, float]:
 def measure_lm(args: argparse.Namespace) -> list[str]:
     found = cross_entropies(args.demo, held_out(args.count), TRAINED_ON)
     lines = ["| nats a code, from the third bar on | mean | by codebook |", "|---|---:|---|"]
-    return lines + [f"| {name} | {v.mean():.2f} | {' '.join(f'{k:.2f}' for k in v)} |" for name, v in found.items()]
+    lines += [f"| {name} | {v.mean():.2f} | {' '.join(f'{k:.2f}' for k in v)} |" for name, v in found.items()]
+    lines += ["", "| nats a code in the first bar | mean |", "|---|---:|"]
+    return lines + [f"| {name} | {nats:.2f} |" for name, nats in beginnings(args.demo, held_out(args.count)).items()]
 
 
 @torch.no_grad()
@@ -127,6 +135,20 @@ def cross_entropies(folder: Path, loops: list[synth.Loop], trained_on: int) -> d
     return {name: np.concatenate(found, axis=1).mean(axis=1) for name, found in rows.items()}
 
 
+@torch.no_grad()
+def beginnings(folder: Path, loops: list[synth.Loop]) -> dict[str, float]:
+    """By what the model is told: nats a code in the loops' first bars, where a text says what nothing before does."""
+    encoder, texts, model = load_codec(folder)[0], text.Texts.load(folder / "t5"), load_lm(folder)
+    found: dict[str, list[float]] = {}
+    for i, loop in enumerate(tqdm(loops, "beginnings", disable=None)):
+        codes = torch.from_numpy(encode(encoder, loop.wave))[None, :, : 4 * loop.beat]
+        other = next(x for x in loops[i:] + loops[:i] if x.style != loop.style)
+        for name, said in (("null text", None), ("its text", loop.text), ("another style's text", other.text)):
+            nats = lm.cross_entropy(model(codes, texts([said]) if said else None), codes)
+            found.setdefault(f"the model, {name}", []).append(float(nats.mean()))
+    return {name: float(np.mean(nats)) for name, nats in found.items()}
+
+
 def load_lm(folder: Path) -> lm.Model:
     stored = weights.lm.load(folder / "state_dict.bin")
     model = lm.Model(stored.config)
@@ -146,7 +168,7 @@ def encode(encoder: Encoder, wave: np.ndarray) -> np.ndarray:
 def measure_tempo(args: argparse.Namespace) -> list[str]:
     loops = held_out(args.count)
     with bundle(args.demo) as music:
-        heard = {t: continuations(music, loops, t, args.prompt) for t in (1.0, TEMPERATURE, 0.0)}
+        heard = {t: continuations(music, loops, t, args.prompt) for t in (1.0, 0.7, TEMPERATURE, 0.0)}
     for i, wave in enumerate(heard[TEMPERATURE][:10]):
         path = args.out / f"continued-{i}.wav"
         audio.write(path, wave[None], music.sample_rate, strategy="peak")
@@ -187,29 +209,41 @@ def continuations(music: MusicGen, loops: list[synth.Loop], temperature: float, 
 
 
 def measure_texts(args: argparse.Namespace) -> list[str]:
-    kinds = [(style, pace) for style in synth.TEMPI for pace in range(3)]
-    each = max(1, args.count // len(kinds) + 1)
-    listener = measure.Listener(150, SECONDS)
+    listener = listen(args.demo)
     with bundle(args.demo) as music:
-        music.set_generation_params(duration=SECONDS, cfg_coef=3.0, temperature=TEMPERATURE)
-        told = [(kind, said) for kind in kinds for said in (synth.PACE[kind[1]] + " " + kind[0], tempo(*kind))]
-        heard = [(kind, played(music, said.strip(), each)) for kind, said in tqdm(told, "texts", disable=None)]
-    right = np.array([(listener(wave) // 3 == list(synth.TEMPI).index(style), listener(wave) % 3 == pace)
-                      for (style, pace), waves in heard for wave in waves])  # fmt: skip
-    real = [(listener(loop.wave), measure.kind(loop)) for loop in held_out(args.count)]
-    lines = ["| text, guidance 3, temperature 0.7, no prompt | style as told | tempo as told |", "|---|---:|---:|"]
-    lines.append(f"| generated | {right[:, 0].sum()} of {len(right)} | {right[:, 1].sum()} of {len(right)} |")
-    styles, paces = (sum(f(a) == f(b) for a, b in real) for f in (lambda k: k // 3, lambda k: k % 3))
-    lines.append(f"| held-out loops | {styles} of {len(real)} | {paces} of {len(real)} |")
+        styles, paces = obeyed(music, listener, max(1, args.count // 9 + 1))
+    pair = load_codec(args.demo)
+    real = [(listener(there_and_back(pair, loop.wave)), measure.kind(loop)) for loop in held_out(args.count)]
+    title = f"text, guidance 3, temperature {TEMPERATURE:g}, no prompt"
+    lines = [f"| {title} | style as told | tempo as told |", "|---|---:|---:|"]
+    lines.append(f"| generated | {sum(styles)} of {len(styles)} | {sum(paces)} of {len(paces)} |")
+    right = [sum(part(a) == part(b) for a, b in real) for part in (lambda kind: kind // 3, lambda kind: kind % 3)]
+    lines.append(f"| held-out loops through the codec | {right[0]} of {len(real)} | {right[1]} of {len(real)} |")
     return [*lines, "| chance | 1 of 3 | 1 of 3 |"]
 
 
-def tempo(style: str, pace: int) -> str:
-    return f"{style}, {synth.bpm(synth.TEMPI[style][pace])} bpm"
+def obeyed(
+    music: MusicGen, listener: measure.Listener, takes: int, guidance: float = 3.0
+) -> tuple[list[bool], list[bool]]:
+    """Whether what is played without a prompt has the style of its text, and its tempo where it says one: of each style
+    and pace, told with a word and told with a number."""
+    music.set_generation_params(duration=SECONDS, cfg_coef=guidance, temperature=TEMPERATURE)
+    styles, paces = [], []
+    for style, pace in tqdm([(style, pace) for style in synth.TEMPI for pace in range(3)], "texts", disable=None):
+        for said in (f"{synth.PACE[pace]} {style}".strip(), f"{style}, {synth.bpm(synth.TEMPI[style][pace])} bpm"):
+            for wave in sound(music.generate([said] * takes, seed=0))[:, 0]:
+                heard = listener(wave)
+                styles.append(heard // 3 == list(synth.TEMPI).index(style))
+                if said != style:
+                    paces.append(heard % 3 == pace)
+    return styles, paces
 
 
-def played(music: MusicGen, said: str, takes: int) -> list[np.ndarray]:
-    return list(sound(music.generate([said] * takes, seed=0))[:, 0])
+def listen(folder: Path, loops: int = 150) -> measure.Listener:
+    """Who knows the kinds of loops in the sound of this codec."""
+    pair, first = load_codec(folder), 3_000_000
+    made = [synth.loop(first + i, SECONDS) for i in tqdm(range(loops), "listener", disable=None)]
+    return measure.Listener(made, lambda wave: there_and_back(pair, wave))
 
 
 def sound(found: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -25,15 +25,23 @@ CONFIG = LMConfig(
     text_encoder="t5-small", max_duration=30.0, sample_rate=32_000, channels=1, cross=("description",), prepend=(),
     self_wav=None,
 )  # fmt: skip
-FRAMES = 500  # of a training sequence: 10 s
-CLEAN = 0.625  # share of the steps that read codes as they are; then there are mistakes in them
+FRAMES = 500  # of the longest training sequences: 10 s
+OFF_FRAME = 0.1  # share of the loops that begin somewhere in one
+ON_BEAT = 0.75  # share of the sequences that begin on a beat
+CLEAN = 0.2444  # share of the steps that learn to copy, from codes as they are; then there are mistakes in most
 MISTAKES = 0.4  # the largest share of codes that are wrong in what a sequence is continued from
+PADDED = 0.7333  # share of the steps in which texts are padded to the longest of them
+FIRST = 10  # frames after which a stretch's codes count half
 EDGE = (0.7, 0.4, 0.4, 0.2)  # share of the codes of a prompt's last frames, backwards, that its end changes
-NO_TEXT = 0.3  # share of sequences without
+SLIP = 60  # frames from one slip to the next, about
+END = (0.33, 0.73, 0.95, 0.9)  # share of a prompt's last codes in each codebook that are others in the whole loop
+NO_TEXT = 0.25  # share of the sequences of a step
 
 
 class CausalAttention:
     """PyTorch's own kernel, for whole sequences: the cache before them is empty. Training only."""
+
+    padding = True  # whether what a text is padded with is attended to, as upstream's models do
 
     def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
         return ()
@@ -44,7 +52,9 @@ class CausalAttention:
         return rearrange(out, "r h s d -> r s (h d)"), cache
 
     def cross(self, q: Tensor, cross: Cache, heads: int) -> Tensor:
-        out = F.scaled_dot_product_attention(rearrange(q, "x s (h d) -> x h s d", h=heads), *cross)
+        k, v = cross
+        said = None if self.padding else (k != 0).any(dim=-1)[:, :, None]  # the keys of padding are zeros
+        out = F.scaled_dot_product_attention(rearrange(q, "x s (h d) -> x h s d", h=heads), k, v, said)
         return rearrange(out, "x h s d -> x s (h d)")
 
 
@@ -96,7 +106,8 @@ class Model(nn.Module):
     def __init__(self, config: LMConfig):
         super().__init__()
         self.config = config
-        self.lm, self.condition = LM(config, CausalAttention()), Condition(config)
+        self.attention = CausalAttention()
+        self.lm, self.condition = LM(config, self.attention), Condition(config)
         initialise(self)
         with torch.no_grad():
             self.lm.embedding.normal_(std=0.5)  # K of them add up to the sinusoid's size
@@ -148,22 +159,46 @@ def stuck(codes: Tensor, rng: np.random.Generator) -> Tensor:
 def cut(codes: Tensor, rng: np.random.Generator) -> Tensor:
     """Codes [B, K, T] as a prompt's are: where it is cut off, the codec hears an end, and the last frames have other
     codes than in the middle of a loop. A few mistakes besides."""
-    read = codes.clone()
+    read, frames = codes.clone(), codes.shape[2]
     for row in read:
-        end = int(rng.integers(100, codes.shape[2] - 100))
+        end = int(rng.integers(frames // 5, frames - frames // 5))
         for back, share in enumerate(EDGE):
             wrong = torch.from_numpy(rng.random(codes.shape[1]) < share)
-            row[wrong, end - 1 - back] = row[wrong, int(rng.integers(codes.shape[2]))]
+            row[wrong, end - 1 - back] = row[wrong, int(rng.integers(frames))]
+    return mistaken(read, rng, 0.1)
+
+
+def spoilt(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Codes [B, K, T] with one of the ways in which what is read may be wrong, or with none."""
+    drawn = rng.random()
+    if drawn < 0.25:
+        return codes
+    if drawn < 0.5:
+        return mistaken(codes, rng)
+    return cut(codes, rng) if drawn < 0.85 else mistaken(stuck(codes, rng), rng)
+
+
+def slipped(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Codes [B, K, T] as a model reads them that has lost its place for a moment, or whose prompt was cut off there:
+    here and there some frames are others of the sequence. A few mistakes besides."""
+    read, frames = codes.clone(), codes.shape[2]
+    longest = min(8, frames // 2)
+    for row, original in zip(read, codes, strict=True):
+        for _ in range(frames // SLIP):
+            length = int(rng.integers(1, longest + 1))
+            at, other = (int(start) for start in rng.integers(frames - length, size=2))
+            wrong = torch.from_numpy(rng.random(len(row)) < (1.0 if rng.random() < 0.5 else np.array(END)))
+            row[wrong, at : at + length] = original[wrong, other : other + length]
     return mistaken(read, rng, 0.1)
 
 
 @torch.no_grad()
 def encode(encoder: Encoder, loops: np.ndarray, seed: int, path: Path) -> np.ndarray:
-    """Loops int16 [N, samples] -> codes int16 [N, K, frames], made once. Half of the loops begin on a frame, as
+    """Loops int16 [N, samples] -> codes int16 [N, K, frames], made once. Most of the loops begin on a frame, as
     clips that are cut on a beat do; the others anywhere in one."""
     if not path.exists():
         rng, frames, codes = np.random.default_rng((seed, 3)), loops.shape[1] // synth.HOP - 1, []
-        starts = np.where(rng.random(len(loops)) < 0.5, rng.integers(synth.HOP, size=len(loops)), 0)
+        starts = np.where(rng.random(len(loops)) < OFF_FRAME, rng.integers(synth.HOP, size=len(loops)), 0)
         for first in tqdm(range(0, len(loops), 8), "codes", disable=None):
             rows = range(first, min(first + 8, len(loops)))
             cut = np.stack([loops[row, starts[row] : starts[row] + frames * synth.HOP] for row in rows])
@@ -175,35 +210,37 @@ def encode(encoder: Encoder, loops: np.ndarray, seed: int, path: Path) -> np.nda
 def fit(
     codes: np.ndarray, kinds: list[tuple[str, int]], texts: Texts, folder: Path, settings: Settings,
     config: LMConfig = CONFIG, frames: int = FRAMES, before: Model | None = None,
-    name: str = "lm",
 ) -> Model:  # fmt: skip
-    """Train on stretches of codes [N, K, T] of loops whose style and pace are `kinds`; goes on where folder/NAME.pt was
-    left. A model from `before` is trained further, on what hangs ("lm-stuck"), is cut ("lm-edge"), or on all but what
-    hangs ("lm-mixed")."""
+    """Train on stretches of codes [N, K, T] of loops whose style and pace are `kinds`. Goes on where folder/lm.pt was
+    left, or further with a model from `before` in folder/lm-further.pt.
+
+    Every other step has `frames`. Those between have as many codes in shorter stretches: a text says little that the
+    codes before do not, but where there are none. Once the model copies they are a fifth as long, and the first frames
+    count most. Last, every text is read as if it were alone, which most are when the model is used: with padding only,
+    the model had learnt to need it. A model from before learns to keep its place; one step in four is short then.
+    """
     torch.manual_seed(settings.seed)
     model = before or Model(config)
+    beats = np.array([synth.TEMPI[style][pace] for style, pace in kinds])
 
     def loss(step: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((settings.seed, 4, step))
-        rows, starts = (rng.integers(n, size=settings.batch) for n in (len(codes), codes.shape[2] - frames + 1))
-        without = rng.random(settings.batch) < NO_TEXT
-        rows = rows[np.argsort(without, kind="stable")]  # the first have a text
-        told = [synth.describe(*kinds[int(row)], rng) for row in rows[: np.count_nonzero(~without)]]
-        heard = np.stack([codes[row, :, start : start + frames] for row, start in zip(rows, starts, strict=True)])
-        known = torch.from_numpy(heard).long()
-        if name == "lm-mixed":
-            read = (known, mistaken(known, rng), cut(known, rng), cut(known, rng))[int(rng.integers(4))]
-        elif name == "lm-edge":
-            read = cut(known, rng)
-        elif name == "lm-stuck":
-            read = mistaken(stuck(known, rng), rng)
-        else:
-            read = mistaken(known, rng) if step >= CLEAN * settings.steps else known
+        clean, short = step < CLEAN * settings.steps and not before, step % (4 if before else 2) == 1
+        model.attention.padding = step < PADDED * settings.steps and not before
+        parts = (2 if clean else 5) if short else 1
+        batch, length = settings.batch * parts, frames // parts
+        rows, starts = (rng.integers(n, size=batch) for n in (len(codes), codes.shape[2] - length + 1))
+        starts -= np.where(rng.random(batch) < ON_BEAT, starts % beats[rows], 0)
+        known = np.stack([codes[row, :, start : start + length] for row, start in zip(rows, starts, strict=True)])
+        known = torch.from_numpy(known).long()
+        told = [synth.describe(*kinds[int(row)], rng) for row in rows[: batch - round(NO_TEXT * batch)]]
         with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(read, texts(told) if told else None)
+            predicted = model(known if clean else (slipped if before else spoilt)(known, rng), texts(told))
         nats = cross_entropy(predicted, known)
+        counts = torch.ones(length) if clean or not short else 1 / (1 + torch.arange(length) / FIRST)
         by_codebook = nats.detach().mean(dim=(0, 2))
-        return nats.mean(), "nats by codebook " + " ".join(f"{value:.2f}" for value in by_codebook)
+        said = "nats by codebook " + " ".join(f"{value:.2f}" for value in by_codebook)
+        return (nats * counts).mean() / counts.mean(), said
 
-    train(model, loss, folder / f"{name}.pt", settings)
+    train(model, loss, folder / ("lm-further.pt" if before else "lm.pt"), settings)
     return model.eval()

@@ -1,6 +1,6 @@
 """What is measured of the demo's model: numbers of waves and of codes, in numpy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -67,11 +67,12 @@ def features(wave: np.ndarray) -> np.ndarray:
 
 
 class Listener:
-    """Tells which of the nine kinds (style and tempo) a loop is: least squares on features of synthesised loops."""
+    """Tells which of the nine kinds (style and tempo) a loop is: least squares on features of loops as the codec
+    returns them."""
 
-    def __init__(self, loops: int, seconds: float, first: int = 3_000_000):
-        made = [synth.loop(first + i, seconds) for i in range(loops)]
-        x, y = np.stack([features(loop.wave) for loop in made]), np.eye(len(BEATS))[[kind(loop) for loop in made]]
+    def __init__(self, loops: Sequence[synth.Loop], heard: Callable[[np.ndarray], np.ndarray]):
+        """heard: [samples] -> [samples], the codec's way there and back."""
+        x, y = np.stack([features(heard(loop.wave)) for loop in loops]), np.eye(len(BEATS))[[kind(x) for x in loops]]
         self.scale = np.abs(x).max(axis=0) + 1e-9
         self.weights = np.linalg.lstsq(np.vstack([x / self.scale, 0.03 * np.eye(x.shape[1])]),
                                        np.vstack([y, np.zeros((x.shape[1], y.shape[1]))]))[0]  # fmt: skip

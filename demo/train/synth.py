@@ -1,10 +1,11 @@
-"""Synthesise loops to train on: drum and bass, house and chords, each at three tempi, in all keys.
+"""Synthesise loops to train on: drum and bass, house and chords, each at three tempi, in four keys.
 
     python -m demo.train.synth --seed 1 --style house --out house.wav
 
-A loop is made of two bars that come again, with small changes in every bar and a fill in some, so that going on is
-more than copying. Drums are hits of a fixed sample pack, notes are struck anew each time. At every tempo a beat is a
-whole number of the codec's frames: a loop that repeats itself then repeats its codes, as far as the codec is exact.
+A loop is made of one or two bars that come again, with small changes in every bar and a fill in some, so that going on
+is more than copying. Drums are hits of a fixed sample pack, notes are struck anew each time. A beat is a whole number
+of the codec's frames and every hit begins with one: what sounds the same then has the same codes, as far as the codec
+is exact, and a model of this size can learn what comes when.
 """
 
 import argparse
@@ -21,14 +22,16 @@ from clean_lm import audio
 
 RATE, HOP = 32_000, 640  # samples a second, samples of the codec's frames
 # style: frames of a beat, from fast to slow
-TEMPI = {"drum and bass": (17, 18, 20), "house": (23, 25, 28), "chords": (30, 34, 40)}
+TEMPI = {"drum and bass": (16, 18, 20), "house": (22, 24, 28), "chords": (30, 34, 40)}
 PACE = ("fast", "", "slow")  # what each of the three is called
 NAMES = {
     "drum and bass": ("drum and bass", "drum and bass with a deep bass line"),
     "house": ("house", "four on the floor house"),
     "chords": ("chords", "ambient pads and chords"),
 }
-HITS = 6  # of every drum in the sample pack
+HITS = 4  # of every drum in the sample pack
+KEYS = (0, 3, 5, 7)  # semitones over a style's lowest root
+LEVEL = 0.8  # of the loudest moment there can be
 MINOR, MAJOR = (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 5, 7, 9, 11)
 PROGRESSIONS = ((0, 5, 2, 6), (0, 3, 5, 4), (0, 6, 5, 6), (5, 3, 0, 4), (0, 4, 5, 3), (0, 2, 3, 4))  # scale degrees
 
@@ -49,8 +52,7 @@ def loop(seed: int, seconds: float, style: str | None = None, pace: int | None =
     beat = TEMPI[style][pace]
     track = Track(beat, round(seconds * RATE))
     {"drum and bass": drum_and_bass, "house": house, "chords": chords}[style](track, rng)
-    wave = track.mix() * rng.uniform(0.5, 0.9)
-    return Loop(wave.astype(np.float32), style, beat, describe(style, pace, rng))
+    return Loop(track.mix().astype(np.float32), style, beat, describe(style, pace, rng))
 
 
 def describe(style: str, pace: int, rng: np.random.Generator) -> str:
@@ -68,17 +70,17 @@ def bpm(beat: int) -> int:
 
 
 class Track:
-    """Sixteenths of a beat on a time line; what is played on `music` ducks under the kick, `drums` do not."""
+    """Sixteenths of a beat on a time line, each at the frame that is nearest; what is played on `music` ducks under the
+    kick, `drums` do not."""
 
     def __init__(self, beat: int, samples: int):
-        self.sixteenth = beat * HOP / 4  # samples
-        self.steps = int(samples / self.sixteenth) + 1
-        self.bars = -(-self.steps // 16)
+        self.beat = beat  # frames
+        self.bars = -(-samples // (4 * beat * HOP))
         self.drums, self.music, self.duck = (np.zeros(samples + RATE) for _ in range(3))
         self.samples = samples
 
     def seconds(self, steps: float) -> float:
-        return steps * self.sixteenth / RATE
+        return steps * self.beat / 4 * HOP / RATE
 
     def hit(self, step: float, sound: np.ndarray, gain: float) -> None:
         self._add(self.drums, step, sound * gain)
@@ -91,15 +93,14 @@ class Track:
         self._add(self.duck, step, decay(0.25, 14))
 
     def _add(self, line: np.ndarray, step: float, sound: np.ndarray) -> None:
-        start = round(step * self.sixteenth)
+        start = int(step * self.beat / 4 + 0.5) * HOP
         if start < self.samples:
             sound = sound[: len(line) - start]
             line[start : start + len(sound)] += sound
 
     def mix(self) -> np.ndarray:
-        """[samples], its largest 1."""
-        wave = np.tanh(self.drums + self.music * (1 - 0.7 * np.minimum(self.duck, 1)))[: self.samples]
-        return wave / np.abs(wave).max()
+        """[samples], LEVEL at most."""
+        return LEVEL * np.tanh(self.drums + self.music * (1 - 0.7 * np.minimum(self.duck, 1)))[: self.samples]
 
 
 # Styles
@@ -112,12 +113,12 @@ def drum_and_bass(track: Track, rng: np.random.Generator) -> None:
     first, second = (kicks[i] for i in rng.integers(len(kicks), size=2))
     ghosts = [tuple(np.flatnonzero(rng.random(16) < 0.12).tolist()) for _ in range(2)]
     every = int(rng.choice((1, 2, 2)))
-    root, scale, timbre = int(rng.integers(28, 40)), MINOR, int(rng.integers(3))
+    root, scale, timbre = key(28, rng), MINOR, int(rng.integers(3))
     line = [(0, 0, 6), (6, int(rng.integers(7)), 4), (10, 0, 6)] if rng.random() < 0.5 else [(0, 0, 10), (10, 2, 6)]
     answer = [(step, int(rng.integers(7)), length) for step, _, length in line]
-    pad = rng.random() < 0.35
+    pad, period = rng.random() < 0.35, int(rng.integers(1, 3))
     for bar in range(track.bars):
-        at, odd = 16 * bar, bar % 2
+        at, odd = 16 * bar, bar % period
         fill = rng.random() < 0.12
         for step in (first, second)[odd]:
             track.kick(at + step, kick, 0.9)
@@ -130,19 +131,19 @@ def drum_and_bass(track: Track, rng: np.random.Generator) -> None:
         for step, degree, length in answer if odd else line:
             track.play(at + step, bass(note(root, scale, degree), track.seconds(length), timbre), 0.4)
         if pad and not odd:
-            track.play(at, chord_sound(root + 24, scale, 0, track.seconds(32), "pad"), 0.25)
+            track.play(at, chord_sound(root + 24, scale, 0, track.seconds(16 * period), "pad"), 0.25)
 
 
 def house(track: Track, rng: np.random.Generator) -> None:
     """Four on the floor: a kick on every beat, a clap on the second and fourth, hats and bass between."""
     kick, clap, hat, open_hat = (pick(name, rng) for name in ("kick", "clap", "hat", "open"))
-    root, scale, timbre = int(rng.integers(33, 45)), (MINOR, MAJOR)[int(rng.random() < 0.3)], int(rng.integers(3))
-    progression = PROGRESSIONS[int(rng.integers(len(PROGRESSIONS)))][:2]
+    root, scale, timbre = key(33, rng), (MINOR, MAJOR)[int(rng.random() < 0.3)], int(rng.integers(3))
+    progression = PROGRESSIONS[int(rng.integers(len(PROGRESSIONS)))][: int(rng.integers(1, 3))]
     lines = [(2, 6, 10, 14), (2, 3, 6, 10, 11, 14), (0, 3, 6, 10, 13), (2, 6, 9, 12, 14)]
     line, stabs = lines[int(rng.integers(4))], [(0, 6, 12), (3, 6, 11), (2, 6, 10, 14), ()][int(rng.integers(4))]
     shaker = rng.random() < 0.5
     for bar in range(track.bars):
-        at, degree = 16 * bar, progression[bar % 2]
+        at, degree = 16 * bar, progression[bar % len(progression)]
         fill = rng.random() < 0.12
         for step in (0, 4, 8, 12, *((14,) if fill else ())):
             track.kick(at + step, kick, 0.9)
@@ -160,14 +161,14 @@ def house(track: Track, rng: np.random.Generator) -> None:
 
 
 def chords(track: Track, rng: np.random.Generator) -> None:
-    """Four chords in two bars, struck in a rhythm over pads; at most a soft beat."""
-    root, scale = int(rng.integers(48, 60)), (MINOR, MAJOR)[int(rng.random() < 0.5)]
-    progression = PROGRESSIONS[int(rng.integers(len(PROGRESSIONS)))]
+    """Two chords in a bar or four in two, struck in a rhythm over pads; at most a soft beat."""
+    root, scale = key(48, rng), (MINOR, MAJOR)[int(rng.random() < 0.5)]
+    progression = PROGRESSIONS[int(rng.integers(len(PROGRESSIONS)))][: int(rng.choice((2, 4)))]
     rhythm = [(0, 4), (0, 3, 6), (0, 2, 4, 6), (0, 6)][int(rng.integers(4))]
     arpeggio, pads, beat = rng.random() < 0.5, rng.random() < 0.7, rng.random() < 0.4
     kick, hat = pick("kick", rng), pick("hat", rng)
     for half in range(2 * track.bars):
-        at, degree = 8 * half, progression[half % 4]
+        at, degree = 8 * half, progression[half % len(progression)]
         if pads:
             track.play(at, chord_sound(root, scale, degree, track.seconds(8), "pad"), 0.25)
         for step in rhythm:
@@ -234,6 +235,11 @@ def open_hi_hat(rng: np.random.Generator) -> np.ndarray:
 
 def noise(rng: np.random.Generator, samples: int) -> np.ndarray:
     return rng.standard_normal(samples)
+
+
+def key(lowest: int, rng: np.random.Generator) -> int:
+    """The MIDI note of a loop's root."""
+    return lowest + int(rng.choice(KEYS))
 
 
 def note(root: int, scale: Sequence[int], degree: int) -> int:
@@ -312,7 +318,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     made = loop(args.seed, args.seconds, args.style, args.pace)
-    audio.write(args.out, made.wave[None], RATE, strategy="peak")
+    audio.write(args.out, made.wave[None], RATE)
     print(f"wrote {args.out}: {made.text}, {bpm(made.beat)} beats a minute")
 
 
