@@ -104,11 +104,12 @@ def there_and_back(pair: Codec, wave: np.ndarray) -> np.ndarray:
 
 
 def measure_lm(args: argparse.Namespace) -> list[str]:
-    found = cross_entropies(args.demo, held_out(args.count), TRAINED_ON)
+    loops = held_out(args.count)
+    found = cross_entropies(args.demo, loops, TRAINED_ON)
     lines = ["| nats a code, from the third bar on | mean | by codebook |", "|---|---:|---|"]
     lines += [f"| {name} | {v.mean():.2f} | {' '.join(f'{k:.2f}' for k in v)} |" for name, v in found.items()]
     lines += ["", "| nats a code in the first bar | mean |", "|---|---:|"]
-    return lines + [f"| {name} | {nats:.2f} |" for name, nats in beginnings(args.demo, held_out(args.count)).items()]
+    return lines + [f"| {name} | {nats:.2f} |" for name, nats in beginnings(args.demo, loops).items()]
 
 
 @torch.no_grad()
@@ -209,10 +210,10 @@ def continuations(music: MusicGen, loops: list[synth.Loop], temperature: float, 
 
 
 def measure_texts(args: argparse.Namespace) -> list[str]:
-    listener = listen(args.demo)
-    with bundle(args.demo) as music:
-        styles, paces = obeyed(music, listener, max(1, args.count // 9 + 1))
     pair = load_codec(args.demo)
+    listener = listen(pair)
+    with bundle(args.demo) as music:
+        styles, paces = obeyed(music, listener, args.count // 9 + 1)
     real = [(listener(there_and_back(pair, loop.wave)), measure.kind(loop)) for loop in held_out(args.count)]
     title = f"text, guidance 3, temperature {TEMPERATURE:g}, no prompt"
     lines = [f"| {title} | style as told | tempo as told |", "|---|---:|---:|"]
@@ -226,11 +227,11 @@ def obeyed(
     music: MusicGen, listener: measure.Listener, takes: int, guidance: float = 3.0
 ) -> tuple[list[bool], list[bool]]:
     """Whether what is played without a prompt has the style of its text, and its tempo where it says one: of each style
-    and pace, told with a word and told with a number."""
+    and pace, told with a number and told with a word."""
     music.set_generation_params(duration=SECONDS, cfg_coef=guidance, temperature=TEMPERATURE)
     styles, paces = [], []
     for style, pace in tqdm([(style, pace) for style in synth.TEMPI for pace in range(3)], "texts", disable=None):
-        for said in (f"{synth.PACE[pace]} {style}".strip(), f"{style}, {synth.bpm(synth.TEMPI[style][pace])} bpm"):
+        for said in synth.texts(style, style, pace)[1:]:
             for wave in sound(music.generate([said] * takes, seed=0))[:, 0]:
                 heard = listener(wave)
                 styles.append(heard // 3 == list(synth.TEMPI).index(style))
@@ -239,9 +240,9 @@ def obeyed(
     return styles, paces
 
 
-def listen(folder: Path, loops: int = 150) -> measure.Listener:
+def listen(pair: Codec, loops: int = 150) -> measure.Listener:
     """Who knows the kinds of loops in the sound of this codec."""
-    pair, first = load_codec(folder), 3_000_000
+    first = 3_000_000
     made = [synth.loop(first + i, SECONDS) for i in tqdm(range(loops), "listener", disable=None)]
     return measure.Listener(made, lambda wave: there_and_back(pair, wave))
 

@@ -182,10 +182,9 @@ def slipped(codes: Tensor, rng: np.random.Generator) -> Tensor:
     """Codes [B, K, T] as a model reads them that has lost its place for a moment, or whose prompt was cut off there:
     here and there some frames are others of the sequence. A few mistakes besides."""
     read, frames = codes.clone(), codes.shape[2]
-    longest = min(8, frames // 2)
     for row, original in zip(read, codes, strict=True):
         for _ in range(frames // SLIP):
-            length = int(rng.integers(1, longest + 1))
+            length = int(rng.integers(1, 9))
             at, other = (int(start) for start in rng.integers(frames - length, size=2))
             wrong = torch.from_numpy(rng.random(len(row)) < (1.0 if rng.random() < 0.5 else np.array(END)))
             row[wrong, at : at + length] = original[wrong, other : other + length]

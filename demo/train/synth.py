@@ -57,11 +57,12 @@ def loop(seed: int, seconds: float, style: str | None = None, pace: int | None =
 
 def describe(style: str, pace: int, rng: np.random.Generator) -> str:
     """A text for a loop: its style, and in two of three its tempo as a word or a number."""
-    name = str(rng.choice(NAMES[style]))
-    said = int(rng.integers(3))
-    if said == 1:
-        return f"{name}, {bpm(TEMPI[style][pace])} bpm"
-    return f"{PACE[pace]} {name}".strip() if said else name
+    return texts(str(rng.choice(NAMES[style])), style, pace)[int(rng.integers(3))]
+
+
+def texts(name: str, style: str, pace: int) -> tuple[str, str, str]:
+    """The name of a style alone, with its tempo as a number, and as a word, which the middle one has not."""
+    return name, f"{name}, {bpm(TEMPI[style][pace])} bpm", f"{PACE[pace]} {name}".strip()
 
 
 def bpm(beat: int) -> int:
