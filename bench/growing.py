@@ -10,12 +10,12 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from clean_lm.config import LMConfig
-from clean_lm.layers import Cache, StandardAttention, scaled
-from clean_lm.lm import LM
-from export.folder import new_folder
-from export.graph import Port, write
-from export.tracing import cache_ports
+from clean_lm.models.config import LMConfig
+from clean_lm.models.lm import LM
+from clean_lm.models.transformer import Cache, StandardAttention, scaled
+from export.bundle_writer import new_folder
+from export.lm_graphs import cache_ports
+from export.onnx_graph import TensorSpec, write
 from weights.lm import load
 
 FILE = "decoder.onnx"
@@ -54,13 +54,13 @@ def export(checkpoint: Path, out: Path) -> None:
     model, dtype = load(checkpoint), torch.float32
     c = model.config
     inputs = {
-        "codes": Port("codes", torch.int64, ("rows", c.codebooks, "columns")),
-        "position": Port("position", torch.int64, (1,)),
+        "codes": TensorSpec("codes", torch.int64, ("rows", c.codebooks, "columns")),
+        "position": TensorSpec("position", torch.int64, (1,)),
         "past": cache_ports(c, "past_key_values", "capacity", c.head_dim, dtype),
         "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts"),
     }
     presents = cache_ports(c, "present", "total", c.head_dim, dtype)
-    outputs = [Port("logits", torch.float32, ("rows", "columns", c.codebooks, c.card))]
+    outputs = [TensorSpec("logits", torch.float32, ("rows", "columns", c.codebooks, c.card))]
     outputs += [port for cache in presents for port in cache]
     with new_folder(out, model.parameters * 4) as folder:
         write(GrowingLM(c), model.weights("lm"), dtype, inputs, outputs, folder / FILE)

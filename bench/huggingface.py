@@ -24,10 +24,10 @@ from transformers.generation.logits_process import ClassifierFreeGuidanceLogitsP
 from transformers.modeling_outputs import BaseModelOutput
 
 from bench.workload import CFG_COEF, TOP_K, Coder, Mode, Model, Step, Workload, fill_random
-from clean_lm.config import CodecConfig, LMConfig
+from clean_lm.models.config import CodecConfig, LMConfig
 from weights import codec
-from weights.lm import Model as Checkpoint
 from weights.lm import load, table
+from weights.mapping import Model as Checkpoint
 
 
 class Transformers:

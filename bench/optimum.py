@@ -8,7 +8,7 @@ import onnxruntime as ort
 from bench import ours
 from bench.weights import read_bytes
 from bench.workload import CFG_COEF, TOP_K, Coder, Mode, Step, Workload, fill_random
-from clean_lm.pattern import UNKNOWN, delay, undelay
+from clean_lm.delay_pattern import UNKNOWN, delay, undelay
 
 FILE = "decoder.onnx"
 

@@ -153,7 +153,7 @@ def codec_table(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def process_table(results: Mapping[str, Any]) -> Iterator[str]:
-    """Loading, memory and the first sound."""
+    """LoadOptions, memory and the first sound."""
     found = results["processes"]
     if not found:
         return

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.workload import CFG_COEF, TEXT_TOKENS, TOP_K, Coder, Mode, Step, Workload
-from clean_lm.config import LMConfig
+from clean_lm.models.config import LMConfig
 from weights.lm import load
 
 

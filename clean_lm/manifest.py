@@ -19,7 +19,7 @@ class BundleError(ValueError):
     """A bundle that cannot be used: says which file, what was found and what was expected."""
 
 
-class Loading(TypedDict, total=False):
+class LoadOptions(TypedDict, total=False):
     """How to open a bundle: the arguments of every `load` by name."""
 
     variant: str | None  # of those that the bundle holds ("fp32", "int4", ...); None: its default
@@ -34,10 +34,10 @@ class Manifest:
 
     folder: Path
     tree: Mapping[str, Any]
-    loading: Loading
+    loading: LoadOptions
 
     @classmethod
-    def read(cls, folder: Path | str, **loading: Unpack[Loading]) -> "Manifest":
+    def read(cls, folder: Path | str, **loading: Unpack[LoadOptions]) -> "Manifest":
         """The bundle with the graphs of one variant. Raises FileNotFoundError, BundleError."""
         path = Path(folder) / "manifest.json"
         if not path.exists():
@@ -103,7 +103,7 @@ class Graph:
     path: Path
     inputs: Mapping[str, Mapping[str, Any]]
     outputs: Mapping[str, Mapping[str, Any]]
-    loading: Loading
+    loading: LoadOptions
 
     def open(self) -> "Graph":
         """Open its session now: what is asked for at every step. Raises BundleError."""

@@ -10,11 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from clean_lm.audio import convert_audio
-from clean_lm.chunks import Stream, decode_chunks
-from clean_lm.manifest import BundleError, Graph, Loading, Manifest
+from clean_lm.audio_codec import Stream, decode_chunks
+from clean_lm.conditioning import Excerpt, melody, style
+from clean_lm.manifest import BundleError, Graph, LoadOptions, Manifest
 from clean_lm.runtime import Generation, LanguageModel, Rows, Sampling, SelfWav
-from clean_lm.self_wav import Excerpt, melody, style
-from clean_lm.texts import TextEncoder
+from clean_lm.text_encoder import TextEncoder
 
 # Frames of a longer sound that are decoded at once. At full size, 30 s take the same time from 150 to 1500 frames, 15 %
 # more with 50; the memory for it is 0.2 GB with 150, 1.9 GB with 1500.
@@ -40,8 +40,8 @@ class Codec:
         self.voices: int = model["channels"] // encode.inputs["audio"]["shape"][1]  # 2: left and right apart
 
     @classmethod
-    def load(cls, bundle: Path | str, **loading: Unpack[Loading]) -> "Codec":
-        """Open a bundle's codec, see Loading. Raises FileNotFoundError and BundleError, naming the file."""
+    def load(cls, bundle: Path | str, **loading: Unpack[LoadOptions]) -> "Codec":
+        """Open a bundle's codec, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
         return cls.open(Manifest.read(bundle, **loading))
 
     @classmethod
@@ -116,8 +116,8 @@ class MusicGen:
         self._progress: Progress | None = None
 
     @classmethod
-    def load(cls, bundle: Path | str, **loading: Unpack[Loading]) -> "MusicGen":
-        """Open a bundle, see Loading. Raises FileNotFoundError and BundleError, naming the file."""
+    def load(cls, bundle: Path | str, **loading: Unpack[LoadOptions]) -> "MusicGen":
+        """Open a bundle, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
         manifest = Manifest.read(bundle, **loading)
         graphs = manifest.need("graphs")
         text = TextEncoder.open(manifest) if "text_encoder" in graphs else None

@@ -20,8 +20,8 @@ from typing import TypedDict, Unpack
 import numpy as np
 import onnxruntime as ort
 
-from clean_lm.manifest import BundleError, Graph, Loading, Manifest
-from clean_lm.pattern import UNKNOWN, delay, prefill_length, undelay
+from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
+from clean_lm.manifest import BundleError, Graph, LoadOptions, Manifest
 from clean_lm.philox import uniforms
 from clean_lm.two_step import TwoStep
 from clean_lm.windows import Window, windows
@@ -77,7 +77,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Conditions:
+class Conditioning:
     """What a generation is told, as lm_inference takes it."""
 
     rows: int  # B without guidance, 2B with it, 3B with double guidance: nulls last
@@ -90,7 +90,7 @@ class Decoder:
     """The caches of one generation, and the model called on it column by column."""
 
     def __init__(
-        self, graph: Graph, in_place: bool, batch: int, capacity: int, conditions: Conditions, sampling: Sampling
+        self, graph: Graph, in_place: bool, batch: int, capacity: int, conditions: Conditioning, sampling: Sampling
     ):
         """capacity: of columns, the prefix not counted."""
         self.graph, self.in_place, self.conditions, self.sampling = graph, in_place, conditions, sampling
@@ -114,7 +114,7 @@ class Decoder:
         """How many columns the caches hold."""
         return max(0, self.filled - self.before)
 
-    def restart(self, conditions: Conditions) -> None:
+    def restart(self, conditions: Conditioning) -> None:
         """Forget all columns, for another prefix of the same size."""
         assert conditions.rows == self.rows
         self.conditions, self.filled = conditions, 0
@@ -154,7 +154,7 @@ class Decoder:
         batch, told = len(self.uniform), self.conditions
         prefix = None if told.prefix is None else told.prefix[::batch]
         cross = {name: array[:1] for name, array in told.cross.items()}
-        once = Conditions(self.rows // batch, True, cross, prefix)
+        once = Conditioning(self.rows // batch, True, cross, prefix)
         one = Decoder(self.graph, self.in_place, 1, codes.shape[2], once, self.sampling)
         one(codes, np.zeros((1, codes.shape[1]), np.float32))
         self.filled = one.filled
@@ -212,7 +212,7 @@ class Generation:
         delays: Sequence[int],
         special_token: int,
         uniform: np.ndarray,
-        conditions: Callable[[Window], Conditions],
+        conditions: Callable[[Window], Conditioning],
     ):
         """prompt int64 [B, K, P], uniform [columns in all, B, K]; conditions: what each window is told."""
         self.decoder, self.delays, self.special_token = decoder, delays, special_token
@@ -289,8 +289,8 @@ class LanguageModel:
         self.extend_stride: float = defaults["extend_stride"]
 
     @classmethod
-    def load(cls, bundle: Path | str, **loading: Unpack[Loading]) -> "LanguageModel":
-        """Open a bundle, see Loading. Raises FileNotFoundError and BundleError, naming the file."""
+    def load(cls, bundle: Path | str, **loading: Unpack[LoadOptions]) -> "LanguageModel":
+        """Open a bundle, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
         return cls.open(Manifest.read(bundle, **loading))
 
     @classmethod
@@ -339,7 +339,7 @@ class LanguageModel:
         uniform = self._uniform(how.get("uniform"), how.get("seed"), columns_drawn(cut, self.delays), batch)
         told = sampling.apart() if self._two_step(sampling) else sampling
 
-        def conditions(window: Window) -> Conditions:
+        def conditions(window: Window) -> Conditioning:
             wavs = self_wav(window.start / (self.frame_rate or 1)) if self_wav else None
             return self.conditions(text_states or [None] * batch, wavs, told)
 
@@ -360,14 +360,14 @@ class LanguageModel:
     def _two_step(self, sampling: Sampling) -> bool:
         return sampling.two_step_cfg and sampling.cfg_coef_beta is None and "prefix" in self.lm.inputs
 
-    def _decoder(self, batch: int, capacity: int, told: Conditions, sampling: Sampling) -> Decoder | TwoStep:
+    def _decoder(self, batch: int, capacity: int, told: Conditioning, sampling: Sampling) -> Decoder | TwoStep:
         if not self._two_step(sampling):
             return Decoder(self.lm, self.in_place, batch, capacity, told, sampling)
         nulls = self.conditions([None] * batch, None, sampling)
         first, second = (Decoder(self.lm, self.in_place, batch, capacity, one, sampling) for one in (told, nulls))
         return TwoStep(first, second, sampling)
 
-    def conditions(self, texts: Rows, wavs: Rows | None, sampling: Sampling) -> Conditions:
+    def conditions(self, texts: Rows, wavs: Rows | None, sampling: Sampling) -> Conditioning:
         """Texts [N, E] and what lm_melody or lm_style made [F, dim], per row, as lm_inference takes them.
 
         Raises ValueError.
@@ -392,12 +392,12 @@ class LanguageModel:
         if prefixed:
             every = [[row for group in told for row in group[part]] for part in (0, 1)]
             prefix = np.concatenate([self._self_wav(every[1]), self._description(every[0])], axis=1)
-            return Conditions(rows, alike, {}, prefix)
+            return Conditioning(rows, alike, {}, prefix)
         if all(text is None for text in texts):  # nulls have no text to attend to
             sizes = {"texts": 0, "text": 1}
             cross = {n: self.lm.zeros(n, sizes) for n in self.lm.inputs if n.startswith("cross_key_values.")}
-            return Conditions(rows, alike, cross, None)
-        return Conditions(rows, alike, self._condition(texts), None)
+            return Conditioning(rows, alike, cross, None)
+        return Conditioning(rows, alike, self._condition(texts), None)
 
     @cached_property
     def null_wav(self) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from clean_lm.runtime import Conditions, Decoder, Sampling
+    from clean_lm.runtime import Conditioning, Decoder, Sampling
 
 
 class TwoStep:
@@ -24,7 +24,7 @@ class TwoStep:
     def columns(self) -> int:
         return self.told.columns
 
-    def restart(self, conditions: "Conditions") -> None:
+    def restart(self, conditions: "Conditioning") -> None:
         self.told.restart(conditions)
         self.nulls.restart(self.nulls.conditions)
 

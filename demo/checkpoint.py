@@ -14,9 +14,10 @@ import torch
 import yaml
 
 import weights.codec
-from clean_lm.config import CODEC_IMPLEMENTED, IMPLEMENTED, CodecConfig, LMConfig
+from clean_lm.models.config import CODEC_IMPLEMENTED, IMPLEMENTED, CodecConfig, LMConfig
 from weights.checkpoint import Checkpoint
-from weights.lm import Source, audiocraft
+from weights.lm import audiocraft
+from weights.mapping import Source
 
 TINY = LMConfig(
     solver="musicgen",

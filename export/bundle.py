@@ -27,14 +27,15 @@ import weights.codec
 import weights.mert
 import weights.text
 from clean_lm.audio import AudioError
-from clean_lm.config import CodecConfig, ConfigError, LMConfig, MertConfig, StyleConfig, TextConfig
 from clean_lm.manifest import BundleError, Manifest
-from clean_lm.texts import TOKENIZER
-from export import codec, lm, mert, quantize, self_wav, text, verify
-from export.folder import ExportError, new_folder, print_files, reported, write_manifest
-from export.graph import say
+from clean_lm.models.config import CodecConfig, ConfigError, LMConfig, MertConfig, StyleConfig, TextConfig
+from clean_lm.text_encoder import TOKENIZER
+from export import codec, conditioner, lm, mert, quantize, text, verify
+from export.bundle_writer import ExportError, new_folder, print_files, reported, write_manifest
+from export.onnx_graph import say
 from weights.checkpoint import CheckpointError
-from weights.lm import MappingError, Model, load
+from weights.lm import load
+from weights.mapping import MappingError, Model
 from weights.tokenizer import open_tokenizer
 
 CODEC, TEXT, MERT = tuple(codec.GRAPHS), ("text_encoder",), ("style_features",)
@@ -151,7 +152,7 @@ def export(
         steps = verify.parity(folder, model)
         verdicts = [f"language model {verify.summary(steps, 'the PyTorch modules')}"]
         if model.config.self_wav:
-            verdicts.append(f"{names[-1]} {self_wav.parity(folder, model)}")
+            verdicts.append(f"{names[-1]} {conditioner.parity(folder, model)}")
         if isinstance(sound, Model):
             verdicts.append(f"codec {codec.parity(folder, sound)}")
         if isinstance(texts, Model):

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from clean_lm.chunks import Stream, decode_chunks
-from clean_lm.codec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder, nearness
-from clean_lm.config import CodecConfig, ConfigError
+from clean_lm.audio_codec import Stream, decode_chunks
 from clean_lm.manifest import Manifest
-from export.folder import ExportError, new_folder, print_files, reported, write_manifest
-from export.graph import Port, say, write
+from clean_lm.models.config import CodecConfig, ConfigError
+from clean_lm.models.encodec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder, nearness
+from export.bundle_writer import ExportError, new_folder, print_files, reported, write_manifest
+from export.onnx_graph import TensorSpec, say, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
 from weights.checkpoint import CheckpointError
 from weights.codec import load
-from weights.lm import MappingError, Model, fill
+from weights.mapping import MappingError, Model, fill
 
 DTYPE = torch.float32
 GRAPHS = ["compression_encode", "compression_decode", "compression_stream"]
@@ -72,17 +72,17 @@ def write_graphs(model: Model[CodecConfig], folder: Path) -> None:
     write(StreamDecoder(c, OnnxRecurrence()), weights, DTYPE, feed, [audio, *present], stream, shared)
 
 
-def codec_ports(c: CodecConfig) -> tuple[Port, Port]:
+def codec_ports(c: CodecConfig) -> tuple[TensorSpec, TensorSpec]:
     """Audio and codes: what goes into one graph comes out of the other."""
-    audio = Port("audio", DTYPE, ("batch", c.channels, "samples"))
-    return audio, Port("codes", torch.int64, ("batch", c.codebooks, "frames"))
+    audio = TensorSpec("audio", DTYPE, ("batch", c.channels, "samples"))
+    return audio, TensorSpec("codes", torch.int64, ("batch", c.codebooks, "frames"))
 
 
-def stream_ports(c: CodecConfig, when: str) -> tuple[Port, ...]:
+def stream_ports(c: CodecConfig, when: str) -> tuple[TensorSpec, ...]:
     """What one call of compression_stream leaves ("present") for the next ("past")."""
-    codes = [Port(f"{when}.{part}", torch.int64, ("batch", c.codebooks, f"{when}_{part}")) for part in CODES]
-    latents = [Port(f"{when}.{part}", DTYPE, ("batch", c.width, f"{when}_{part}")) for part in LATENTS]
-    return *codes, *latents, Port(f"{when}.lstm", DTYPE, (c.lstm_layers, 2, "batch", c.width))
+    codes = [TensorSpec(f"{when}.{part}", torch.int64, ("batch", c.codebooks, f"{when}_{part}")) for part in CODES]
+    latents = [TensorSpec(f"{when}.{part}", DTYPE, ("batch", c.width, f"{when}_{part}")) for part in LATENTS]
+    return *codes, *latents, TensorSpec(f"{when}.lstm", DTYPE, (c.lstm_layers, 2, "batch", c.width))
 
 
 def describe(c: CodecConfig) -> dict[str, Any]:

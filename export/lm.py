@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 
-from clean_lm.config import ConfigError, LMConfig
+from clean_lm.models.config import ConfigError, LMConfig
 from clean_lm.runtime import Sampling
-from export import quantize, self_wav
-from export.folder import ExportError, new_folder, print_files, reported, write_manifest
-from export.graph import say
-from export.tracing import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
+from export import conditioner, quantize
+from export.bundle_writer import ExportError, new_folder, print_files, reported, write_manifest
+from export.lm_graphs import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
+from export.onnx_graph import say
 from export.verify import DISAGREES, parity, summary
 from weights.checkpoint import CheckpointError
-from weights.lm import MappingError, Model, load
+from weights.lm import load
+from weights.mapping import MappingError, Model
 
 # Of audiocraft's set_generation_params: seconds that are generated, and from one window's start to the next's.
 DURATION = {"musicgen": (30.0, 18.0), "audiogen": (10.0, 2.0)}
@@ -67,7 +68,7 @@ def export(
         say("comparing with the PyTorch modules")
         verdicts = [summary(parity(folder, model), "the PyTorch modules")]
         if model.config.self_wav:
-            verdicts.append(f"{names[-1]} {self_wav.parity(folder, model)}")
+            verdicts.append(f"{names[-1]} {conditioner.parity(folder, model)}")
         if any(DISAGREES in verdict for verdict in verdicts):
             raise ExportError("nothing was written: the graphs are not what PyTorch computes.\n" + "\n".join(verdicts))
         lines = quantize.add(folder, variants, cache=cache, keep=False)
@@ -78,7 +79,7 @@ def export(
 def write_all(model: Model[LMConfig], folder: Path, attention: str) -> list[str]:
     """Write every graph of a language model's checkpoint in float32; their names."""
     write_graphs(model, folder, attention, torch.float32)
-    return [*LM_GRAPHS, *([self_wav.write_graph(model, folder)] if model.config.self_wav else [])]
+    return [*LM_GRAPHS, *([conditioner.write_graph(model, folder)] if model.config.self_wav else [])]
 
 
 def refuse(config: LMConfig) -> None:
@@ -108,7 +109,7 @@ def describe(c: LMConfig) -> dict[str, Any]:
         "channels": c.channels,
         "text_dim": c.text_dim,
         "text_encoder": c.text_encoder,
-        **(self_wav.describe(c.self_wav) if c.self_wav else {}),
+        **(conditioner.describe(c.self_wav) if c.self_wav else {}),
     }
 
 

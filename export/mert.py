@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from clean_lm.config import ConfigError, MertConfig
 from clean_lm.manifest import Manifest
-from clean_lm.mert import Mert
-from export.folder import ExportError, new_folder, print_files, reported, write_manifest
-from export.graph import Port, say, write
+from clean_lm.models.config import ConfigError, MertConfig
+from clean_lm.models.mert import Mert
+from export.bundle_writer import ExportError, new_folder, print_files, reported, write_manifest
+from export.onnx_graph import TensorSpec, say, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
 from weights.checkpoint import CheckpointError
-from weights.lm import MappingError, Model, fill
+from weights.mapping import MappingError, Model, fill
 from weights.mert import load
 
 DTYPE = torch.float32
@@ -59,10 +59,10 @@ def write_graphs(model: Model[MertConfig], folder: Path) -> None:
     write(Mert(model.config), model.weights("mert", DTYPE), DTYPE, inputs, outputs, folder / "style_features.onnx")
 
 
-def mert_ports(c: MertConfig) -> tuple[dict[str, Any], list[Port]]:
+def mert_ports(c: MertConfig) -> tuple[dict[str, Any], list[TensorSpec]]:
     """What goes into style_features, by argument, and what comes out."""
-    inputs = {"audio": Port("audio", DTYPE, ("styles", "samples"))}
-    return inputs, [Port("features", DTYPE, ("styles", "features", c.dim))]
+    inputs = {"audio": TensorSpec("audio", DTYPE, ("styles", "samples"))}
+    return inputs, [TensorSpec("features", DTYPE, ("styles", "features", c.dim))]
 
 
 def describe(c: MertConfig) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from clean_lm import audio
+from clean_lm.delay_pattern import delay, prefill_length
 from clean_lm.manifest import Manifest
 from clean_lm.musicgen import Codec
-from clean_lm.pattern import delay, prefill_length
 from clean_lm.runtime import LanguageModel, Rows, Sampling, SelfWav
-from clean_lm.texts import TextEncoder
+from clean_lm.text_encoder import TextEncoder
 
 FRAMES = 100  # of codes that are measured on, beyond those of a prompt
 PROMPT = 50  # frames of a clip that the calibration continues

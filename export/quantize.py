@@ -29,20 +29,20 @@ import torch
 from torch import Tensor
 
 from clean_lm.audio import AudioError
-from clean_lm.config import LMConfig
-from clean_lm.layers import StandardAttention
-from clean_lm.lm import LM
+from clean_lm.delay_pattern import delay
 from clean_lm.manifest import BundleError, Manifest, chosen, sha256
-from clean_lm.pattern import delay
+from clean_lm.models.config import LMConfig
+from clean_lm.models.lm import LM
+from clean_lm.models.transformer import StandardAttention
 from clean_lm.runtime import LanguageModel, Sampling
-from clean_lm.texts import TextEncoder
-from export.folder import BACKENDS, ExportError, describe, reported, size
-from export.graph import say
+from clean_lm.text_encoder import TextEncoder
+from export.bundle_writer import BACKENDS, ExportError, describe, reported, size
+from export.lm_graphs import CACHE_UPDATE, LM_GRAPHS, text_module, write_graphs
+from export.onnx_graph import say
 from export.quality import CFG_COEF, DESCRIPTIONS, KL_BOUND, Codes, Reference, calibrate, measure
 from export.rewrite import Variant, rewrite
-from export.sweep import COLUMNS, sensitive, sensitivities
-from export.tracing import CACHE_UPDATE, LM_GRAPHS, text_module, write_graphs
-from weights.lm import fill
+from export.sensitivity import COLUMNS, sensitive, sensitivities
+from weights.mapping import fill
 
 FP32 = "fp32"
 VARIANTS = {
@@ -60,8 +60,8 @@ VARIANTS = {
 ONCE = {"int8": Variant(bits=8, block=32), "dynamic": VARIANTS["dynamic"]}
 
 
-class Traced:
-    """The float32 language model of a bundle, its weights read from the graphs: as weights.lm.Model of a checkpoint."""
+class BundleWeights:
+    """The float32 language model of a bundle, its weights read from its graphs."""
 
     def __init__(self, folder: Path):
         manifest = Manifest.read(folder)
@@ -190,7 +190,7 @@ def undone(folder: Path) -> Iterator[None]:
 
 def sweep(folder: Path, exact: LanguageModel, variant: Variant, codes: Codes) -> list[str]:
     """The weights that get more bits, measured on the last of some codes, which is read with a text."""
-    traced = Traced(folder)
+    traced = BundleWeights(folder)
     c, weights = traced.config, traced.weights("lm")
     told = exact.conditions(codes.texts[-1:], codes.wavs and codes.wavs[-1:], Sampling(cfg_coef=CFG_COEF))
     columns = delay(codes.codes[-1:], c.delays, codes.codes.shape[2], c.special_token)[:, :, :COLUMNS]
@@ -220,7 +220,7 @@ def write(
         if half or attention != traced:
             source = folder if variant.bits is None else Path(temporary)
             suffix = f".{name}" if variant.bits is None else ""
-            write_graphs(Traced(folder), source, attention, torch.float16 if half else torch.float32, suffix)
+            write_graphs(BundleWeights(folder), source, attention, torch.float16 if half else torch.float32, suffix)
         if variant.bits:
             condition, inference = (source / f"{graph}.onnx" for graph in LM_GRAPHS)
             bits = dict.fromkeys(sensitive, variant.sensitive or variant.bits)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from clean_lm.config import LMConfig, MelodyConfig
-from clean_lm.layers import Cache, Layer, StandardAttention
-from clean_lm.lm import LM, guide
-from clean_lm.melody import Melody
+from clean_lm.models.chroma import Melody
+from clean_lm.models.config import LMConfig, MelodyConfig
+from clean_lm.models.lm import LM, guide
+from clean_lm.models.transformer import Cache, Layer, StandardAttention
 from clean_lm.runtime import Rows, Sampling
+from export.lm_graphs import text_module
 from export.quality import CFG_COEF
-from export.tracing import text_module
-from weights.lm import Model, fill
+from weights.mapping import Model, fill
 
 GUIDED = Sampling(use_sampling=False, cfg_coef=CFG_COEF)
 DOUBLE = replace(GUIDED, cfg_coef_beta=5.0)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from export.graph import save
+from export.onnx_graph import save
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from clean_lm.config import ConfigError, TextConfig
 from clean_lm.manifest import Manifest
-from clean_lm.text import T5Encoder, TextLayer
-from clean_lm.texts import TOKENIZER
-from export.folder import ExportError, new_folder, print_files, reported, write_manifest
-from export.graph import Port, say, write
+from clean_lm.models.config import ConfigError, TextConfig
+from clean_lm.models.t5 import T5Encoder, TextLayer
+from clean_lm.text_encoder import TOKENIZER
+from export.bundle_writer import ExportError, new_folder, print_files, reported, write_manifest
+from export.onnx_graph import TensorSpec, say, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
 from weights.checkpoint import CheckpointError
-from weights.lm import MappingError, Model, fill
+from weights.mapping import MappingError, Model, fill
 from weights.text import load
 from weights.tokenizer import open_tokenizer
 
@@ -66,10 +66,10 @@ def write_graphs(model: Model[TextConfig], folder: Path) -> None:
     write(T5Encoder(model.config), weights, DTYPE, inputs, outputs, folder / "text_encoder.onnx")
 
 
-def text_ports(c: TextConfig) -> tuple[dict[str, Any], list[Port]]:
+def text_ports(c: TextConfig) -> tuple[dict[str, Any], list[TensorSpec]]:
     """What goes into text_encoder, by argument, and what comes out."""
-    inputs = {name: Port(name, torch.int64, ("rows", "text")) for name in ("input_ids", "attention_mask")}
-    return inputs, [Port("last_hidden_state", DTYPE, ("rows", "text", c.dim))]
+    inputs = {name: TensorSpec(name, torch.int64, ("rows", "text")) for name in ("input_ids", "attention_mask")}
+    return inputs, [TensorSpec("last_hidden_state", DTYPE, ("rows", "text", c.dim))]
 
 
 def describe(c: TextConfig) -> dict[str, Any]:

@@ -26,16 +26,17 @@ import numpy as np
 import torch
 
 from clean_lm.audio import AudioError
-from clean_lm.config import ConfigError, LMConfig
+from clean_lm.delay_pattern import delay, prefill_length
 from clean_lm.manifest import BundleError, Manifest
-from clean_lm.pattern import delay, prefill_length
+from clean_lm.models.config import ConfigError, LMConfig
 from clean_lm.runtime import LanguageModel
-from export.folder import describe, reported
+from export.bundle_writer import describe, reported
+from export.lm_graphs import CACHE_UPDATE, LM_GRAPHS, write_graphs
 from export.quality import Reference, always, calibrate, measure
 from export.reference import DOUBLE, GUIDED, Told, calls, null_wav, reference_logits
-from export.tracing import CACHE_UPDATE, LM_GRAPHS, write_graphs
 from weights.checkpoint import CheckpointError
-from weights.lm import MappingError, Model, load
+from weights.lm import load
+from weights.mapping import MappingError, Model
 
 PREFILL, STEPS = 13, 20
 STYLE_TOKENS = 15  # of 3 s

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from clean_lm.audio import convert_audio
+from clean_lm.delay_pattern import delay, undelay
 from clean_lm.musicgen import MusicGen
-from clean_lm.pattern import delay, undelay
 from clean_lm.philox import uniforms
 from clean_lm.runtime import LanguageModel, Rows, Sampling, SelfWav
-from clean_lm.texts import TextEncoder
+from clean_lm.text_encoder import TextEncoder
 from clean_lm.windows import windows
 
 KIT = Path(__file__).parent / "golden" / "conformance"

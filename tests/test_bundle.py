@@ -17,7 +17,7 @@ from clean_lm.musicgen import MusicGen
 from export import bundle as module
 from export import codec
 from export.bundle import export
-from export.folder import ExportError
+from export.bundle_writer import ExportError
 from weights.checkpoint import CheckpointError
 
 LM, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"

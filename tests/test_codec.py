@@ -25,15 +25,23 @@ from torch.nn.utils.parametrizations import weight_norm
 from transformers import EncodecConfig, EncodecModel
 
 import export.codec as export_codec
-from clean_lm.chunks import Stream, decode_chunks
-from clean_lm.codec import Decoder, Encoder, StandardRecurrence, StreamDecoder, onnx_gates, reflect, torch_gates
-from clean_lm.config import CodecConfig, ConfigError
+from clean_lm.audio_codec import Stream, decode_chunks
 from clean_lm.manifest import BundleError, Manifest
+from clean_lm.models.config import CodecConfig, ConfigError
+from clean_lm.models.encodec import (
+    Decoder,
+    Encoder,
+    StandardRecurrence,
+    StreamDecoder,
+    onnx_gates,
+    reflect,
+    torch_gates,
+)
 from clean_lm.runtime import LanguageModel
-from export.folder import ExportError
+from export.bundle_writer import ExportError
 from weights.checkpoint import CheckpointError, open_layout
 from weights.codec import describe, dropped, fold_weight_norm, load
-from weights.lm import MappingError, differences, fill
+from weights.mapping import MappingError, differences, fill
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"

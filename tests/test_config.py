@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from clean_lm.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
+from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 

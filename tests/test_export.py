@@ -18,13 +18,13 @@ import pytest
 import torch
 from conftest import ATTENTION, GOLDEN
 
-from clean_lm.config import ConfigError
 from clean_lm.manifest import sha256
-from export import folder as folder_module
-from export import graph as graph_module
-from export.folder import ExportError, new_folder
-from export.graph import warnings_are_errors
+from clean_lm.models.config import ConfigError
+from export import bundle_writer as folder_module
+from export import onnx_graph as graph_module
+from export.bundle_writer import ExportError, new_folder
 from export.lm import defaults, export, refuse
+from export.onnx_graph import warnings_are_errors
 from weights.checkpoint import open_lm
 from weights.lm import read_config
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clean_lm.layers import Cache, StandardAttention
-from clean_lm.lm import LM, Condition, Description, filtered, guide, sample
-from clean_lm.pattern import UNKNOWN, delay, undelay
-from weights.lm import fill, load
+from clean_lm.delay_pattern import UNKNOWN, delay, undelay
+from clean_lm.models.lm import LM, Condition, Description, filtered, guide, sample
+from clean_lm.models.transformer import Cache, StandardAttention
+from weights.lm import load
+from weights.mapping import fill
 
 SHARE = 1e-5  # of the largest value: what float32 differs from float64 by on these models
 

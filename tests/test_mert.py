@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import HubertConfig, HubertForCTC, HubertForSequenceClassification, HubertModel
 
-import export.folder
+import export.bundle_writer
 import export.mert
-from clean_lm.config import ConfigError, MertConfig
-from clean_lm.mert import Mert
-from export.folder import ExportError
+from clean_lm.models.config import ConfigError, MertConfig
+from clean_lm.models.mert import Mert
+from export.bundle_writer import ExportError
 from weights.checkpoint import Checkpoint, CheckpointError, Spec
-from weights.lm import MappingError, Model, differences, fill
+from weights.mapping import MappingError, Model, differences, fill
 from weights.mert import dropped, load, table
 
 ROOT = Path(__file__).parents[1]
@@ -238,7 +238,7 @@ def test_graph_file(mert_bundle: Any):
     onnx.checker.check_model(model)
     assert {node.domain for node in model.graph.node} == {""}
     assert str(ROOT).encode() not in path.read_bytes()
-    described = export.folder.describe(path)
+    described = export.bundle_writer.describe(path)
     assert [(t["name"], t["dtype"], t["shape"]) for t in described["inputs"] + described["outputs"]] == [
         ("audio", "float32", ["styles", "samples"]),
         ("features", "float32", ["styles", "features", 24]),

@@ -13,20 +13,20 @@ import pytest
 import torch
 from conftest import GOLDEN, PREFIXED, ROOT
 
-from clean_lm.layers import StandardAttention
-from clean_lm.lm import LM, Condition
 from clean_lm.manifest import BundleError, Manifest, sha256
+from clean_lm.models.lm import LM, Condition
+from clean_lm.models.transformer import StandardAttention
 from clean_lm.musicgen import MusicGen
-from clean_lm.runtime import Conditions, LanguageModel, Sampling
+from clean_lm.runtime import Conditioning, LanguageModel, Sampling
 from demo.checkpoint import TINY
 from export import quality, quantize
-from export.folder import ExportError
+from export.bundle_writer import ExportError
 from export.lm import export
 from export.quality import Codes, Quality, Reference, log_probabilities, measure
-from export.quantize import FP32, VARIANTS, Traced, add, preferred
+from export.quantize import FP32, VARIANTS, BundleWeights, add, preferred
 from export.rewrite import Variant, pack, quantize_blocks, quantize_columns, rewrite
-from export.sweep import MATRICES, rounded, sensitive, sensitivities
-from weights.lm import fill
+from export.sensitivity import MATRICES, rounded, sensitive, sensitivities
+from weights.mapping import fill
 
 QUANTIZED = tuple(name for name, variant in VARIANTS.items() if variant.bits)
 
@@ -201,7 +201,7 @@ def test_an_int8_cache_is_the_keys_over_their_scales(variants):
 @pytest.mark.parametrize("name", ["int8", "int4-32"])
 def test_a_variant_is_the_model_of_its_rounded_weights(variants, name):
     """Beside PyTorch with the same rounded weights: what is left is the rounding of activations and of the cache."""
-    traced, variant = Traced(variants), VARIANTS[name]
+    traced, variant = BundleWeights(variants), VARIANTS[name]
     weights = traced.weights("lm")
     for key in weights:
         if key.rsplit(".")[-1] in MATRICES or key == "heads":
@@ -240,7 +240,7 @@ def test_the_sweep_finds_what_is_sensitive():
         for i, kv in enumerate(cross)
         for part, x in zip(("key", "value"), kv, strict=True)
     }
-    harm = sensitivities(module, columns, Conditions(2, True, named, None), 4, 32)
+    harm = sensitivities(module, columns, Conditioning(2, True, named, None), 4, 32)
     assert harm.keys() == {*(f"layers.{i}.{name}" for i in range(TINY.layers) for name in MATRICES), "heads"}
     assert max(harm, key=lambda name: harm[name]) == "layers.2.linear1"
     assert all(value >= -1e-6 for value in harm.values())

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from conftest import ATTENTION, NAMES, PREFIXED
 
+from clean_lm.delay_pattern import delay, prefill_length
 from clean_lm.manifest import BundleError
-from clean_lm.pattern import delay, prefill_length
 from clean_lm.philox import uniforms
-from clean_lm.runtime import Conditions, Decoder, LanguageModel, Sampling
+from clean_lm.runtime import Conditioning, Decoder, LanguageModel, Sampling
 
 GREEDY = Sampling(use_sampling=False)
 CASES = ("desc", "desc_p17", "none", "none_p17", "two", "mixed_p9", "twostep", "coef1", "p1", "p29of30", "len1")
@@ -206,7 +206,7 @@ def test_null_text_is_one_row(golden, language_model, attention):
     nulls = lm._condition([None, None])
     assert all((array == 0).all() for array in nulls.values())
     np.testing.assert_array_equal(nulls["cross_key_values.0.key"].shape, (2, 4, 1, 16))
-    full = Decoder(lm.lm, lm.in_place, 1, 5, Conditions(2, False, nulls, None), GREEDY)
+    full = Decoder(lm.lm, lm.in_place, 1, 5, Conditioning(2, False, nulls, None), GREEDY)
     full(codes, draws)
     np.testing.assert_allclose(decoder.logits, full.logits, rtol=0, atol=1e-6 * np.abs(full.logits).max())
 

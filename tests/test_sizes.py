@@ -16,12 +16,12 @@ import yaml
 from conftest import ATTENTION, GOLDEN
 
 from demo.checkpoint import random_tensor
-from export import folder as folder_module
-from export import graph as graph_module
+from export import bundle_writer as folder_module
+from export import onnx_graph as graph_module
 from export import verify
 from export.lm import export
+from export.lm_graphs import LM_GRAPHS
 from export.quantize import _read
-from export.tracing import LM_GRAPHS
 from weights.lm import load
 
 LAYOUTS = Path(__file__).parent / "layouts"

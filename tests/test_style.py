@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clean_lm.lm import periods, sinusoid
-from clean_lm.style import Style
-from export.self_wav import write_graph
-from weights.lm import SELF_WAV, Model, fill, load
+from clean_lm.models.lm import periods, sinusoid
+from clean_lm.models.style import Style
+from export.conditioner import write_graph
+from weights.lm import SELF_WAV, load
+from weights.mapping import Model, fill
 
 GOLDEN = Path(__file__).parent / "golden" / "style"
 SHARE = 1e-5

@@ -27,16 +27,16 @@ from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils import sentencepiece_model_pb2_new as spm
 
-import export.folder
+import export.bundle_writer
 import export.text
-from clean_lm.config import ConfigError, TextConfig
 from clean_lm.manifest import BundleError
+from clean_lm.models.config import ConfigError, TextConfig
+from clean_lm.models.t5 import T5Encoder, buckets
 from clean_lm.runtime import LanguageModel
-from clean_lm.text import T5Encoder, buckets
-from clean_lm.texts import TextEncoder
-from export.folder import ExportError
+from clean_lm.text_encoder import TextEncoder
+from export.bundle_writer import ExportError
 from weights.checkpoint import Checkpoint, CheckpointError, Spec
-from weights.lm import MappingError, Model, differences, fill
+from weights.mapping import MappingError, Model, differences, fill
 from weights.text import dropped, load, read_config, table
 from weights.tokenizer import from_sentencepiece, open_tokenizer
 
@@ -225,7 +225,7 @@ def test_graph_file(text_bundle: Any):
     onnx.checker.check_model(model)
     assert {node.domain for node in model.graph.node} == {""}
     assert str(HERE.parent).encode() not in path.read_bytes()
-    described = export.folder.describe(path)
+    described = export.bundle_writer.describe(path)
     assert [(t["name"], t["dtype"], t["shape"]) for t in described["inputs"] + described["outputs"]] == [
         ("input_ids", "int64", ["rows", "text"]),
         ("attention_mask", "int64", ["rows", "text"]),
@@ -743,7 +743,7 @@ def test_runtime_without_torch(text_bundle: Any):
     program = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('torch', 'einops', 'onnx', 'yaml', 'safetensors', 'transformers')))\n"
-        "from clean_lm.texts import TextEncoder\n"
+        "from clean_lm.text_encoder import TextEncoder\n"
         "print([None if s is None else s.shape for s in TextEncoder.load(sys.argv[1]).encode(['drums', None])])\n"
     )
     done = subprocess.run(

@@ -17,10 +17,10 @@ from transformers import HubertModel
 from clean_lm import MusicGen
 from clean_lm.audio import convert_audio
 from clean_lm.cli import main
+from clean_lm.conditioning import Excerpt
 from clean_lm.manifest import BundleError
-from clean_lm.self_wav import Excerpt
 from export.bundle import export
-from export.folder import ExportError
+from export.bundle_writer import ExportError
 
 CODEC = GOLDEN / "melody" / "compression_state_dict.bin"
 

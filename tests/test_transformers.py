@@ -21,16 +21,17 @@ from transformers import (
     T5Config,
 )
 
-from clean_lm.config import LMConfig
-from clean_lm.layers import StandardAttention
-from clean_lm.lm import LM, Condition
-from clean_lm.pattern import UNKNOWN, delay, prefill_length, undelay
+from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
+from clean_lm.models.config import LMConfig
+from clean_lm.models.lm import LM, Condition
+from clean_lm.models.transformer import StandardAttention
 from clean_lm.runtime import LanguageModel, Sampling
 from export import verify
-from export.folder import write_manifest
+from export.bundle_writer import write_manifest
 from export.lm import CACHE_UPDATE, defaults, describe, export, write_graphs
 from weights.checkpoint import Checkpoint, Spec
-from weights.lm import Model, fill, load, read_config, table
+from weights.lm import load, read_config, table
+from weights.mapping import Model, fill
 
 TEXT_DIM = 10
 COEF = 3.0

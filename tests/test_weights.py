@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clean_lm.config import ConfigError
+from clean_lm.models.config import ConfigError
 from weights import check
-from weights.lm import MappingError, load
+from weights.lm import load
+from weights.mapping import MappingError
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"

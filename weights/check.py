@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from clean_lm.config import ConfigError, LMConfig
+from clean_lm.models.config import ConfigError, LMConfig
 from weights.checkpoint import Checkpoint, CheckpointError, Spec, open_layout, open_lm
-from weights.lm import Dropped, Source, describe, differences, dropped, reason
+from weights.lm import describe, dropped
+from weights.mapping import Dropped, Source, differences, reason
 
 WIDTH = 120
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clean_lm.codec import onnx_gates
-from clean_lm.config import CodecConfig, ConfigError
+from clean_lm.models.config import CodecConfig, ConfigError
+from clean_lm.models.encodec import onnx_gates
 from weights.checkpoint import Checkpoint, open_codec
-from weights.lm import Dropped, Model, Piece, Source, match
+from weights.mapping import Dropped, Model, Piece, Source, match
 
 PREFIX = {"audiocraft": "", "encodec": "", "huggingface": "audio_encoder."}  # by layout: where a codec's tensors stand
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from clean_lm.config import ConfigError, MertConfig
+from clean_lm.models.config import ConfigError, MertConfig
 from weights.checkpoint import Checkpoint, open_mert
 from weights.codec import WEIGHT_NORM
-from weights.lm import Dropped, Model, Piece, Source, match
+from weights.mapping import Dropped, Model, Piece, Source, match
 
 PREFIXES = ("hubert.", "mert_model.")  # where a MERT's tensors stand beside a head's; alone they have none
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from clean_lm.config import ConfigError, TextConfig
+from clean_lm.models.config import ConfigError, TextConfig
 from weights.checkpoint import Checkpoint, open_text
-from weights.lm import Dropped, MappingError, Model, Piece, Source, match
+from weights.mapping import Dropped, MappingError, Model, Piece, Source, match
 
 PREFIX = {"t5": "", "huggingface": "text_encoder."}  # by layout: where a T5's tensors and settings stand
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor by two names: files have either or both

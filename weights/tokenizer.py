@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
-from clean_lm.config import TextConfig
+from clean_lm.models.config import TextConfig
 from weights.checkpoint import CheckpointError, read_json, refuse_pointer
 
 EXTRA_IDS = 100  # T5's sentinels, after the pieces, the last one first

@@ -14,11 +14,11 @@ import torch
 
 import weights.codec
 from clean_lm import audio
-from clean_lm.codec import Encoder, StandardRecurrence
+from clean_lm.models.encodec import Encoder, StandardRecurrence
 from demo.train import codec, lm, synth, text
 from demo.train.trainer import Settings
 from demo.train.upstream import write_codec, write_lm
-from weights.lm import fill
+from weights.mapping import fill
 
 ROOT = Path(__file__).parents[2]
 SEED = 0

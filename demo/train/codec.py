@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from clean_lm.codec import DecoderLayers, Encoder, StandardRecurrence, nearness
-from clean_lm.config import CodecConfig
+from clean_lm.models.config import CodecConfig
+from clean_lm.models.encodec import DecoderLayers, Encoder, StandardRecurrence, nearness
 from demo.train.trainer import Settings, initialise, train
 
 CONFIG = CodecConfig(

@@ -21,13 +21,13 @@ from tqdm import tqdm
 import weights.codec
 import weights.lm
 from clean_lm import audio
-from clean_lm.codec import Decoder, Encoder, StandardRecurrence
-from clean_lm.config import CodecConfig
+from clean_lm.models.config import CodecConfig
+from clean_lm.models.encodec import Decoder, Encoder, StandardRecurrence
 from clean_lm.musicgen import MusicGen
 from clean_lm.plot import plot
 from demo.train import codec, lm, measure, synth, text
 from export.bundle import export
-from weights.lm import fill
+from weights.mapping import fill
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = 1_000_000  # the first seed of loops to measure on

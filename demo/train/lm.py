@@ -10,11 +10,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from clean_lm.codec import Encoder
-from clean_lm.config import LMConfig
-from clean_lm.layers import Cache, Layer
-from clean_lm.lm import LM, Condition
-from clean_lm.pattern import delay
+from clean_lm.delay_pattern import delay
+from clean_lm.models.config import LMConfig
+from clean_lm.models.encodec import Encoder
+from clean_lm.models.lm import LM, Condition
+from clean_lm.models.transformer import Cache, Layer
 from demo.train import synth
 from demo.train.text import Texts
 from demo.train.trainer import Settings, initialise, train

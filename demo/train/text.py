@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import weights.text
-from clean_lm.config import TextConfig
-from clean_lm.text import T5Encoder
+from clean_lm.models.config import TextConfig
+from clean_lm.models.t5 import T5Encoder
 from demo.train import synth
 from demo.train.upstream import theirs
 from weights.checkpoint import Checkpoint
-from weights.lm import fill
+from weights.mapping import fill
 from weights.tokenizer import SPACE, open_tokenizer
 
 NAME = "t5-small"  # upstream knows a text encoder's width by its name: 512

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from clean_lm.config import TextConfig
-from clean_lm.layers import weight
+from clean_lm.models.config import TextConfig
+from clean_lm.models.transformer import weight
 
 
 class RMSNorm(nn.Module):

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clean_lm.config import MelodyConfig
-from clean_lm.melody import Melody, filters
-from export.self_wav import write_graph
-from weights.lm import Model, fill, load
+from clean_lm.models.chroma import Melody, filters
+from clean_lm.models.config import MelodyConfig
+from export.conditioner import write_graph
+from weights.lm import load
+from weights.mapping import Model, fill
 
 GOLDEN = Path(__file__).parent / "golden" / "melody"
 SHARE = 1e-5

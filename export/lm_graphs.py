@@ -8,10 +8,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from clean_lm.config import LMConfig
-from clean_lm.layers import GroupQueryAttention, StandardAttention
-from clean_lm.lm import LM, Condition, Description
-from export.graph import Port, write
+from clean_lm.models.config import LMConfig
+from clean_lm.models.lm import LM, Condition, Description
+from clean_lm.models.transformer import GroupQueryAttention, StandardAttention
+from export.onnx_graph import TensorSpec, write
 
 ATTENTION = {"ort": GroupQueryAttention, "standard": StandardAttention}
 CACHE_UPDATE = {"ort": "in_place", "standard": "new_columns"}
@@ -19,7 +19,7 @@ LM_GRAPHS = ("lm_condition", "lm_inference")
 
 
 class Source(Protocol):
-    """Where the weights come from: a checkpoint (weights.lm.Model), or a bundle (export.quantize.Traced)."""
+    """Where the weights come from: a checkpoint (mapping.Model) or a bundle (BundleWeights)."""
 
     @property
     def config(self) -> LMConfig: ...
@@ -64,49 +64,52 @@ def sort_less(model: ir.Model) -> None:
     sort.replace_input_with(1, count)
 
 
-def condition_ports(c: LMConfig, dtype: torch.dtype) -> tuple[dict[str, Any], list[Port]]:
+def condition_ports(c: LMConfig, dtype: torch.dtype) -> tuple[dict[str, Any], list[TensorSpec]]:
     """What goes into lm_condition, by argument, and what comes out."""
     inputs = {
-        "text_states": Port("text_states", dtype, ("texts", "text", c.text_dim)),
-        "text_mask": Port("text_mask", torch.int64, ("texts", "text")),
+        "text_states": TensorSpec("text_states", dtype, ("texts", "text", c.text_dim)),
+        "text_mask": TensorSpec("text_mask", torch.int64, ("texts", "text")),
     }
     if not c.cross:
-        return inputs, [Port("description", dtype, ("texts", "text", c.dim))]
+        return inputs, [TensorSpec("description", dtype, ("texts", "text", c.dim))]
     caches = cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts")
     return inputs, [port for cache in caches for port in cache]
 
 
-def lm_ports(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str, Any], list[Port]]:
+def lm_ports(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str, Any], list[TensorSpec]]:
     """What goes into lm_inference, by argument, and what comes out."""
     head_dim = GroupQueryAttention.cache_dim(c.head_dim) if attention == "ort" else c.head_dim
     new = "columns" if c.cross else "prefix + columns"
     present = "capacity" if CACHE_UPDATE[attention] == "in_place" else new
     inputs = {
-        "codes": Port("codes", torch.int64, ("rows", c.codebooks, "columns")),
-        "position": Port("position", torch.int64, (1,)),
+        "codes": TensorSpec("codes", torch.int64, ("rows", c.codebooks, "columns")),
+        "position": TensorSpec("position", torch.int64, (1,)),
         "past": cache_ports(c, "past_key_values", "capacity", head_dim, dtype),
         "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts") if c.cross else [],
-        "uniform": Port("uniform", torch.float32, ("batch", c.codebooks)),
-        "cfg_coef": Port("cfg_coef", torch.float32, ()),
-        "temperature": Port("temperature", torch.float32, ()),
-        "top_k": Port("top_k", torch.int64, ()),
-        "top_p": Port("top_p", torch.float32, ()),
+        "uniform": TensorSpec("uniform", torch.float32, ("batch", c.codebooks)),
+        "cfg_coef": TensorSpec("cfg_coef", torch.float32, ()),
+        "temperature": TensorSpec("temperature", torch.float32, ()),
+        "top_k": TensorSpec("top_k", torch.int64, ()),
+        "top_p": TensorSpec("top_p", torch.float32, ()),
     }
     if c.prepend:
         inputs |= {
-            "prefix": Port("prefix", dtype, ("rows", "prefix", c.dim)),
-            "cfg_coef_beta": Port("cfg_coef_beta", torch.float32, ()),
+            "prefix": TensorSpec("prefix", dtype, ("rows", "prefix", c.dim)),
+            "cfg_coef_beta": TensorSpec("cfg_coef_beta", torch.float32, ()),
         }
     outputs = [
-        Port("next_codes", torch.int64, ("batch", c.codebooks)),
-        Port("logits", torch.float32, ("batch", c.codebooks, c.card)),
+        TensorSpec("next_codes", torch.int64, ("batch", c.codebooks)),
+        TensorSpec("logits", torch.float32, ("batch", c.codebooks, c.card)),
     ]
     return inputs, outputs + [port for cache in cache_ports(c, "present", present, head_dim, dtype) for port in cache]
 
 
 def cache_ports(
     c: LMConfig, name: str, length: str, head_dim: int, dtype: torch.dtype, rows: str = "rows"
-) -> list[tuple[Port, Port]]:
+) -> list[tuple[TensorSpec, TensorSpec]]:
     """The keys and values of every layer."""
     shape = (rows, c.heads, length, head_dim)
-    return [(Port(f"{name}.{i}.key", dtype, shape), Port(f"{name}.{i}.value", dtype, shape)) for i in range(c.layers)]
+    return [
+        (TensorSpec(f"{name}.{i}.key", dtype, shape), TensorSpec(f"{name}.{i}.value", dtype, shape))
+        for i in range(c.layers)
+    ]

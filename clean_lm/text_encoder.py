@@ -7,7 +7,7 @@ from typing import Unpack
 import numpy as np
 from tokenizers import Tokenizer
 
-from clean_lm.manifest import BundleError, Graph, Loading, Manifest
+from clean_lm.manifest import BundleError, Graph, LoadOptions, Manifest
 
 TOKENIZER = "tokenizer.json"
 
@@ -19,8 +19,8 @@ class TextEncoder:
         self.graph, self.tokenizer = graph, tokenizer
 
     @classmethod
-    def load(cls, bundle: Path | str, **loading: Unpack[Loading]) -> "TextEncoder":
-        """Open a bundle, see Loading. Raises FileNotFoundError and BundleError, naming the file."""
+    def load(cls, bundle: Path | str, **loading: Unpack[LoadOptions]) -> "TextEncoder":
+        """Open a bundle, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
         return cls.open(Manifest.read(bundle, **loading))
 
     @classmethod

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clean_lm.codec import nearness
-from clean_lm.config import LMConfig, MelodyConfig, StyleConfig
 from clean_lm.manifest import Manifest
-from clean_lm.melody import Melody
-from clean_lm.style import Style
-from export.graph import Port, write
+from clean_lm.models.chroma import Melody
+from clean_lm.models.config import LMConfig, MelodyConfig, StyleConfig
+from clean_lm.models.encodec import nearness
+from clean_lm.models.style import Style
+from export.onnx_graph import TensorSpec, write
 from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
-from weights.lm import Model, fill
+from weights.mapping import Model, fill
 
 DTYPE = torch.float32
 FEATURE_RATE, FEATURE_SAMPLE_RATE = 75, 24_000  # MERT's: features a second, of a sound at this rate
@@ -38,15 +38,15 @@ def conditioner(model: Model[LMConfig]) -> tuple[str, Melody | Style]:
     return ("melody", Melody(c)) if isinstance(c, MelodyConfig) else ("style", Style(c))
 
 
-def self_wav_ports(c: MelodyConfig | StyleConfig | None) -> tuple[dict[str, Port], Port]:
+def self_wav_ports(c: MelodyConfig | StyleConfig | None) -> tuple[dict[str, TensorSpec], TensorSpec]:
     """What goes into the graph, by argument, and what comes out."""
     assert c is not None
     if isinstance(c, MelodyConfig):
-        audio = Port("audio", DTYPE, ("melodies", "samples"))
-        return {"audio": audio}, Port("self_wav", DTYPE, ("melodies", c.frames, c.output_dim))
-    features = Port("features", DTYPE, ("styles", "features", c.features))
-    eval_q = Port("eval_q", torch.int64, ())
-    return {"features": features, "eval_q": eval_q}, Port("self_wav", DTYPE, ("styles", "tokens", c.output_dim))
+        audio = TensorSpec("audio", DTYPE, ("melodies", "samples"))
+        return {"audio": audio}, TensorSpec("self_wav", DTYPE, ("melodies", c.frames, c.output_dim))
+    features = TensorSpec("features", DTYPE, ("styles", "features", c.features))
+    eval_q = TensorSpec("eval_q", torch.int64, ())
+    return {"features": features, "eval_q": eval_q}, TensorSpec("self_wav", DTYPE, ("styles", "tokens", c.output_dim))
 
 
 def describe(c: MelodyConfig | StyleConfig) -> dict[str, Any]:

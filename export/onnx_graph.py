@@ -20,7 +20,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
-from weights.lm import fill
+from weights.mapping import fill
 
 OPSET = 20
 INLINE = 1024  # bytes: smaller tensors stay in the graph file, where ONNX Runtime looks for shapes
@@ -34,7 +34,7 @@ TRACED = {
 
 
 @dataclass(frozen=True)
-class Port:
+class TensorSpec:
     """An input or output of a graph: sizes that are strings are symbolic."""
 
     name: str
@@ -53,14 +53,14 @@ def write(
     weights: Mapping[str, Tensor],
     dtype: torch.dtype,
     inputs: dict[str, Any],
-    outputs: list[Port],
+    outputs: list[TensorSpec],
     path: Path,
     shared: Mapping[str, ir.ExternalTensor] | None = None,
     change: Callable[[ir.Model], None] = lambda _: None,
 ) -> dict[str, ir.ExternalTensor]:
     """Export `module`, whose parameters are `weights` in `dtype`, to `path` and `path`.data.
 
-    inputs: forward's arguments by name, each a Port or a nest of lists and tuples of them; outputs: in order.
+    inputs: forward's arguments by name, each a TensorSpec or a nest of lists and tuples of them; outputs: in order.
     shared: what another graph in the same folder has written, to be read from its file. change: what PyTorch cannot
     say, done to the traced graph.
     Returns what can be shared of this one.
@@ -87,8 +87,8 @@ def trace(module: nn.Module, dtype: torch.dtype, inputs: dict[str, Any]) -> ir.M
         fake = {name: torch.empty(p.shape, dtype=dtype) for name, p in module.named_parameters()}
         program = torch.onnx.export(
             fill(module, fake),
-            kwargs=pytree.tree_map(Port.example, inputs),
-            dynamic_shapes=pytree.tree_map(Port.dynamic, inputs),
+            kwargs=pytree.tree_map(TensorSpec.example, inputs),
+            dynamic_shapes=pytree.tree_map(TensorSpec.dynamic, inputs),
             opset_version=OPSET,
             dynamo=True,
             optimize=False,
@@ -116,7 +116,7 @@ def warnings_are_errors() -> Iterator[None]:
         log.removeFilter(quiet)
 
 
-def _name(values: Sequence[ir.Value], ports: list[Port]) -> None:
+def _name(values: Sequence[ir.Value], ports: list[TensorSpec]) -> None:
     """Give the graph's inputs or outputs their names and symbolic sizes, which the exporter makes up."""
     assert len(values) == len(ports)
     for value, port in zip(values, ports, strict=True):

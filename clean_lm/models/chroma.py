@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from clean_lm.config import MelodyConfig
-from clean_lm.layers import weight
+from clean_lm.models.config import MelodyConfig
+from clean_lm.models.transformer import weight
 
 HOPS = 4  # of a frame: the frames overlap
 

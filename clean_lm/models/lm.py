@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from clean_lm.config import LMConfig
-from clean_lm.layers import Attention, Cache, Layer, Norm, weight
+from clean_lm.models.config import LMConfig
+from clean_lm.models.transformer import Attention, Cache, Layer, Norm, weight
 
 
 class Projection(nn.Module):

@@ -6,7 +6,7 @@ from conftest import NAMES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clean_lm.pattern import UNKNOWN, delay, prefill_length, undelay
+from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
 
 DELAYS = st.lists(st.integers(0, 5), min_size=1, max_size=8).map(sorted)
 

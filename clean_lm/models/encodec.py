@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from clean_lm.config import CodecConfig
-from clean_lm.layers import weight
+from clean_lm.models.config import CodecConfig
+from clean_lm.models.transformer import weight
 
 
 class Recurrence(Protocol):

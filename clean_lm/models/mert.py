@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from clean_lm.config import MertConfig
-from clean_lm.layers import Norm, attend, weight
+from clean_lm.models.config import MertConfig
+from clean_lm.models.transformer import Norm, attend, weight
 
 
 class Linear(nn.Module):

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from clean_lm.codec import nearness
-from clean_lm.config import StyleConfig
-from clean_lm.layers import Norm, attend, weight
-from clean_lm.lm import periods, sinusoid
+from clean_lm.models.config import StyleConfig
+from clean_lm.models.encodec import nearness
+from clean_lm.models.lm import periods, sinusoid
+from clean_lm.models.transformer import Norm, attend, weight
 
 
 class StyleLayer(nn.Module):

@@ -9,9 +9,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from clean_lm.layers import Cache, Layer
-from clean_lm.lm import LM, guide
-from clean_lm.runtime import Conditions
+from clean_lm.models.lm import LM, guide
+from clean_lm.models.transformer import Cache, Layer
+from clean_lm.runtime import Conditioning
 from export.quality import CFG_COEF
 from export.rewrite import quantize_blocks
 
@@ -27,7 +27,7 @@ def rounded(weight: Tensor, bits: int, block: int) -> Tensor:
 
 
 @torch.inference_mode()
-def sensitivities(lm: LM, columns: np.ndarray, told: Conditions, bits: int, block: int) -> dict[str, float]:
+def sensitivities(lm: LM, columns: np.ndarray, told: Conditioning, bits: int, block: int) -> dict[str, float]:
     """KL divergence in nats, mean over codes, of the float32 distribution from that with one matrix quantized.
 
     columns int64 [B, K, S] delayed. Returns it for every matrix by its name in the graph.
@@ -64,7 +64,7 @@ def sensitivities(lm: LM, columns: np.ndarray, told: Conditions, bits: int, bloc
     return found | {"heads": alone(lm, "heads", inputs[-1], len(layers))}
 
 
-def cross_of(told: Conditions, layers: int) -> Sequence[Cache | None]:
+def cross_of(told: Conditioning, layers: int) -> Sequence[Cache | None]:
     """What every layer attends to, if anything."""
     if not told.cross:
         return [None] * layers

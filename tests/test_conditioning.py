@@ -14,11 +14,12 @@ import torch
 import yaml
 
 import weights.lm
-from clean_lm.config import LMConfig, MelodyConfig, StyleConfig
-from export.folder import write_manifest
-from export.self_wav import describe, lead, parity, write_graph
+from clean_lm.models.config import LMConfig, MelodyConfig, StyleConfig
+from export.bundle_writer import write_manifest
+from export.conditioner import describe, lead, parity, write_graph
 from weights.checkpoint import Checkpoint, Spec
-from weights.lm import SELF_WAV, Model, load
+from weights.lm import SELF_WAV, load
+from weights.mapping import Model
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"

@@ -1,0 +1,126 @@
+"""The generic half of a checkpoint's mapping: our tensors <- theirs in one table, names equal as sets, then shapes."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from weights.checkpoint import Checkpoint, Spec
+
+Config = TypeVar("Config")
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one of their tensors, whose whole shape is `shape`."""
+
+    name: str
+    shape: tuple[int, ...]
+    rows: slice | None = None  # None: all of them
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of our tensors: their pieces stacked along the first axis, then transposed ([out, in] -> [in, out])."""
+
+    component: str
+    pieces: tuple[Piece, ...]
+    transpose: bool = False
+    fold: Callable[..., Tensor] = field(default=lambda *pieces: pieces[0] if len(pieces) == 1 else torch.cat(pieces))
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Tensors that nothing reads, by a pattern of their names (`*` matches anything)."""
+
+    pattern: str
+    reason: str
+
+
+class MappingError(ValueError):
+    """A checkpoint whose tensors are not those of its configuration: lists every difference."""
+
+
+@dataclass(frozen=True)
+class Model(Generic[Config]):
+    """A checkpoint whose tensors are exactly those that its configuration asks for."""
+
+    checkpoint: Checkpoint
+    config: Config
+    rows: Mapping[str, Source]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the checkpoint's tensors hold, those that are left out not counted."""
+        names = {piece.name for source in self.rows.values() for piece in source.pieces}
+        return sum(math.prod(self.checkpoint.specs[name].shape) for name in names)
+
+    def weights(self, component: str, dtype: torch.dtype = torch.float32) -> "Weights":
+        """The tensors of one component ("lm", "condition"), by the names that its module has for them."""
+        return Weights(self.checkpoint, self.rows, f"{component}.", dtype)
+
+
+class Weights(Mapping[str, Tensor]):
+    """One component's tensors, read and converted when asked for and not kept.
+
+    The file stays memory-mapped while this lives, or a tensor that it gave without a copy.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, rows: Mapping[str, Source], prefix: str, dtype: torch.dtype):
+        self.read = checkpoint.open()
+        self.rows = {name.removeprefix(prefix): row for name, row in rows.items() if name.startswith(prefix)}
+        self.dtype = dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        source = self.rows[name]
+        tensor = source.fold(*(self._read(piece) for piece in source.pieces)).to(self.dtype)
+        return tensor.T if source.transpose else tensor
+
+    def _read(self, piece: Piece) -> Tensor:
+        tensor = self.read(piece.name)
+        return tensor if piece.rows is None else tensor[piece.rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def match(checkpoint: Checkpoint, config: Config, rows: Mapping[str, Source], drop: list[Dropped]) -> Model[Config]:
+    """A checkpoint as the model that its table makes of it. Raises MappingError with every difference."""
+    problems = differences(rows, drop, checkpoint.specs)
+    if problems:
+        listing = "\n  ".join(problems)
+        raise MappingError(f"{checkpoint.path}: its tensors are not those of its configuration:\n  {listing}")
+    return Model(checkpoint, config, rows)
+
+
+def fill(module: Module, weights: Mapping[str, Tensor]) -> Module:
+    """Give a module its weights, without a copy where they are memory-mapped."""
+    module.load_state_dict(dict(weights), strict=True, assign=True)
+    return module.eval()
+
+
+def differences(rows: Mapping[str, Source], drop: list[Dropped], specs: Mapping[str, Spec]) -> list[str]:
+    """Every missing, unexpected and misshapen tensor, a line each: none where names (as sets) and shapes agree."""
+    expected = {piece.name: piece.shape for source in rows.values() for piece in source.pieces}
+    kept = {name for name in specs if reason(name, drop) is None}
+    lines = [f"missing     {name} {list(shape)}" for name, shape in expected.items() if name not in kept]
+    lines += [f"unexpected  {name} {list(specs[name].shape)}" for name in specs if name in kept - expected.keys()]
+    for name, shape in expected.items():
+        if name in kept and specs[name].shape != shape:
+            lines.append(f"misshapen   {name}: found {list(specs[name].shape)}, expected {list(shape)}")
+        elif name in kept and not specs[name].dtype.is_floating_point:
+            lines.append(f"not floats  {name}: found {specs[name].dtype}")
+    return lines
+
+
+def reason(name: str, drop: list[Dropped]) -> str | None:
+    """Why a tensor is left out, or None where it is not."""
+    return next((d.reason for d in drop if fnmatchcase(name, d.pattern)), None)
