@@ -23,7 +23,7 @@ from clean_lm.models.config import ConfigError
 from export import bundle_writer as folder_module
 from export import onnx_graph as graph_module
 from export.bundle_writer import ExportError, new_folder
-from export.lm import defaults, export, refuse
+from export.lm import defaults, export, validate
 from export.onnx_graph import warnings_are_errors
 from weights.checkpoint import open_lm
 from weights.lm import read_config
@@ -308,4 +308,4 @@ def test_conditions_in_both_places_are_refused():
     config = read_config(open_lm(TEXT))
     for cross, prepend in ((("description",), ("self_wav",)), (("self_wav",), ("description",))):
         with pytest.raises(ConfigError, match=r"xp.cfg fuser\.cross.*fuser\.prepend"):
-            refuse(replace(config, cross=cross, prepend=prepend))
+            validate(replace(config, cross=cross, prepend=prepend))

@@ -20,12 +20,15 @@ from clean_lm.musicgen import MusicGen
 from clean_lm.runtime import Conditioning, LanguageModel, Sampling
 from demo.checkpoint import TINY
 from export import quality, quantize
-from export.bundle_writer import ExportError
+from export.bundle_weights import BundleWeights
+from export.bundle_writer import preferred
+from export.commands import ExportError
 from export.lm import export
 from export.quality import Codes, Quality, Reference, log_probabilities, measure
-from export.quantize import FP32, VARIANTS, BundleWeights, add, preferred
-from export.rewrite import Variant, pack, quantize_blocks, quantize_columns, rewrite
-from export.sensitivity import MATRICES, rounded, sensitive, sensitivities
+from export.quantize import add
+from export.rewrite import pack, quantize_blocks, quantize_columns, rewrite
+from export.sensitivity import MATRICES, most_sensitive, rounded, sensitivities
+from export.variants import FP32, VARIANTS, Variant
 from weights.mapping import fill
 
 QUANTIZED = tuple(name for name, variant in VARIANTS.items() if variant.bits)
@@ -219,10 +222,10 @@ def test_a_variant_is_the_model_of_its_rounded_weights(variants, name):
     assert off < 0.2
 
 
-# Sweep
+# Sensitivity
 
 
-def test_the_sweep_finds_what_is_sensitive():
+def test_what_is_sensitive_is_found():
     """One matrix with a few huge weights, whose blocks then have huge steps."""
     generator = torch.Generator().manual_seed(0)
     module = LM(TINY, StandardAttention())
@@ -240,17 +243,17 @@ def test_the_sweep_finds_what_is_sensitive():
         for i, kv in enumerate(cross)
         for part, x in zip(("key", "value"), kv, strict=True)
     }
-    harm = sensitivities(module, columns, Conditioning(2, True, named, None), 4, 32)
-    assert harm.keys() == {*(f"layers.{i}.{name}" for i in range(TINY.layers) for name in MATRICES), "heads"}
-    assert max(harm, key=lambda name: harm[name]) == "layers.2.linear1"
-    assert all(value >= -1e-6 for value in harm.values())
+    costs = sensitivities(module, columns, Conditioning(2, True, named, None), 4, 32)
+    assert costs.keys() == {*(f"layers.{i}.{name}" for i in range(TINY.layers) for name in MATRICES), "heads"}
+    assert max(costs, key=lambda name: costs[name]) == "layers.2.linear1"
+    assert all(value >= -1e-6 for value in costs.values())
 
 
 def test_the_choice():
-    harm, sizes = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}, {"a": 8, "b": 1, "c": 1, "d": 1}
-    assert sensitive(harm, sizes, 100) == ["b", "c"]  # half is left
-    assert sensitive(harm, sizes, 4.5) == ["b", "c", "d"]
-    assert sensitive(harm, sizes, 0) == ["b", "c", "d", "a"]
+    costs, sizes = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}, {"a": 8, "b": 1, "c": 1, "d": 1}
+    assert most_sensitive(costs, sizes, 100) == ["b", "c"]  # half is left
+    assert most_sensitive(costs, sizes, 4.5) == ["b", "c", "d"]
+    assert most_sensitive(costs, sizes, 0) == ["b", "c", "d", "a"]
 
 
 def test_mixed_has_both(variants):
