@@ -2,4 +2,5 @@
 
 from clean_lm.musicgen import MusicGen
 
-__all__ = ["MusicGen"]
+__all__ = ["MusicGen", "__version__"]
+__version__ = "0.1.0"
