@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 ZEROS, ROLLOFF = 24, 0.945  # of the windowed sinc: zero crossings to a side, and the cutoff under Nyquist's
+ONE = "[channels, samples]"  # the axes of one piece of audio
 PHASES, WINDOW_FLOATS = 128, 2**19  # how much of a resampling is one matrix product
 
 
@@ -126,7 +127,7 @@ def to_source(wav: np.ndarray, rate: int, source_rate: int, source_channels: int
     Resampled by soxr (HQ) where it is installed, which keeps about 95 % of the band, else by the windowed sinc
     of `resample`, exact. Either way round(samples * source_rate / rate) samples come out. Raises AudioError.
     """
-    wav = convert_channels(check(wav, "generated audio", "[channels, samples]"), source_channels)
+    wav = convert_channels(check(wav, "generated audio", ONE), source_channels)
     length = math.floor(wav.shape[1] * source_rate / rate + 0.5)
     try:
         import soxr
@@ -156,8 +157,8 @@ def splice(
     prompt, so their amplitudes add; equal power would bulge by 3 dB in the middle. Raises AudioError.
     """
     source, generated = (
-        check(source, "source", "[channels, samples]"),
-        check(generated, "generated audio", "[channels, samples]"),
+        check(source, "source", ONE),
+        check(generated, "generated audio", ONE),
     )
     lead = seam_samples if lead_samples is None else lead_samples
     if len(source) != len(generated):

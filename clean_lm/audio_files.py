@@ -10,7 +10,7 @@ import numpy as np
 import soundfile as sf
 
 from clean_lm import atomic
-from clean_lm.audio import AudioError, check
+from clean_lm.audio import ONE, AudioError, check
 from clean_lm.loudness import normalize
 
 CHUNK = 65536  # frames read or written at once; libsndfile's Vorbis encoder overflows its stack on long arrays
@@ -56,7 +56,7 @@ def read(
         raise AudioError(f"{path}: not readable as audio ({found}); convert it to WAV, or copy it again") from None
     if found and not len(wav):
         raise AudioError(f"{path}: {found / rate:.3f} s long, nothing is left after {start} s; give a smaller start")
-    return check(np.ascontiguousarray(wav.T), str(path), "[channels, samples]"), rate
+    return check(np.ascontiguousarray(wav.T), str(path), ONE), rate
 
 
 def part(frames: int, skip: int, wanted: int | None, from_end: bool) -> tuple[int, int]:
@@ -146,9 +146,7 @@ def write(
     """
     path = Path(path)
     require_format(path)
-    wav, clipped = normalize(
-        check(wav, str(path), "[channels, samples]"), sample_rate, strategy, headroom_db, compressor
-    )
+    wav, clipped = normalize(check(wav, str(path), ONE), sample_rate, strategy, headroom_db, compressor)
     subtype = subtype or FORMATS[path.suffix.lower()][1]
     if subtype not in ("FLOAT", "DOUBLE"):
         clipped += int(np.count_nonzero(np.abs(wav) > 1))

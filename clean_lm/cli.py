@@ -124,8 +124,8 @@ def add_generation(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cfg-coef", type=float, default=3.0, help="guidance: how much the text counts")
     command.add_argument("--cfg-coef-beta", type=float, help="double guidance: how much more the text counts than a "
                          "melody or style; audiocraft suggests 5")  # fmt: skip
-    command.add_argument("--strategy", choices=tuple(loudness.HEADROOM_DB), help="level, as in audiocraft's audio_write; "
-                         "default: clip, with --splice the track's own")  # fmt: skip
+    command.add_argument("--strategy", choices=tuple(loudness.HEADROOM_DB), help="level, as in audiocraft's "
+                         "audio_write; default: clip, with --splice the track's own")  # fmt: skip
 
 
 def run_continue(args: argparse.Namespace) -> None:

@@ -85,7 +85,7 @@ class GenerationOptions(TypedDict, total=False):
 class Steps(Protocol):
     """What a generation drives: a Decoder, or TwoStep, which has two of them."""
 
-    caches: Mapping[str, np.ndarray]
+    caches: dict[str, np.ndarray]
     logits: np.ndarray
 
     def restart(self, conditioning: Conditioning) -> None: ...

@@ -51,7 +51,7 @@ class Graph:
         return session
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Run the graph once: arrays by input name -> arrays by output name, all of them unless `outputs` says which."""
+        """Run the graph once: arrays by input name -> arrays by output name: of `outputs`, or of all."""
         names = list(outputs or self.outputs)
         found = self.session.run(names, dict(feeds))
         return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}

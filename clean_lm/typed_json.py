@@ -47,7 +47,7 @@ def convert(kind: Any, value: Any, at: str) -> Any:
     if origin is Mapping:
         return {key: convert(arguments[1], x, f"{at}.{key}") for key, x in _checked(dict, value, at).items()}
     if dataclasses.is_dataclass(kind):
-        return read_as(kind, value, at)
+        return read_as(kind, value, at)  # pyright: ignore[reportArgumentType]
     return kind(_checked((int, float) if kind is float else kind, value, at))
 
 
