@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clean_lm.runtime import LanguageModel
+from clean_lm.language_model import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -54,6 +54,11 @@ class GoldenTexts:
 
     def encode(self, descriptions: Sequence[str | None]) -> list[np.ndarray | None]:
         return self.golden.texts(list(descriptions))
+
+
+def feed(decoder: Any, columns: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Columns to a decoder: a prefill into empty caches, else a step."""
+    return (decoder.step if decoder.columns else decoder.prefill)(columns, uniform)
 
 
 @pytest.fixture(scope="session")
