@@ -2,4 +2,6 @@
 
 from clean_lm.musicgen import MusicGen
 
-__all__ = ["MusicGen"]
+__version__ = "0.1.0"
+
+__all__ = ["MusicGen", "__version__"]
