@@ -1,8 +1,9 @@
 """Continue a loop, and write the loop and its continuation to a WAV file.
 
-make demo                       once: exports the demo's bundle
-python examples/continue.py
-python examples/continue.py --bundle bundle --input track.wav --text "warm pads" --duration 30
+Run `make demo` first: it exports the demo's bundle.
+
+  python examples/continue.py
+  python examples/continue.py --bundle bundle --input track.wav --text "warm pads" --duration 30
 """
 
 import argparse

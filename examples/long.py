@@ -1,11 +1,12 @@
 """Generate more than the model was trained on: in windows, each of which begins with the end of the one before.
 
-make demo                       once: exports the demo's bundle
-python examples/long.py --duration 60 --stride 18
+Run `make demo` first: it exports the demo's bundle.
 
-0 s           18 s     30 s     36 s     48 s          windows of 30 s, a new one every 18 s:
-|--------------|--------|                              each reads the 12 s that it shares with the one before,
-               |--------|--------|--------|            and generates the rest
+  python examples/long.py --duration 60 --stride 18
+
+0 s         18 s    30 s        48 s
+|------------+-------|                     the first window: 30 s
+             |=======|-----------|         the second: reads the 12 s that both share (=), and generates 18 s more
 """
 
 import argparse

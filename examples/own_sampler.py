@@ -1,6 +1,7 @@
 """Sample with a method of your own: the decoder gives the logits of each step, and reads the codes that you choose.
 
-  make demo                       once: exports the demo's bundle
+Run `make demo` first: it exports the demo's bundle.
+
   python examples/own_sampler.py --min-p 0.1
 
 min-p keeps the codes that are at least min_p times as probable as the most probable one. The graph has no such option;

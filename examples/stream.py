@@ -1,8 +1,9 @@
 """Play a loop's continuation while the rest of it is still being generated.
 
-make demo                       once: exports the demo's bundle
-pip install sounddevice         once: without it, or without a sound card, the audio goes into a WAV file
-python examples/stream.py
+Run `make demo` first: it exports the demo's bundle.
+
+  pip install sounddevice         once: without it, or without a sound card, the audio goes into a WAV file
+  python examples/stream.py
 """
 
 import argparse

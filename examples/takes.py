@@ -1,7 +1,8 @@
 """Several continuations of one loop at once: the model reads the loop once and its weights once for all takes.
 
-make demo                       once: exports the demo's bundle
-python examples/takes.py --takes 4
+Run `make demo` first: it exports the demo's bundle.
+
+  python examples/takes.py --takes 4
 """
 
 import argparse
