@@ -138,3 +138,14 @@ def music(tmp_path_factory: pytest.TempPathFactory, t5: Path) -> Callable[..., P
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the demo's model, as `make demo` exports it."""
+    from export.bundle import export
+
+    out = tmp_path_factory.mktemp("demo") / "bundle"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        export(ROOT / "demo" / "state_dict.bin", None, ROOT / "demo" / "t5", out)
+    return out
