@@ -15,8 +15,8 @@ import numpy as np
 import soundfile as sf
 
 from clean_lm import MusicGen
-from clean_lm.pattern import UNKNOWN, delay, prefill_length, undelay
-from clean_lm.runtime import LanguageModel
+from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
+from clean_lm.language_model import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,12 +40,12 @@ def generate(lm: LanguageModel, prompt: np.ndarray, states: list | None, frames:
     decoder = lm.decoder(1, columns.shape[2], states, lm.sampling)  # guidance happens in the graph
     ignored = np.zeros((1, lm.codebooks), np.float32)  # what the graph's own draw would use
     first = prefill_length(prompt.shape[2], lm.delays)
-    new = columns[:, :, :first]
+    decoder.prefill(columns[:, :, :first], ignored)
     for s in range(first, columns.shape[2]):
-        decoder(new, ignored)
         codes = sample(decoder.logits[0], min_p, rng)
         columns[0, :, s] = np.where(columns[0, :, s] == UNKNOWN, codes, columns[0, :, s])
-        new = columns[:, :, s : s + 1]
+        if s + 1 < columns.shape[2]:
+            decoder.step(columns[:, :, s : s + 1], ignored)
     return undelay(columns, lm.delays)
 
 

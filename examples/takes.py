@@ -8,7 +8,6 @@ Run `make demo` first: it exports the demo's bundle.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import soundfile as sf
 
 from clean_lm import MusicGen
@@ -21,9 +20,9 @@ def main() -> None:
     samples, rate = sf.read(args.input, dtype="float32", always_2d=True)
     model = MusicGen.load(args.bundle)
     model.set_generation_params(duration=args.duration, temperature=0.7)
-    prompts = np.repeat(samples.T[None], args.takes, axis=0)  # [takes, channels, samples]
-    texts = ["drum and bass"] * args.takes
-    audio = model.generate_continuation(prompts, rate, texts, progress=True, seed=args.seed)
+    audio = model.generate_continuation(
+        samples.T, rate, ["drum and bass"], progress=True, seed=args.seed, takes=args.takes
+    )  # [takes, channels, samples]
     for number, take in enumerate(audio):
         output = args.output / f"take-{number + 1}.wav"
         sf.write(output, take.T, model.sample_rate)
