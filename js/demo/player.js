@@ -15,7 +15,7 @@ const FADE = 0.012 // seconds, where playing starts or stops
 const LONGEST_WAIT = 4 // seconds of audio to wait for at most, even if playing will have to wait again
 
 /**
- * @typedef {object} Sounding something to play: a take, or the loop itself
+ * @typedef {object} Playable something to play: a take, or the loop itself
  * @property {Float32Array[]} samples one array a channel, allocated at full length
  * @property {number} filled how many samples are generated
  * @property {boolean} complete whether it will not grow any more
@@ -33,7 +33,7 @@ export class Player extends EventTarget {
     this.contexts = new Map()
     /** @type {AudioContext | null} */
     this.context = null
-    /** @type {Sounding | null} */
+    /** @type {Playable | null} */
     this.sound = null
     /** @type {State} */
     this.state = 'paused'
@@ -73,7 +73,7 @@ export class Player extends EventTarget {
   }
 
   /**
-   * @param {Sounding} sound
+   * @param {Playable} sound
    * @param {number} [seconds] where to start; default: where it was paused
    */
   play(sound, seconds = sound === this.sound ? this.position : 0) {
@@ -93,7 +93,7 @@ export class Player extends EventTarget {
   }
 
   /**
-   * @param {Sounding} sound
+   * @param {Playable} sound
    * @param {number} seconds
    */
   seek(sound, seconds) {
@@ -145,7 +145,7 @@ export class Player extends EventTarget {
 
   /**
    * @param {AudioContext} context
-   * @param {Sounding} sound
+   * @param {Playable} sound
    */
   _schedule(context, sound) {
     const end = Math.min(sound.filled, this.next + Math.round(PIECE * sound.sampleRate))

@@ -9,8 +9,8 @@ import { drawWaveform } from './waveform.js'
 /**
  * @typedef {import('./takes.js').Take} Take
  * @typedef {import('./takes.js').Slot} Slot
- * @typedef {import('./player.js').Sounding} Sounding
- * @typedef {Sounding & { name: string, part: () => { from: number, to: number } }} LoopSound part: the samples that are continued
+ * @typedef {import('./player.js').Playable} Playable
+ * @typedef {Playable & { name: string, part: () => { from: number, to: number } }} LoopSound part: the samples that are continued
  */
 
 export const player = new Player()
@@ -24,7 +24,7 @@ let loop = null
 const slots = { A: null, B: null }
 const list = new TakeList($('list'), { play: toggle, assign, download, remove })
 
-/** @param {Sounding} sound @returns {sound is Take} */
+/** @param {Playable} sound @returns {sound is Take} */
 const isTake = (sound) => 'seed' in sound
 
 /** @param {LoopSound} sound */
@@ -119,7 +119,7 @@ function refresh() {
   tick()
 }
 
-/** @param {Sounding} sound */
+/** @param {Playable} sound */
 function waitingText({ speed, filled }) {
   if (!filled || !speed) return 'Waiting for the first sound'
   const seconds = Math.ceil(player.lacking / speed)

@@ -1,7 +1,7 @@
 /** The list of takes, each with buttons to play, compare, download and remove it. */
 
 /**
- * @typedef {import('./player.js').Sounding & TakeAbout} Take
+ * @typedef {import('./player.js').Playable & TakeAbout} Take
  * @typedef {object} TakeAbout
  * @property {number} number
  * @property {number} seed

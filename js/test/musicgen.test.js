@@ -55,18 +55,18 @@ test('a stream reports its codes', async () => {
 
 test('chunks come during the generation, which does not wait for the consumer', async () => {
   /** @type {number[]} */
-  const drawn = []
-  const onProgress = (/** @type {number} */ done) => drawn.push(done)
+  const progress = []
+  const onProgress = (/** @type {number} */ done) => progress.push(done)
   const chunks = model.streamContinuation(PROMPT, RATE, { duration: 2, seed: 3, chunkSeconds: 0.2, onProgress })
   await chunks.next()
-  assert.ok(drawn.length < 50, `${drawn.length} columns before the first chunk`)
-  const { length } = drawn
+  assert.ok(progress.length < 50, `${progress.length} columns before the first chunk`)
+  const { length } = progress
   await new Promise((resolve) => setTimeout(resolve, 300))
-  assert.ok(drawn.length > length)
+  assert.ok(progress.length > length)
   await chunks.return()
-  const left = drawn.length
+  const left = progress.length
   await new Promise((resolve) => setTimeout(resolve, 100))
-  assert.equal(drawn.length, left)
+  assert.equal(progress.length, left)
   assert.ok(left < 100)
 })
 
@@ -138,9 +138,9 @@ test('messages arrive while WASM computes', async () => {
   const wasm = await MusicGen.load(BUNDLE, { ort: /** @type {any} */ (web), executionProviders: ['wasm'] })
   const controller = new AbortController()
   const { port1, port2 } = new MessageChannel()
-  port1.onmessage = () => controller.abort(new Error('heard'))
+  port1.onmessage = () => controller.abort(new Error('cancelled'))
   const onProgress = (/** @type {number} */ done) => done === 3 && port2.postMessage(null)
-  await assert.rejects(wasm.generate({ duration: 5, onProgress, signal: controller.signal }), /heard/)
+  await assert.rejects(wasm.generate({ duration: 5, onProgress, signal: controller.signal }), /cancelled/)
   port1.close()
 })
 
