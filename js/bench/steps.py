@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 
-from clean_lm.runtime import Decoder, LanguageModel
+from clean_lm.generation import Decoder
+from clean_lm.language_model import LanguageModel
 
 lm = LanguageModel.load(sys.argv[1], variant=sys.argv[2], hashes=False)
 codes, uniform = np.zeros((1, lm.codebooks, 1), np.int64), np.full((1, lm.codebooks), 0.5, np.float32)
@@ -23,6 +24,6 @@ for line in sys.stdin:
     for _ in range(request["steps"]):
         decoder.filled = request["columns"]
         start = time.perf_counter()
-        decoder(codes, uniform)
+        decoder.step(codes, uniform)
         times.append(1000 * (time.perf_counter() - start))
     print(json.dumps(times), flush=True)
