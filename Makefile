@@ -1,13 +1,17 @@
 # Two commands on a fresh machine with Python 3.11 or newer:
-#   make demo    export the demo checkpoints, continue the demo loop: build/continued.wav and .png
+#   make demo    export the demo's model and continue its loop: build/continued.wav and its picture
 #   make test    the tests
-#   make web     the demo's model in a page: http://localhost:8000/demo/ (needs Node 20.16 or newer)
-# and, for whoever changes the code, make check: ruff and pyright
+# For everyday work:
+#   make web     the demo's model in a web page: http://localhost:8000/demo/ (needs Node 20.16 or newer)
+#   make quick   the tests that a change needs first, in under a minute
+#   make check   ruff and pyright; prettier and tsc over js/
+#   make clean   remove build/ and the virtual environment
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo web test check clean
+.PHONY: demo web test quick check clean
 demo: $(VENV)/.installed
 	rm -rf build/bundle
 	$(BIN)/python export/bundle.py --lm demo/state_dict.bin --text demo/t5 --out build/bundle
@@ -23,8 +27,11 @@ JS = js/node_modules/.package-lock.json
 endif
 
 test: $(VENV)/.installed $(JS)
-	$(if $(JS),cd js && npm test,@echo "no npm here: the tests of js/ are left out")
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(if $(JS),cd js && npm test,@echo "npm not found: the tests of js/ are skipped")
+	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile
+
+quick: $(VENV)/.installed
+	$(PYTEST) -m quick -n 2 --dist loadfile
 
 check: $(VENV)/.installed $(JS)
 	$(BIN)/ruff check .
@@ -42,8 +49,11 @@ js/node_modules/.package-lock.json: js/package-lock.json
 	ONNXRUNTIME_NODE_INSTALL=skip npm ci --prefix js --no-fund --no-audit
 	touch $@
 
+# pip first: only 25.1 and newer know dependency groups. torch next, by itself: where its CPU build is at hand, it is
+# taken before another package asks for torch.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
 	touch $@

@@ -1,5 +1,7 @@
 """MusicGen fine-tunes in plain ONNX Runtime: `MusicGen.load("bundle").generate_continuation(...)`."""
 
+__version__ = "0.1.0"  # before the imports: clean_lm.cli prints it
+
 from clean_lm.musicgen import MusicGen
 
-__all__ = ["MusicGen"]
+__all__ = ["MusicGen", "__version__"]

@@ -8,7 +8,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from clean_lm import audio
+from clean_lm import audio_files
+from clean_lm.audio import AudioError
 
 WINDOW, HOP = 2048, 512
 COLUMNS = 4000  # at most: more than the picture has, so that a long track takes no more memory
@@ -17,10 +18,10 @@ RANGE_DB = 90.0
 
 def plot(path: Path, output: Path, seam: float | None = None) -> None:
     """Draw a sound file into a picture; `seam` in seconds. Raises AudioError."""
-    wav, rate = audio.read(path)
+    wav, rate = audio_files.read(path)
     seconds = wav.shape[1] / rate
     if seam is not None and not 0 <= seam <= seconds:
-        raise audio.AudioError(f"seam: got {seam} s, expected 0 .. {seconds:.2f}, the length of {path}")
+        raise AudioError(f"seam: got {seam} s, expected 0 .. {seconds:.2f}, the length of {path}")
     figure, (wave, spectrum) = plt.subplots(
         2, 1, figsize=(12, 6), sharex=True, layout="constrained", height_ratios=(1, 2)
     )

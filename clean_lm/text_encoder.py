@@ -7,7 +7,8 @@ from typing import Unpack
 import numpy as np
 from tokenizers import Tokenizer
 
-from clean_lm.manifest import BundleError, Graph, LoadOptions, Manifest
+from clean_lm.manifest import BundleError, LoadOptions, Manifest
+from clean_lm.session import Graph, open_graph
 
 TOKENIZER = "tokenizer.json"
 
@@ -19,15 +20,20 @@ class TextEncoder:
         self.graph, self.tokenizer = graph, tokenizer
 
     @classmethod
-    def load(cls, bundle: Path | str, **loading: Unpack[LoadOptions]) -> "TextEncoder":
+    def load(cls, bundle: Path | str, **options: Unpack[LoadOptions]) -> "TextEncoder":
         """Open a bundle, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
-        return cls.open(Manifest.read(bundle, **loading))
+        return cls.open(Manifest.read(bundle, **options))
 
     @classmethod
     def open(cls, manifest: Manifest) -> "TextEncoder":
-        graph = manifest.graph("text_encoder")
-        if TOKENIZER not in manifest.tree["files"]:
-            raise BundleError(f"{manifest.folder}: holds no {TOKENIZER}; export the text encoder again")
+        """The text encoder of a manifest that is already read."""
+        if "text_encoder" not in manifest.graphs:
+            raise BundleError(
+                f"{manifest.folder}: contains no text encoder; export it again with --text FOLDER of a T5"
+            )
+        graph = open_graph(manifest, "text_encoder")
+        if TOKENIZER not in manifest.files:
+            raise BundleError(f"{manifest.folder}: contains no {TOKENIZER}; export the text encoder again")
         manifest.check_files([TOKENIZER])
         try:
             tokenizer = Tokenizer.from_file(str(manifest.folder / TOKENIZER))
@@ -38,9 +44,9 @@ class TextEncoder:
     def encode(self, descriptions: Sequence[str | None]) -> list[np.ndarray | None]:
         """The text encoder's last hidden state float [N, E] of each description, without padding.
 
-        None and "" are null text and give None; " " is a text like any other. Nothing is cut off, however long a
-        text is: audiocraft does not either, though T5 was trained on 512 tokens; time and memory grow with N^2.
-        What no token stands for, emoji for example, becomes the unknown token. Raises ValueError.
+        None and "" are null text and give None; " " is a text like any other. Long texts are not truncated, as in
+        audiocraft, though T5 was trained on 512 tokens; time and memory grow with N^2. Characters that the tokenizer
+        does not know, such as emoji, become the unknown token. Raises ValueError.
         """
         if isinstance(descriptions, str):
             raise ValueError(f"descriptions: got {descriptions!r}, expected a list, one per row")
@@ -59,5 +65,4 @@ class TextEncoder:
         """tokens [N] -> float [N, E]. One text at a time: nothing is padded, and so nothing needs a mask."""
         input_ids = np.array([tokens], dtype=np.int64)
         inputs = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
-        (hidden,) = self.graph.session.run(["last_hidden_state"], inputs)
-        return np.asarray(hidden)[0]
+        return self.graph.run(inputs)["last_hidden_state"][0]

@@ -1,43 +1,46 @@
-"""Guidance in two calls, audiocraft's two_step_cfg: nulls are then padded for themselves, not to the longest text.
+"""Guidance in two calls, audiocraft's two_step_cfg: the unconditional rows are padded apart, not to the longest text.
 
-Only where text stands before the first column is that another model: null text that is attended to adds zero however
-long it is.
+Only melody and style models, where text stands before the first column, then have other logits: null text that is
+attended to adds zero however long it is.
 """
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from clean_lm.runtime import Conditioning, Decoder, Sampling
+from clean_lm.conditioning import Conditioning
+from clean_lm.generation import Decoder, Sampling
 
 
 class TwoStep:
-    """A Decoder of two, which differ in the length of their prefix."""
+    """A conditioned and an unconditional Decoder, whose prefixes differ in length."""
 
-    def __init__(self, told: "Decoder", nulls: "Decoder", sampling: "Sampling"):
-        self.told, self.nulls, self.sampling = told, nulls, sampling
-        self.rows, self.caches = told.rows, told.caches
-        self.logits = np.zeros_like(told.logits)
+    def __init__(self, conditioned: Decoder, unconditional: Decoder, sampling: Sampling):
+        self.conditioned, self.unconditional, self.sampling = conditioned, unconditional, sampling
+        self.caches = conditioned.caches
+        self.logits = np.zeros_like(conditioned.logits)
 
-    @property
-    def columns(self) -> int:
-        return self.told.columns
+    def restart(self, conditioning: Conditioning) -> None:
+        self.conditioned.restart(conditioning)
+        self.unconditional.restart(self.unconditional.conditioning)
 
-    def restart(self, conditions: "Conditioning") -> None:
-        self.told.restart(conditions)
-        self.nulls.restart(self.nulls.conditions)
+    def prefill(self, columns: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """As Decoder.prefill."""
+        for decoder in (self.conditioned, self.unconditional):
+            decoder.prefill(columns, uniform)
+        return self._draw(uniform)
 
-    def __call__(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Read columns int64 [B, K, S] and draw the one after the last with uniform [B, K] -> int64 [B, K]."""
-        self.told(codes, uniform)
-        self.nulls(codes, uniform)
-        nulls = self.nulls.logits
-        self.logits[...] = nulls + (self.told.logits - nulls) * np.float32(self.sampling.cfg_coef)
+    def step(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """As Decoder.step."""
+        for decoder in (self.conditioned, self.unconditional):
+            decoder.step(codes, uniform)
+        return self._draw(uniform)
+
+    def _draw(self, uniform: np.ndarray) -> np.ndarray:
+        conditioned, unconditional = self.conditioned.logits, self.unconditional.logits
+        self.logits[...] = unconditional + (conditioned - unconditional) * np.float32(self.sampling.cfg_coef)
         return sample(self.logits, uniform, self.sampling)
 
 
-def sample(logits: np.ndarray, uniform: np.ndarray, sampling: "Sampling") -> np.ndarray:
+def sample(logits: np.ndarray, uniform: np.ndarray, sampling: Sampling) -> np.ndarray:
     """What lm_inference does with guided logits float32 [B, K, card] and uniform [B, K] -> int64 [B, K]."""
     if not sampling.use_sampling or sampling.temperature == 0:
         return logits.argmax(axis=-1)

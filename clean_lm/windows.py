@@ -1,4 +1,4 @@
-"""Windows: how a sound longer than the model was trained on is generated, each window continuing the one before.
+"""Windows: how audio longer than the model was trained on is generated, each window continuing the one before.
 
 frames   0         10        20        30        40        50
 window 0 ==========--------------------                          = known: the prompt
@@ -23,10 +23,10 @@ class Window:
 
 
 def windows(duration: float, max_duration: float, extend_stride: float, frame_rate: float, prompt: int) -> list[Window]:
-    """The windows of `duration` seconds that begin with `prompt` known frames; none where those are all.
+    """The windows of `duration` seconds that begin with `prompt` known frames; none if nothing is left to generate.
 
     audiocraft's arithmetic, in its own floats: the whole may come out a frame short of duration * frame_rate.
-    Raises ValueError where a window would have nothing to generate.
+    Raises ValueError if a later window would have nothing to generate.
     """
     total = int(duration * frame_rate)
     if duration <= max_duration:
@@ -42,9 +42,20 @@ def windows(duration: float, max_duration: float, extend_stride: float, frame_ra
         frames = int(min(duration - start / frame_rate, max_duration) * frame_rate)
         if frames <= known:
             raise ValueError(
-                f"{prompt} frames of a prompt, windows of {max_duration:g} s every {extend_stride:g} s, "
-                f"{duration:g} s in all: a window has {frames} frames, {known} of them known: expected more than those"
+                f"the prompt fills a window: got a prompt of {prompt / frame_rate:g} s, windows of {max_duration:g} s "
+                f"every {extend_stride:g} s, {duration:g} s in all; expected a shorter prompt"
             )
         found.append(Window(start, known, frames))
         start, known = start + stride, max(0, frames - stride)
+    return found
+
+
+def plan(duration: float, max_duration: float, extend_stride: float, frame_rate: float, prompt: int) -> list[Window]:
+    """The windows of a generation that has something to generate. Raises ValueError if it has not."""
+    found = windows(duration, max_duration, extend_stride, frame_rate, prompt)
+    if not found or found[-1].end <= prompt:
+        raise ValueError(
+            f"duration: requested {duration:g} s, but the prompt already has {prompt / frame_rate:g} s; "
+            "the duration includes the prompt: ask for more, or give a shorter prompt"
+        )
     return found

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from clean_lm.audio import convert_audio
+from clean_lm.conditioning import PerRow, SelfWav
 from clean_lm.delay_pattern import delay, undelay
+from clean_lm.generation import Sampling
+from clean_lm.language_model import LanguageModel
 from clean_lm.musicgen import MusicGen
 from clean_lm.philox import uniforms
-from clean_lm.runtime import LanguageModel, Rows, Sampling, SelfWav
 from clean_lm.text_encoder import TextEncoder
 from clean_lm.windows import windows
 
@@ -127,10 +129,10 @@ def do_undelay(columns: np.ndarray, delays: list[int]) -> Any:
 
 def do_windows(**given: Any) -> Any:
     try:
-        cut = windows(**given)
+        found = windows(**given)
     except ValueError:
         return {"refused": True}
-    return {"windows": [[w.start, w.known, w.frames] for w in cut]}
+    return {"windows": [[w.start, w.known, w.frames] for w in found]}
 
 
 def do_convert(audio: np.ndarray, from_rate: int, to_rate: int, channels: int) -> Any:
@@ -182,14 +184,15 @@ def do_logits(
     model: MusicGen,
     columns: np.ndarray,
     calls: list[int],
-    texts: Rows,
-    self_wav: Rows | None,
+    texts: PerRow,
+    self_wav: PerRow | None,
     sampling: Mapping[str, Any],
 ) -> Any:
     decoder = model.lm.decoder(len(columns), columns.shape[2], texts, sampled(sampling), self_wav)
     found, start = [], 0
     for size in calls:
-        decoder(columns[:, :, start : start + size].astype(np.int64), np.zeros(columns.shape[:2], np.float32))
+        read = decoder.step if start else decoder.prefill
+        read(columns[:, :, start : start + size].astype(np.int64), np.zeros(columns.shape[:2], np.float32))
         found.append(decoder.logits.copy())
         start += size
     return {"logits": np.stack(found)}
@@ -206,8 +209,8 @@ def begin(
     lm: LanguageModel,
     *,
     prompt: np.ndarray | None,
-    texts: Rows | None,
-    self_wav: Rows | None,
+    texts: PerRow | None,
+    self_wav: PerRow | None,
     sampling: Mapping[str, Any],
     seed: str | None,
     uniform: np.ndarray | None,
@@ -237,13 +240,12 @@ def do_continue(
     try:
         model.max_duration = max_duration
         model.set_generation_params(duration=duration, extend_stride=extend_stride, **sampling)
-        more: dict[str, Any] = {"return_tokens": True, "seed": int(seed)}
-        descriptions = [description] * takes
+        more: dict[str, Any] = {"return_tokens": True, "seed": int(seed), "takes": takes}
+        descriptions = [description]
         if melody is not None:
-            more |= {"melody_wavs": [melody] * takes, "melody_sample_rate": melody_sample_rate}
+            more |= {"melody_wavs": [melody], "melody_sample_rate": melody_sample_rate}
         if audio is not None:
-            many = np.repeat(audio[None], takes, axis=0)
-            sound, codes = model.generate_continuation(many, sample_rate or 0, descriptions, **more)
+            sound, codes = model.generate_continuation(audio, sample_rate or 0, descriptions, **more)
         elif melody is not None:
             sound, codes = model.generate_with_chroma(descriptions, **more)
         else:

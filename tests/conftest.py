@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clean_lm.runtime import LanguageModel
+from clean_lm.language_model import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -54,6 +54,11 @@ class GoldenTexts:
 
     def encode(self, descriptions: Sequence[str | None]) -> list[np.ndarray | None]:
         return self.golden.texts(list(descriptions))
+
+
+def feed(decoder: Any, columns: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Columns to a decoder: a prefill into empty caches, else a step."""
+    return (decoder.step if decoder.columns else decoder.prefill)(columns, uniform)
 
 
 @pytest.fixture(scope="session")
@@ -133,3 +138,14 @@ def music(tmp_path_factory: pytest.TempPathFactory, t5: Path) -> Callable[..., P
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the demo's model, as `make demo` exports it."""
+    from export.bundle import export
+
+    out = tmp_path_factory.mktemp("demo") / "bundle"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        export(ROOT / "demo" / "state_dict.bin", None, ROOT / "demo" / "t5", out)
+    return out

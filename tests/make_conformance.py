@@ -21,7 +21,8 @@ from conftest import GOLDEN, Golden
 from safetensors.torch import load_file, save_file
 
 from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length
-from clean_lm.runtime import Generation, LanguageModel
+from clean_lm.generation import Generation
+from clean_lm.language_model import LanguageModel
 from clean_lm.windows import Window
 from export.bundle import export
 

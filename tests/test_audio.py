@@ -11,7 +11,7 @@ import torch
 from conftest import GOLDEN
 from julius.resample import resample_frac
 
-from clean_lm import audio
+from clean_lm import audio, audio_files, loudness
 from clean_lm.audio import AudioError
 
 RATES = (44100, 48000, 22050, 8000, 192000, 96000, 11025, 32000, 16000)
@@ -95,7 +95,7 @@ def test_bad_waves_are_refused(tmp_path, wav, message):
     with pytest.raises(AudioError, match=message):
         audio.convert_audio(wav, 44100, 32000, 1)
     with pytest.raises(AudioError, match=f"out.wav.*{message}"):
-        audio.write(tmp_path / "out.wav", wav, 32000)
+        audio_files.write(tmp_path / "out.wav", wav, 32000)
     assert not list(tmp_path.iterdir())
 
 
@@ -182,8 +182,8 @@ def test_impossible_splices_are_refused(arguments, message):
 @pytest.mark.parametrize(("rate", "channels"), [(44100, 2), (8000, 1), (32000, 2)])
 def test_files_come_back(tmp_path, name, subtype, step, rate, channels):
     wav = 0.5 * sine(440, rate, 2, channels)
-    assert audio.write(tmp_path / name, wav, rate, subtype=subtype) == 0
-    whole, found = audio.read(tmp_path / name)
+    assert audio_files.write(tmp_path / name, wav, rate, subtype=subtype) == 0
+    whole, found = audio_files.read(tmp_path / name)
     assert (whole.shape, found, whole.dtype) == (wav.shape, rate, np.float32)
     np.testing.assert_allclose(whole, wav, rtol=0, atol=step)
     for start, seconds, from_end, expected in [
@@ -196,7 +196,7 @@ def test_files_come_back(tmp_path, name, subtype, step, rate, channels):
         (1.5, 9, False, slice(rate * 3 // 2, None)),
         (0, 9, True, slice(None)),
     ]:
-        part, _ = audio.read(tmp_path / name, start, seconds, from_end)
+        part, _ = audio_files.read(tmp_path / name, start, seconds, from_end)
         np.testing.assert_array_equal(part, whole[:, expected])
 
 
@@ -206,11 +206,11 @@ def test_files_come_back(tmp_path, name, subtype, step, rate, channels):
 )
 def test_parts_of_long_compressed_files(tmp_path, name, start, seconds, from_end):
     wav = 0.3 * noise(2, 44100 * 12 + 123)
-    audio.write(tmp_path / name, wav, 44100)
-    whole, _ = audio.read(tmp_path / name)
+    audio_files.write(tmp_path / name, wav, 44100)
+    whole, _ = audio_files.read(tmp_path / name)
     assert whole.shape == wav.shape
-    part, _ = audio.read(tmp_path / name, start, seconds, from_end)
-    begin, end = audio.part(wav.shape[1], start * 44100, seconds and round(seconds * 44100), from_end)
+    part, _ = audio_files.read(tmp_path / name, start, seconds, from_end)
+    begin, end = audio_files.part(wav.shape[1], start * 44100, seconds and round(seconds * 44100), from_end)
     np.testing.assert_array_equal(part, whole[:, begin:end])
 
 
@@ -224,22 +224,22 @@ def test_an_mp3_that_does_not_tell_its_length(tmp_path, picture):
     tag = b"ID3\x03\x00\x00" + bytes([0, picture >> 14, picture >> 7 & 127, picture & 127]) + bytes(picture)
     tag = tag if picture else b""
     path.write_bytes(tag + data)
-    told, _ = audio.read(path)
+    told, _ = audio_files.read(path)
     assert told.shape == wav.shape
     second = next(at for at in range(40, 2000) if data[at : at + 2] == data[:2])  # without the frame that counts them
     path.write_bytes(tag + data[second:])
     with sf.SoundFile(path) as guessed:
         assert guessed.frames < wav.shape[1] - rate  # what libsndfile believes
-    untold, _ = audio.read(path)
+    untold, _ = audio_files.read(path)
     assert 0 <= untold.shape[1] - wav.shape[1] < 2 * 1152 + 529  # the encoder's padding shows
-    last, _ = audio.read(path, seconds=1, from_end=True)
+    last, _ = audio_files.read(path, seconds=1, from_end=True)
     np.testing.assert_array_equal(last, untold[:, -rate:])
 
 
 def test_the_quietest_step_of_16_bits_is_audio(tmp_path):
     wav = np.where(noise(1, 1000) > 0, 2.0**-15, 0).astype(np.float32)
-    audio.write(tmp_path / "a.wav", wav, 192000)
-    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav")[0], wav)
+    audio_files.write(tmp_path / "a.wav", wav, 192000)
+    np.testing.assert_array_equal(audio_files.read(tmp_path / "a.wav")[0], wav)
 
 
 @pytest.mark.parametrize(("subtype", "bits"), [("PCM_16", 16), ("PCM_24", 24)])
@@ -249,15 +249,15 @@ def test_integers_come_back_bit_for_bit(tmp_path, suffix, subtype, bits):
     values[:2] = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"
     sf.write(first, (values << (32 - bits)).astype(np.int32), 44100, subtype)
-    wav, rate = audio.read(first)
-    audio.write(second, wav, rate, subtype=subtype)
+    wav, rate = audio_files.read(first)
+    audio_files.write(second, wav, rate, subtype=subtype)
     np.testing.assert_array_equal(sf.read(second, dtype="int32")[0], sf.read(first, dtype="int32")[0])
 
 
 def test_six_channels_and_one_sample(tmp_path):
     for wav in (noise(6, 1000), noise(1, 1)):
-        audio.write(tmp_path / "a.wav", wav, 48000, subtype="FLOAT")
-        np.testing.assert_array_equal(audio.read(tmp_path / "a.wav")[0], wav)
+        audio_files.write(tmp_path / "a.wav", wav, 48000, subtype="FLOAT")
+        np.testing.assert_array_equal(audio_files.read(tmp_path / "a.wav")[0], wav)
 
 
 def bad_file(kind: str, folder: Path) -> Path:
@@ -279,7 +279,7 @@ def bad_file(kind: str, folder: Path) -> Path:
         path.write_bytes(bytes(1000))
     elif kind == "damaged":
         path = path.with_suffix(".flac")
-        audio.write(path, noise(1, 50000), 44100)
+        audio_files.write(path, noise(1, 50000), 44100)
         path.write_bytes(path.read_bytes()[:30000])
     return path
 
@@ -301,29 +301,29 @@ def bad_file(kind: str, folder: Path) -> Path:
 def test_bad_files_are_refused_by_name(tmp_path, kind, message):
     path = bad_file(kind, tmp_path)
     with pytest.raises(AudioError, match=f"{path.name}: .*{message}.*; "):
-        audio.read(path)
+        audio_files.read(path)
 
 
 def test_an_unreadable_file_is_refused_by_name(tmp_path, monkeypatch):
-    audio.write(tmp_path / "a.wav", noise(1, 9), 44100)
+    audio_files.write(tmp_path / "a.wav", noise(1, 9), 44100)
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied")  # as root nothing is unreadable
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(AudioError, match=r"a\.wav: cannot be read: Permission denied"):
-        audio.read(tmp_path / "a.wav")
+        audio_files.read(tmp_path / "a.wav")
 
 
 def test_parts_that_are_not_there_are_refused(tmp_path):
     for name in ("a.wav", "a.mp3"):
-        audio.write(tmp_path / name, noise(1, 44100), 44100)
+        audio_files.write(tmp_path / name, noise(1, 44100), 44100)
         for from_end in (False, True):
             with pytest.raises(AudioError, match=r"1\.000 s long, nothing is left after 2 s"):
-                audio.read(tmp_path / name, start=2, seconds=1, from_end=from_end)
+                audio_files.read(tmp_path / name, start=2, seconds=1, from_end=from_end)
     for start, seconds in [(-1, None), (0, 0), (0, -1), (float("nan"), None), (0, float("inf"))]:
         with pytest.raises(AudioError, match=r"a\.wav: start"):
-            audio.read(tmp_path / "a.wav", start, seconds)
+            audio_files.read(tmp_path / "a.wav", start, seconds)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_parts_that_are_not_there_are_refused(tmp_path):
 )
 def test_what_a_format_cannot_hold_is_refused(tmp_path, name, rate, channels, subtype, message):
     with pytest.raises(AudioError, match=message):
-        audio.write(tmp_path / name, noise(channels, 100), rate, subtype=subtype)
+        audio_files.write(tmp_path / name, noise(channels, 100), rate, subtype=subtype)
     assert not list(tmp_path.iterdir())
 
 
@@ -347,7 +347,7 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, name, rate, channels, su
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_no_half_file_is_left(tmp_path, monkeypatch, call, error):
     path = tmp_path / "a.wav"
-    audio.write(path, noise(1, 100), 44100)
+    audio_files.write(path, noise(1, 100), 44100)
     before = path.read_bytes()
 
     def fail(*_):
@@ -355,7 +355,7 @@ def test_no_half_file_is_left(tmp_path, monkeypatch, call, error):
 
     monkeypatch.setattr(os if call == "fsync" else Path, call, fail)
     with pytest.raises(type(error)):
-        audio.write(path, noise(1, 5000), 44100)
+        audio_files.write(path, noise(1, 5000), 44100)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -365,45 +365,45 @@ def test_no_half_file_is_left(tmp_path, monkeypatch, call, error):
 
 def test_values_over_1_are_clipped_and_counted(tmp_path):
     wav = np.array([[0.5, 1.5, -1.5, 1.0, -1.0]], np.float32)
-    assert audio.write(tmp_path / "a.wav", wav, 44100) == 2
-    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav")[0], [[0.5, 1 - 2**-15, -1, 1 - 2**-15, -1]])
-    assert audio.write(tmp_path / "a.wav", wav, 44100, subtype="FLOAT") == 0
-    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav")[0], wav)
-    assert audio.write(tmp_path / "a.wav", wav, 44100, strategy="clip") == 4
+    assert audio_files.write(tmp_path / "a.wav", wav, 44100) == 2
+    np.testing.assert_array_equal(audio_files.read(tmp_path / "a.wav")[0], [[0.5, 1 - 2**-15, -1, 1 - 2**-15, -1]])
+    assert audio_files.write(tmp_path / "a.wav", wav, 44100, subtype="FLOAT") == 0
+    np.testing.assert_array_equal(audio_files.read(tmp_path / "a.wav")[0], wav)
+    assert audio_files.write(tmp_path / "a.wav", wav, 44100, strategy="clip") == 4
 
 
 def test_strategies_reach_their_headroom():
     wav = 0.1 * sine(997, 48000, 2, 2)
-    peak, _ = audio.normalize(wav, 48000, "peak")
+    peak, _ = loudness.normalize(wav, 48000, "peak")
     assert np.abs(peak).max() == pytest.approx(10 ** (-1 / 20), abs=1e-5)
-    rms, _ = audio.normalize(wav, 48000, "rms")
+    rms, _ = loudness.normalize(wav, 48000, "rms")
     assert np.sqrt(np.mean(rms**2)) == pytest.approx(10 ** (-18 / 20), abs=1e-5)
-    loud, _ = audio.normalize(wav, 48000, "loudness")
-    assert audio.loudness(loud, 48000) == pytest.approx(-14, abs=1e-4)
-    clipped, count = audio.normalize(10 * wav, 48000, "clip", headroom_db=6)
+    loud, _ = loudness.normalize(wav, 48000, "loudness")
+    assert loudness.loudness(loud, 48000) == pytest.approx(-14, abs=1e-4)
+    clipped, count = loudness.normalize(10 * wav, 48000, "clip", headroom_db=6)
     assert np.abs(clipped).max() == pytest.approx(10 ** (-6 / 20), abs=1e-6)
     assert count == np.count_nonzero(np.abs(10 * wav) > 10 ** (-6 / 20))
-    soft, _ = audio.normalize(wav, 48000, "loudness", 14, compressor=True)
+    soft, _ = loudness.normalize(wav, 48000, "loudness", 14, compressor=True)
     np.testing.assert_allclose(soft, np.tanh(loud))
     with pytest.raises(AudioError, match="'louder', expected one of clip, peak, rms, loudness or None"):
-        audio.normalize(wav, 48000, "louder")
+        loudness.normalize(wav, 48000, "louder")
 
 
 @pytest.mark.parametrize("strategy", ["clip", "peak", "rms", "loudness", None])
 @pytest.mark.parametrize("samples", [1, 48000])
 def test_silence_stays_silence(strategy, samples):
     wav = np.zeros((2, samples), np.float32)
-    np.testing.assert_array_equal(audio.normalize(wav, 48000, strategy)[0], wav)
+    np.testing.assert_array_equal(loudness.normalize(wav, 48000, strategy)[0], wav)
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 32000, 44100, 48000, 96000, 192000])
 def test_loudness_of_a_full_scale_sine(rate):
     """BS.1770-4: a 997 Hz sine at 0 dB full scale in one channel reads -3.01 LKFS; in two, 3.01 dB more."""
-    assert audio.loudness(sine(997, rate, 3), rate) == pytest.approx(-3.01, abs=0.01)
-    assert audio.loudness(sine(997, rate, 3, 2), rate) == pytest.approx(0, abs=0.01)
+    assert loudness.loudness(sine(997, rate, 3), rate) == pytest.approx(-3.01, abs=0.01)
+    assert loudness.loudness(sine(997, rate, 3, 2), rate) == pytest.approx(0, abs=0.01)
     six = np.zeros((6, rate), np.float32)
     six[3] = 1  # the low-frequency channel does not count
-    assert audio.loudness(six, rate) == -np.inf
+    assert loudness.loudness(six, rate) == -np.inf
 
 
 def test_loudness_gates():
@@ -413,18 +413,18 @@ def test_loudness_gates():
     def levels(*parts: tuple[float, float]) -> np.ndarray:
         return np.concatenate([10 ** (db / 20) * sine(1000, rate, seconds, 2) for db, seconds in parts], axis=1)
 
-    assert audio.loudness(levels((-36, 5), (-23, 30), (-36, 5)), rate) == pytest.approx(-23, abs=0.1)
+    assert loudness.loudness(levels((-36, 5), (-23, 30), (-36, 5)), rate) == pytest.approx(-23, abs=0.1)
     quiet = levels((-72, 5), (-36, 5), (-23, 30), (-36, 5), (-72, 5))
-    assert audio.loudness(quiet, rate) == pytest.approx(-23, abs=0.1)
-    assert audio.loudness(levels((-26, 20), (-20, 20.1), (-26, 20)), rate) == pytest.approx(-23, abs=0.1)
-    assert audio.loudness(levels((-80, 1)), rate) == -np.inf
+    assert loudness.loudness(quiet, rate) == pytest.approx(-23, abs=0.1)
+    assert loudness.loudness(levels((-26, 20), (-20, 20.1), (-26, 20)), rate) == pytest.approx(-23, abs=0.1)
+    assert loudness.loudness(levels((-80, 1)), rate) == -np.inf
 
 
 def test_loudness_weighs_frequencies():
     """The standard's filters by their own recursion, sample by sample, beside the product of spectra."""
     wav = noise(1, 19200)[0].astype(np.float64)
     filtered = wav
-    for b, a in audio.K_WEIGHTING:
+    for b, a in loudness.K_WEIGHTING:
         x1 = x2 = y1 = y2 = 0.0
         output = []
         for x0 in filtered:
@@ -433,4 +433,4 @@ def test_loudness_weighs_frequencies():
             output.append(y0)
         filtered = np.array(output)
     expected = -0.691 + 10 * np.log10(np.mean(filtered**2))
-    assert audio.loudness(wav[None], 48000) == pytest.approx(expected, abs=1e-6)
+    assert loudness.loudness(wav[None], 48000) == pytest.approx(expected, abs=1e-6)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from clean_lm.runtime import Sampling
 from conftest import ROOT
 
 from bench import __main__ as command
@@ -18,7 +19,6 @@ from bench.report import markdown
 from bench.summary import all_steps, at_length, medians, summarise
 from bench.weights import read_bytes, weight_bytes
 from bench.workload import GUIDED, NULL, REFERENCE, Mode, Model, fill_random
-from clean_lm.runtime import Sampling
 
 TOLERANCE = 1e-5  # of the largest logit
 MODES = [Mode(GUIDED, True, 1), Mode(NULL, False, 1), Mode("takes", False, 3), Mode("guided takes", True, 2)]

@@ -26,6 +26,7 @@ from transformers import EncodecConfig, EncodecModel
 
 import export.codec as export_codec
 from clean_lm.audio_codec import Stream, decode_chunks
+from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError, Manifest
 from clean_lm.models.config import CodecConfig, ConfigError
 from clean_lm.models.encodec import (
@@ -37,7 +38,6 @@ from clean_lm.models.encodec import (
     reflect,
     torch_gates,
 )
-from clean_lm.runtime import LanguageModel
 from export.bundle_writer import ExportError
 from weights.checkpoint import CheckpointError, open_layout
 from weights.codec import describe, dropped, fold_weight_norm, load

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from conftest import ATTENTION, NAMES, PREFIXED, ROOT
 
+from clean_lm.generation import Sampling
+from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import Manifest
 from clean_lm.philox import uniforms
-from clean_lm.runtime import LanguageModel, Sampling
 from clean_lm.windows import Window, windows
 
 CONTRACT = (Path(__file__).parents[1] / "export" / "CONTRACT.md").read_text(encoding="utf-8")
@@ -85,12 +86,12 @@ def test_the_loop_behind_a_prefix(golden, bundle, language_model, generate, name
     given = {key: value for key, value in said["kwargs"].items() if key != "max_gen_len"}
     sampling = Sampling(use_sampling=False, **given)
     wavs = said["wav"] and [g["cond.desc.self_wav"][0]]
-    told = lm.conditions(g.texts(said["descriptions"]), wavs, sampling)
+    conditioning = lm.conditioner(g.texts(said["descriptions"]), wavs, sampling.guidance)
     prompt = g.get(f"gen.{case}.prompt")
     prompt = tokens[:, :, :0] if prompt is None else prompt
     uniform = np.zeros((200, 1, tokens.shape[1]), dtype=np.float32)
     frames, beta = tokens.shape[2], sampling.cfg_coef_beta or 1.0
-    how = {"temperature": 0, "prefix": told.prefix, "cfg_coef_beta": beta}
+    how = {"temperature": 0, "prefix": conditioning.prefix, "cfg_coef_beta": beta}
     np.testing.assert_array_equal(generate(bundle(name, attention), prompt, None, frames, uniform, **how), tokens)
 
 
@@ -152,12 +153,12 @@ def test_windows_as_the_contract_says():
 
 def test_the_tables_name_every_tensor(bundle):
     own = {"prefix", "cfg_coef_beta"}  # in melody and style models only
-    for graph, entry in Manifest.read(bundle("text")).tree["graphs"].items():
+    for graph, entry in Manifest.read(bundle("text")).document["graphs"].items():
         section = re.split(r"^## ", CONTRACT, flags=re.MULTILINE)
         [section] = [text for text in section if text.startswith(f"{graph}\n")]
         named = set(re.findall(r"^\| `([\w.{}]+)`", section, re.MULTILINE))
         found = {re.sub(r"\.0\.key$", ".{i}.key", t["name"]) for t in entry["inputs"] + entry["outputs"]}
         assert named - own == {name for name in found if not re.search(r"\.\d+\.(key|value)$", name)}
     melody = Manifest.read(bundle("melody"))
-    assert all(melody.takes("lm_inference", name) for name in own)
-    assert set(melody.tree["graphs"]) == {"lm_condition", "lm_inference", "lm_melody"}
+    assert all(name in melody.graphs["lm_inference"].inputs for name in own)
+    assert set(melody.graphs) == {"lm_condition", "lm_inference", "lm_melody"}

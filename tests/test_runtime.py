@@ -9,12 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ATTENTION, NAMES, PREFIXED
+from conftest import ATTENTION, NAMES, PREFIXED, feed
 
+from clean_lm.conditioning import Conditioning
 from clean_lm.delay_pattern import delay, prefill_length
+from clean_lm.generation import Decoder, Sampling
+from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError
 from clean_lm.philox import uniforms
-from clean_lm.runtime import Conditioning, Decoder, LanguageModel, Sampling
 
 GREEDY = Sampling(use_sampling=False)
 CASES = ("desc", "desc_p17", "none", "none_p17", "two", "mixed_p9", "twostep", "coef1", "p1", "p29of30", "len1")
@@ -59,7 +61,7 @@ def test_logits_of_every_step_are_upstreams(golden, language_model, name, attent
     decoder = lm.decoder(len(tokens), columns.shape[2], texts, sampling)
     largest = np.abs(upstream).max()
     for i, end in enumerate(range(prefill, columns.shape[2])):
-        decoder(columns[:, :, decoder.columns : end], np.zeros(columns.shape[:2]))
+        feed(decoder, columns[:, :, decoder.columns : end], np.zeros(columns.shape[:2]))
         assert np.abs(decoder.logits - upstream[i]).max() <= TOLERANCE * largest, f"call {i}"
 
 
@@ -91,7 +93,7 @@ def test_logits_behind_a_prefix_are_upstreams(golden, language_model, name, atte
     prefill = prefill_length(0 if prompt is None else prompt.shape[2], lm.delays)
     decoder = lm.decoder(len(tokens), columns.shape[2], texts, sampling, wavs_of(g, case))
     for i, end in enumerate(range(prefill, columns.shape[2])):
-        decoder(columns[:, :, decoder.columns : end], np.zeros(columns.shape[:2]))
+        feed(decoder, columns[:, :, decoder.columns : end], np.zeros(columns.shape[:2]))
         assert np.abs(decoder.logits - upstream[i]).max() <= TOLERANCE * np.abs(upstream).max(), f"call {i}"
 
 
@@ -103,7 +105,7 @@ def test_1503_columns_behind_a_prefix(golden, language_model, name):
     sampling = Sampling(use_sampling=False, cfg_coef=1.0)
     decoder = lm.decoder(1, columns.shape[2], g.texts([g.meta["D1"]]), sampling, [g["cond.desc.self_wav"][0]])
     for start, end in [(0, 400), *((s, s + 1) for s in range(400, columns.shape[2]))]:
-        decoder(columns[:, :, start:end], np.zeros(columns.shape[:2]))
+        feed(decoder, columns[:, :, start:end], np.zeros(columns.shape[:2]))
         if end - 1 in at:
             difference = np.abs(decoder.logits - upstream[:, :, at.index(end - 1)]).max()
             assert difference <= TOLERANCE * np.abs(upstream).max(), f"column {end - 1}"
@@ -122,21 +124,20 @@ def test_takes_share_what_stands_before_them(golden, language_model, monkeypatch
     reads: list[tuple[int, int]] = []
     bind = Decoder._bind
     monkeypatch.setattr(Decoder, "_bind", lambda d, feeds: reads.append(feeds["prefix"].shape[:2]) or bind(d, feeds))
-    many = None if prompt is None else np.repeat(prompt, 3, axis=0)
-    together = lm.generate_codes(many, texts * 3, lambda _: wav * 3, frames=30, sampling=sampling, seed=7)
+    together = lm.generate_codes(prompt, texts, lambda _: wav, frames=30, sampling=sampling, seed=7, takes=3)
     np.testing.assert_array_equal(together, np.concatenate(alone))
     assert [rows for rows, places in reads if places] == [2 if sampling.cfg_coef_beta is None else 3]
 
 
-def test_a_row_told_nothing_is_one_row(golden, language_model):
+def test_a_row_without_conditions_is_one_row(golden, language_model):
     """As upstream's two: silence is a melody, and a style is zeros, in both rows."""
     for name in PREFIXED:
         g, lm = golden(name), language_model(name)
         decoder = lm.decoder(1, 5, None, GREEDY)
-        assert decoder.rows == 1
-        told = lm.conditions([None], None, GREEDY)
-        np.testing.assert_allclose(told.prefix[:, :-1], g["cond.none.self_wav"][:1], rtol=0, atol=1e-6)
-        assert (told.prefix[:, -1] == 0).all()
+        assert (decoder.batch, decoder.passes) == (1, 1)
+        conditioning = lm.conditioner([None], None, GREEDY.guidance)
+        np.testing.assert_allclose(conditioning.prefix[:, :-1], g["cond.none.self_wav"][:1], rtol=0, atol=1e-6)
+        assert (conditioning.prefix[:, -1] == 0).all()
 
 
 def test_two_step_sampling_is_the_graphs(language_model):
@@ -160,7 +161,7 @@ def test_1503_columns(golden, language_model, name, attention):
     decoder = lm.decoder(1, columns.shape[2], texts, Sampling(use_sampling=False, cfg_coef=1.0))
     at, upstream = g["long.at"].tolist(), g["long.logits"]
     for start, end in [(0, 400), *((s, s + 1) for s in range(400, columns.shape[2]))]:
-        decoder(columns[:, :, start:end], np.zeros(columns.shape[:2]))
+        feed(decoder, columns[:, :, start:end], np.zeros(columns.shape[:2]))
         if end - 1 in at:
             difference = np.abs(decoder.logits - upstream[:, :, at.index(end - 1)]).max()
             assert difference <= TOLERANCE * np.abs(upstream).max(), f"column {end - 1}"
@@ -177,9 +178,9 @@ def test_only_columns_before_position_are_read(golden, language_model, attention
         for cache in decoder.caches.values():
             cache[...] = left
         columns = delay(tokens, lm.delays, 30, lm.special_token)
-        decoder(columns[:, :, :7], np.zeros((2, 4)))
-        decoder(columns[:, :, 7:8], np.zeros((2, 4)))
-        decoder(columns[:, :, 8:9], np.zeros((2, 4)))
+        feed(decoder, columns[:, :, :7], np.zeros((2, 4)))
+        feed(decoder, columns[:, :, 7:8], np.zeros((2, 4)))
+        feed(decoder, columns[:, :, 8:9], np.zeros((2, 4)))
         logits.append(decoder.logits.copy())
     np.testing.assert_allclose(logits[1], logits[0], atol=1e-4)
     np.testing.assert_allclose(logits[2], logits[0], atol=1e-4)
@@ -189,7 +190,7 @@ def test_only_columns_before_position_are_read(golden, language_model, attention
 def test_caches_are_bound_once(golden, language_model, attention):
     _, texts, sampling, _ = case_of(golden, "text", "two")
     decoder = language_model("text", attention).decoder(2, 40, texts, sampling)
-    decoder(np.full((2, 4, 3), 5), np.zeros((2, 4)))
+    feed(decoder, np.full((2, 4, 3), 5), np.zeros((2, 4)))
     filled = next(iter(decoder.caches.values()))
     assert (filled[:, :, :3] != 0).any()
     assert (filled[:, :, 3:] == 0).all()
@@ -200,14 +201,14 @@ def test_null_text_is_one_row(golden, language_model, attention):
     """As upstream's two rows, through the text graph, and without any text."""
     lm = language_model("text", attention)
     decoder = lm.decoder(1, 5, None, GREEDY)
-    assert decoder.rows == 1
+    assert (decoder.batch, decoder.passes) == (1, 1)
     codes, draws = np.full((1, 4, 4), 64), np.zeros((1, 4))
-    decoder(codes, draws)
-    nulls = lm._condition([None, None])
+    feed(decoder, codes, draws)
+    nulls = lm.conditioner.project([None, None])
     assert all((array == 0).all() for array in nulls.values())
     np.testing.assert_array_equal(nulls["cross_key_values.0.key"].shape, (2, 4, 1, 16))
-    full = Decoder(lm.lm, lm.in_place, 1, 5, Conditioning(2, False, nulls, None), GREEDY)
-    full(codes, draws)
+    full = Decoder(lm.lm, lm.in_place, Conditioning(1, 2, nulls, None), 5, GREEDY)
+    feed(full, codes, draws)
     np.testing.assert_allclose(decoder.logits, full.logits, rtol=0, atol=1e-6 * np.abs(full.logits).max())
 
 
@@ -260,15 +261,29 @@ def test_takes_of_one_prompt_read_it_once(golden, language_model, monkeypatch, a
     prefills: list[tuple[int, ...]] = []
     bind = Decoder._bind
     monkeypatch.setattr(Decoder, "_bind", lambda d, feeds: prefills.append(feeds["codes"].shape) or bind(d, feeds))
-    many = np.repeat(prompt, 3, axis=0)
-    together = lm.generate_codes(many, texts and texts * 3, frames=40, sampling=sampling, seed=7)
+    together = lm.generate_codes(prompt, texts, frames=40, sampling=sampling, seed=7, takes=3)
     np.testing.assert_array_equal(together, np.concatenate(alone))
     assert [shape for shape in prefills if shape[2] > 1] == [(1 + text, 4, 17)]
-    many[1, 0, 0] ^= 1  # another prompt among them: all are read
+    many = np.repeat(prompt, 3, axis=0)
+    many[1, 0, 0] ^= 1  # three prompts, one of them another: all are read
     prefills.clear()
     other = lm.generate_codes(many, texts and texts * 3, frames=40, sampling=sampling, seed=7)
     assert [shape for shape in prefills if shape[2] > 1] == [(3 + 3 * text, 4, 18)]
     np.testing.assert_array_equal(other[[0, 2]], together[[0, 2]])
+
+
+@pytest.mark.parametrize("name", ["text", "melody"])
+def test_takes_of_several_prompts(golden, language_model, name):
+    """Each prompt's takes are rows one after the other, drawn with seed, seed + 1, ... as each of them alone."""
+    g, lm = golden(name), language_model(name)
+    prompts = np.random.default_rng(0).integers(0, lm.card, (2, 4, 9))
+    texts, wavs = g.texts([g.meta["D1"], None]), [g["cond.desc.self_wav"][0], None] if name == "melody" else None
+    how = {"frames": 25, "sampling": Sampling(top_k=20)}
+    one = lambda rows: None if wavs is None else lambda _: rows  # noqa: E731
+    together = lm.generate_codes(prompts, texts, one(wavs), seed=5, takes=2, **how)
+    for b in range(4):  # with both prompts in a batch: a text's padding is part of the model
+        alone = lm.generate_codes(prompts, texts, one(wavs), seed=[5 + b] * 2, **how)
+        np.testing.assert_array_equal(alone[b // 2], together[b])
 
 
 def test_without_a_seed_takes_differ(language_model):
@@ -326,7 +341,7 @@ REFUSED = {
     "special token": ({"prompt_codes": PROMPT + 64}, r"64 \.\. 64.*0 \.\. 63"),
     "negative": ({"prompt_codes": PROMPT - 1}, r"-1 \.\. -1.*0 \.\. 63"),
     "no rows": ({"prompt_codes": PROMPT[:0]}, "prompt_codes.*above 0"),
-    "prompt fills all": ({"prompt_codes": PROMPT, "frames": 5}, "5 frames.*prompt has 5"),
+    "prompt fills all": ({"prompt_codes": PROMPT, "frames": 5}, "5 frames.*prompt already has 5"),
     "no frames": ({"frames": 0}, "0 frames"),
     "neither": ({"frames": None}, "frames or duration"),
     "both": ({"frames": 5, "duration": 1.0}, "frames or duration"),
@@ -362,14 +377,14 @@ def test_refused_before_anything_is_generated(language_model, reason):
 
 def test_the_caches_do_not_overflow(language_model):
     decoder = language_model("text").decoder(1, 5, None, GREEDY)
-    with pytest.raises(ValueError, match=r"0 \+ 6 columns.*capacity of 5"):
-        decoder(np.full((1, 4, 6), 64), np.zeros((1, 4)))
-    decoder(np.full((1, 4, 4), 64), np.zeros((1, 4)))
+    with pytest.raises(ValueError, match="6 columns: expected 5 or fewer"):
+        feed(decoder, np.full((1, 4, 6), 64), np.zeros((1, 4)))
+    feed(decoder, np.full((1, 4, 4), 64), np.zeros((1, 4)))
     with pytest.raises(ValueError, match="2 columns after the first 4: expected one at a time"):
-        decoder(np.full((1, 4, 2), 1), np.zeros((1, 4)))
-    decoder(np.full((1, 4, 1), 1), np.zeros((1, 4)))
-    with pytest.raises(ValueError, match=r"5 \+ 1 columns.*capacity of 5"):
-        decoder(np.full((1, 4, 1), 1), np.zeros((1, 4)))
+        feed(decoder, np.full((1, 4, 2), 1), np.zeros((1, 4)))
+    feed(decoder, np.full((1, 4, 1), 1), np.zeros((1, 4)))
+    with pytest.raises(ValueError, match=r"5 \+ 1 columns: expected 5 or fewer"):
+        feed(decoder, np.full((1, 4, 1), 1), np.zeros((1, 4)))
 
 
 @pytest.fixture
@@ -398,9 +413,9 @@ def test_a_manifest_that_is_not_json(copied):
     [
         ({"version": 2}, "version is 2.*reads 1"),
         ({"format": "other"}, "format is 'other'.*'clean_lm'"),
-        ({"model": {}}, "model.*lacks.*codebooks"),
-        ({"graphs": {}}, "holds no lm_inference"),
-        ({"cache_update": "sideways"}, "cache_update is 'sideways'"),
+        ({"model": {}}, "model lacks layers; export it again"),
+        ({"graphs": {}, "variants": {}, "variant": None}, "contains no graph lm_inference"),
+        ({"cache_update": "sideways"}, "cache_update is 'sideways', expected one of 'in_place', 'new_columns'"),
     ],
 )
 def test_a_manifest_of_something_else(copied, changes, message):
@@ -440,7 +455,7 @@ def test_never_torch(bundle):
     program = f"""
 import sys
 sys.modules["torch"] = None
-from clean_lm.runtime import LanguageModel
+from clean_lm.language_model import LanguageModel
 codes = LanguageModel.load({str(bundle("text"))!r}).generate_codes(frames=4, seed=1)
 assert codes.shape == (1, 4, 4)
 heavy = {{"torch", "transformers", "onnx", "safetensors"}} & {{m for m, v in sys.modules.items() if v}}

@@ -29,10 +29,10 @@ from transformers.utils import sentencepiece_model_pb2_new as spm
 
 import export.bundle_writer
 import export.text
+from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, TextConfig
 from clean_lm.models.t5 import T5Encoder, buckets
-from clean_lm.runtime import LanguageModel
 from clean_lm.text_encoder import TextEncoder
 from export.bundle_writer import ExportError
 from weights.checkpoint import Checkpoint, CheckpointError, Spec

@@ -22,10 +22,11 @@ from transformers import (
 )
 
 from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
+from clean_lm.generation import Sampling
+from clean_lm.language_model import LanguageModel
 from clean_lm.models.config import LMConfig
 from clean_lm.models.lm import LM, Condition
 from clean_lm.models.transformer import StandardAttention
-from clean_lm.runtime import LanguageModel, Sampling
 from export import verify
 from export.bundle_writer import write_manifest
 from export.lm import CACHE_UPDATE, defaults, describe, export, write_graphs

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, NAMES, GoldenTexts
 
+from clean_lm.generation import Sampling
 from clean_lm.musicgen import MusicGen
-from clean_lm.runtime import Sampling
-from clean_lm.windows import Window, windows
+from clean_lm.windows import Window, plan, windows
 
 FRAME_RATE = 50.0
 ROWS = json.loads((GOLDEN / "_windows" / "windows.json").read_text(encoding="utf-8"))
@@ -39,8 +39,10 @@ def test_what_upstream_asserts_is_refused():
         if row["duration"] <= row["max_duration"]:  # a window that the model refuses, whose prompt is all of it
             [whole] = cut(row)
             assert whole.frames <= whole.known
+            with pytest.raises(ValueError, match=r"requested .* s, but the prompt already has"):
+                plan(row["duration"], row["max_duration"], row["extend_stride"], FRAME_RATE, row["prompt_T"])
         else:
-            with pytest.raises(ValueError, match=f"{row['prompt_T']} frames of a prompt.*expected more than"):
+            with pytest.raises(ValueError, match=r"the prompt fills a window.*expected a shorter prompt"):
                 cut(row)
 
 
@@ -114,7 +116,7 @@ def test_melodies_in_windows_are_upstreams(golden, told, case):
     music = told("melody", duration=said["duration"], extend_stride=said["extend_stride"])
     wavs = said["wav"] and [g["chroma.wav"][0] if wav else None for wav in said["wav"]]
     heard = music._wavs(said["descriptions"], wavs, 32_000, None) if wavs else None
-    generation = music._begin(said["descriptions"], None, g.get(f"win.{case}.prompt"), heard)
+    generation = music._begin(said["descriptions"], None, 1, g.get(f"win.{case}.prompt"), heard)
     for _ in generation:
         pass
     np.testing.assert_array_equal(generation.codes(), g[f"win.{case}.tokens"])
@@ -123,7 +125,9 @@ def test_melodies_in_windows_are_upstreams(golden, told, case):
         if heard and upstream is not None:
             rows = heard(window.start / FRAME_RATE)
             for ours, theirs in zip(rows, upstream, strict=False):
-                np.testing.assert_allclose(music.lm.null_wav if ours is None else ours, theirs, rtol=0, atol=1e-6)
+                np.testing.assert_allclose(
+                    music.lm.conditioner.null_wav if ours is None else ours, theirs, rtol=0, atol=1e-6
+                )
 
 
 @pytest.mark.parametrize("name", ["text", "stereo", "melody"])

@@ -1,0 +1,270 @@
+"""The loop around the graphs, in numpy and ONNX Runtime: what a port to another language copies.
+
+columns = delay(prompt)                    known, unknown and special places
+cross   = lm_condition(texts)              once; no rows for null text
+lm_inference(columns of the prompt)        fills the caches, draws the next column
+lm_inference(one column), again and again  until no column is left
+codes   = undelay(columns)                 and from the start with the last of them, where a window ends
+
+Melody and style models have in place of cross a prefix, [melody or style | text], which the first call reads before
+the columns.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypedDict
+
+import numpy as np
+import onnxruntime as ort
+
+from clean_lm.conditioning import Conditioning
+from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
+from clean_lm.session import Graph
+from clean_lm.windows import Window
+
+SETTINGS = ("cfg_coef", "temperature", "top_k", "top_p")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn; audiocraft's names."""
+
+    use_sampling: bool = True  # False: greedy
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 250  # keep the k most probable codes; 0: all
+    top_p: float = 0.0  # keep the most probable codes up to this sum; if > 0, top_k is ignored
+    cfg_coef: float = 3.0  # classifier-free guidance; changes nothing where there is no condition
+    cfg_coef_beta: float | None = None  # double guidance: how much more the text counts than melody or style; None: off
+    two_step_cfg: bool = False  # the unconditional pass apart: other logits in melody and style models, see two_step.py
+
+    def validate(self) -> None:
+        """Raise ValueError if a value is out of range."""
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature: got {self.temperature}, expected 0 or more")
+        if self.top_k < 0 or self.top_k != int(self.top_k):
+            raise ValueError(f"top_k: got {self.top_k}, expected a whole number from 0 (off) up")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p: got {self.top_p}, expected 0 (off) to 1")
+        if not np.isfinite(self.cfg_coef):
+            raise ValueError(f"cfg_coef: got {self.cfg_coef}, expected a finite number")
+        if self.cfg_coef_beta is not None and not np.isfinite(self.cfg_coef_beta):
+            raise ValueError(f"cfg_coef_beta: got {self.cfg_coef_beta}, expected a finite number or None")
+
+    @property
+    def guidance(self) -> str:
+        """Which passes guidance needs: "none", "single" or "double"."""
+        if self.cfg_coef_beta is not None:
+            return "double"
+        return "none" if self.cfg_coef == 1 else "single"
+
+    def unguided(self) -> "Sampling":
+        """The same without guidance: one pass of conditioned rows."""
+        return replace(self, cfg_coef=1.0)
+
+    def inputs(self) -> dict[str, float]:
+        """By the names of the graph's inputs."""
+        named = {name: getattr(self, name) for name in SETTINGS}
+        named["temperature"] *= self.use_sampling
+        return named | {"cfg_coef_beta": 1.0 if self.cfg_coef_beta is None else self.cfg_coef_beta}
+
+
+class GenerationOptions(TypedDict, total=False):
+    """How to generate: the arguments of LanguageModel.generate_codes by name."""
+
+    frames: int | None  # in all, the prompt included, in one window however many
+    duration: float | None  # or seconds, if the bundle knows its frame rate; in windows of max_duration
+    max_duration: float  # seconds of a window; default: what the model was trained on
+    extend_stride: float  # seconds from one window to the next; default: the bundle's
+    batch: int | None  # prompts, if neither prompt_codes nor text_states say how many
+    takes: int  # of every prompt, which is read once for all of them; default: 1
+    sampling: Sampling | None  # None: the bundle's defaults
+    seed: int | Sequence[int] | None  # row b is drawn with seed + b, or its own of a list; None: a new one each time
+    uniform: np.ndarray | None  # float32 [steps, B, K] in [0, 1) in place of a seed
+
+
+class Steps(Protocol):
+    """What a generation drives: a Decoder, or TwoStep, which has two of them."""
+
+    caches: dict[str, np.ndarray]
+    logits: np.ndarray
+
+    def restart(self, conditioning: Conditioning) -> None: ...
+    def prefill(self, columns: np.ndarray, uniform: np.ndarray) -> np.ndarray: ...
+    def step(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray: ...
+
+
+class Decoder:
+    """The KV cache of one generation, and the model called on it: a prefill, then one column a step.
+
+    P prompts of T takes each are B = P x T rows: the takes of the first prompt, those of the second, ...
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        in_place: bool,
+        conditioning: Conditioning,
+        capacity: int,
+        sampling: Sampling,
+        takes: int = 1,
+    ):
+        """conditioning: of the P prompts. capacity: columns, the prefix not counted."""
+        self.graph, self.in_place, self.sampling, self.takes = graph, in_place, sampling, takes
+        self.prompts, self.capacity = conditioning.batch, capacity
+        self.conditioning, self.filled = conditioning, 0  # places of the caches that are taken, the prefix's among them
+        every = conditioning.repeat(takes)
+        self.batch, self.passes, self.before = every.batch, every.passes, every.places
+        rows = self.batch * self.passes
+        self.sizes = {"batch": self.batch, "rows": rows, "capacity": self.before + capacity, "columns": 1, "prefix": 0}
+        self.caches = {name: self._zeros(name) for name in graph.inputs if name.startswith("past_key_values.")}
+        self.position, self.uniform = self._zeros("position"), self._zeros("uniform")
+        self.next_codes, self.logits = self._zeros("next_codes"), self._zeros("logits")
+        self.inputs = {**self.caches, **every.cross, "position": self.position, "uniform": self.uniform}
+        for name, value in sampling.inputs().items():
+            if name in graph.inputs:
+                self.inputs[name] = self._zeros(name)
+                self.inputs[name][...] = value
+        self.no_prefix = {} if every.prefix is None else {"prefix": self._zeros("prefix")}
+        self.bound_step = self._bind({"codes": self._zeros("codes"), **self.no_prefix})
+
+    @property
+    def columns(self) -> int:
+        """How many columns the caches hold."""
+        return max(0, self.filled - self.before)
+
+    def restart(self, conditioning: Conditioning) -> None:
+        """Forget all columns, for another prefix of the same size."""
+        assert (conditioning.batch, conditioning.passes) == (self.prompts, self.passes)
+        self.conditioning, self.filled = conditioning, 0
+
+    def prefill(self, columns: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Read all columns that are known and draw the next one with uniform [B, K] -> int64 [B, K].
+
+        columns: int64 [B, K, S], or [P, K, S] if the takes of a prompt have the same: all but the last column are then
+        read once for all takes. Raises ValueError if they do not fit.
+        """
+        assert not self.filled, "prefill comes first, or after restart"
+        if self.columns + columns.shape[2] > self.capacity:
+            raise ValueError(f"{columns.shape[2]} columns: expected {self.capacity} or fewer, the caches' capacity")
+        if len(columns) == self.batch:
+            return self._run(columns, uniform, self.conditioning.repeat(self.takes).prefix)
+        assert len(columns) == self.prompts
+        if self.before + columns.shape[2] > 1:
+            self._read_once(columns[:, :, :-1])
+            columns = columns[:, :, -1:]
+        return self._run(columns.repeat(self.takes, axis=0), uniform, None)
+
+    def step(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Read one column int64 [B, K, 1] and draw the one after it with uniform [B, K] -> int64 [B, K].
+
+        Raises ValueError if the caches are full.
+        """
+        if codes.shape[2] != 1:
+            raise ValueError(f"{codes.shape[2]} columns after the first {self.columns}: expected one at a time")
+        if self.columns + 1 > self.capacity:
+            raise ValueError(f"{self.columns} + 1 columns: expected {self.capacity} or fewer, the caches' capacity")
+        return self._run(codes, uniform, None)
+
+    def _read_once(self, columns: np.ndarray) -> None:
+        """Read the prefix and columns [P, K, S] for all takes.
+
+        A decoder of P rows reads them, and its caches are copied: ONNX Runtime's CPU kernel takes several new columns
+        only into an empty cache.
+        """
+        one = Decoder(self.graph, self.in_place, self.conditioning, columns.shape[2], self.sampling)
+        one.prefill(columns, np.zeros((self.prompts, columns.shape[1]), np.float32))
+        self.filled = one.filled
+        for name, cache in self.caches.items():
+            cache[:, :, : self.filled] = one.caches[name].repeat(self.takes, axis=0)
+
+    def _run(self, codes: np.ndarray, uniform: np.ndarray, prefix: np.ndarray | None) -> np.ndarray:
+        """Read a prefix [R, M, dim] or none, then columns [B, K, S]."""
+        feeds = {"codes": np.tile(codes, (self.passes, 1, 1)), **self.no_prefix}  # conditioned rows come first
+        new = codes.shape[2]
+        if prefix is not None:
+            feeds["prefix"], new = prefix, self.before + new
+        binding, arrays, presents = self.bound_step if new == 1 else self._bind(feeds)
+        arrays["codes"][...] = feeds["codes"]
+        self.position[0], self.uniform[...] = self.filled, uniform
+        self.graph.session.run_with_iobinding(binding)
+        for name, present in presents.items():  # not in place: the new places alone come back
+            self.caches[name][:, :, self.filled : self.filled + new] = present
+        self.filled += new
+        return self.next_codes
+
+    def _bind(
+        self, feeds: Mapping[str, np.ndarray]
+    ) -> tuple[ort.IOBinding, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Bind arrays to the graph once; they are then read and written where they lie."""
+        feeds = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        new = feeds["codes"].shape[2] + (feeds["prefix"].shape[1] if "prefix" in feeds else 0)
+        binding = self.graph.session.io_binding()
+        for name, array in {**self.inputs, **feeds}.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        outputs, presents = {"next_codes": self.next_codes, "logits": self.logits}, {}
+        for name, cache in self.caches.items():
+            present = cache
+            if not self.in_place:
+                present = np.empty((*cache.shape[:2], new, cache.shape[3]), cache.dtype)
+                presents[name] = present
+            outputs[name.replace("past_key_values", "present")] = present
+        for name, array in outputs.items():
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+        return binding, feeds, presents
+
+    def _zeros(self, name: str) -> np.ndarray:
+        return self.graph.zeros(name, self.sizes)
+
+
+class Generation:
+    """One generation under way. Iterating draws column after column: the loop that a port writes."""
+
+    def __init__(
+        self,
+        decoder: Steps,
+        prompt: np.ndarray,
+        windows: Sequence[Window],
+        delays: Sequence[int],
+        special_token: int,
+        uniform: np.ndarray,
+        conditioning: Callable[[Window], Conditioning],
+        takes: int = 1,
+    ):
+        """prompt int64 [P, K, frames], uniform [columns in all, B, K]; conditioning: of the prompts in each window."""
+        self.decoder, self.delays, self.special_token, self.takes = decoder, delays, special_token, takes
+        self.windows, self.uniform, self.conditioning = windows, uniform, conditioning
+        self.all = np.zeros((len(prompt) * takes, prompt.shape[1], windows[-1].end), np.int64)
+        self.all[:, :, : prompt.shape[2]] = prompt.repeat(takes, axis=0)
+        self.frames = prompt.shape[2]  # that have all their codes
+        self.total = columns_drawn(windows, delays)
+
+    def __iter__(self) -> Iterator[int]:
+        """Gives how many columns of `total` are drawn, after each."""
+        done = 0
+        for window in self.windows:
+            if done:
+                self.decoder.restart(self.conditioning(window))
+            frames = self.all[:, :, window.start : window.end]
+            columns = delay(frames[:, :, : window.known], self.delays, window.frames, self.special_token)
+            prefill = prefill_length(window.known, self.delays)
+            known = columns[:: 1 if done else self.takes, :, :prefill]  # in the first window takes begin alike
+            for s in range(prefill, columns.shape[2]):
+                draw = self.decoder.prefill if s == prefill else self.decoder.step
+                codes = draw(known, self.uniform[done])
+                columns[:, :, s] = np.where(columns[:, :, s] == UNKNOWN, codes, columns[:, :, s])
+                known = columns[:, :, s : s + 1]
+                t = s - max(self.delays) - 1  # the frame that the column completes
+                if t >= window.known:
+                    frames[:, :, t] = undelay(columns[:, :, t : s + 1], self.delays)[:, :, 0]
+                    self.frames = window.start + t + 1
+                done += 1
+                yield done
+
+    def codes(self) -> np.ndarray:
+        """The frames that are complete: int64 [B, K, frames]."""
+        return self.all[:, :, : self.frames].copy()
+
+
+def columns_drawn(windows: Sequence[Window], delays: Sequence[int]) -> int:
+    """How many columns all windows draw."""
+    return sum(w.frames + max(delays) + 1 - prefill_length(w.known, delays) for w in windows)

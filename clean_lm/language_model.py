@@ -1,0 +1,178 @@
+"""A bundle's language model: checks a request and begins its generation."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+
+from clean_lm.conditioning import Conditioner, Conditioning, PerRow, SelfWav
+from clean_lm.generation import SETTINGS, Decoder, Generation, GenerationOptions, Sampling, columns_drawn
+from clean_lm.manifest import LoadOptions, Manifest
+from clean_lm.philox import uniforms
+from clean_lm.session import Graph, open_graph
+from clean_lm.two_step import TwoStep
+from clean_lm.windows import Window, plan
+
+SELF_WAV = {"melody": "lm_melody", "style": "lm_style"}  # the graph of each kind of prefix
+
+
+class LanguageModel:
+    """lm_inference, lm_condition and lm_melody or lm_style of a bundle. Safe to call from several threads."""
+
+    def __init__(self, manifest: Manifest, lm: Graph, condition: Graph, self_wav: Graph | None = None):
+        self.manifest, self.lm, self.self_wav = manifest, lm, self_wav
+        model, defaults = manifest.language_model, manifest.defaults
+        self.info = model
+        self.delays, self.codebooks, self.card = list(model.delays), model.codebooks, model.card
+        self.special_token, self.text_dim = model.special_token, model.text_dim
+        self.frame_rate, self.max_duration = model.frame_rate, model.max_duration
+        self.in_place = manifest.cache_update == "in_place"
+        self.sampling = Sampling(use_sampling=True, **{name: getattr(defaults, name) for name in SETTINGS})
+        self.extend_stride = defaults.extend_stride
+        self.conditioner = Conditioner(lm, condition, self_wav, model.text_dim)
+
+    @classmethod
+    def load(cls, bundle: Path | str, **options: Unpack[LoadOptions]) -> "LanguageModel":
+        """Open a bundle, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
+        return cls.open(Manifest.read(bundle, **options))
+
+    @classmethod
+    def open(cls, manifest: Manifest) -> "LanguageModel":
+        """The language model of a manifest that is already read."""
+        kind = manifest.language_model.self_wav
+        wav = open_graph(manifest, SELF_WAV[kind]) if kind else None
+        return cls(manifest, open_graph(manifest, "lm_inference").open(), open_graph(manifest, "lm_condition"), wav)
+
+    def generate_codes(
+        self,
+        prompt_codes: np.ndarray | None = None,
+        text_states: PerRow | None = None,
+        self_wav: SelfWav | None = None,
+        *,
+        callback: Callable[[int, int], None] | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> np.ndarray:
+        """Continue codes to `frames` or `duration` in all, the prompt included.
+
+        prompt_codes: int [P, K, frames] in 0 .. card - 1, or None for no prompt.
+        text_states: per prompt the text encoder's last hidden state [N, E] without padding, or None for null text.
+        self_wav: melody and style models only: by the start of a window in seconds, per prompt what lm_melody or
+        lm_style made [F, dim], or None.
+        callback: called with (columns done, columns in all) after each; an exception in it ends the generation.
+        options: see GenerationOptions.
+        Returns int64 [P x takes, K, frames]: the takes of the first prompt, those of the second, ... Raises ValueError
+        before anything is generated.
+        """
+        generation = self.begin(prompt_codes, text_states, self_wav, **options)
+        for done in generation:
+            if callback:
+                callback(done, generation.total)
+        return generation.codes()
+
+    def begin(
+        self,
+        prompt_codes: np.ndarray | None = None,
+        text_states: PerRow | None = None,
+        self_wav: SelfWav | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Generation:
+        """What generate_codes iterates over, for callers that want the frames as they come."""
+        sampling, takes = options.get("sampling") or self.sampling, options.get("takes", 1)
+        sampling.validate()
+        prompts = self._prompts(prompt_codes, text_states, options.get("batch"))
+        if takes != int(takes) or takes < 1:
+            raise ValueError(f"takes: got {takes}, expected a whole number from 1 up")
+        prompt = self._prompt(prompt_codes, prompts)
+        windows = self._windows(prompt.shape[2], options)
+        steps = columns_drawn(windows, self.delays)
+        uniform = self._uniform(options.get("uniform"), options.get("seed"), steps, prompts * takes)
+
+        def conditioning(window: Window) -> Conditioning:
+            wavs = self_wav(window.start / (self.frame_rate or 1)) if self_wav else None
+            return self._first_pass(text_states or [None] * prompts, wavs, sampling)
+
+        first = conditioning(windows[0])
+        again = conditioning if self_wav else lambda _: first
+        capacity = max(w.frames for w in windows) + max(self.delays)
+        decoder = self._decoder(first, capacity, sampling, takes)
+        return Generation(decoder, prompt, windows, self.delays, self.special_token, uniform, again, takes)
+
+    def decoder(
+        self, batch: int, capacity: int, text_states: PerRow | None, sampling: Sampling, self_wav: PerRow | None = None
+    ) -> Decoder | TwoStep:
+        """Empty caches for `capacity` columns of `batch` rows, and their conditions: for a loop of your own.
+
+        Raises ValueError.
+        """
+        conditioning = self._first_pass(text_states or [None] * batch, self_wav, sampling)
+        return self._decoder(conditioning, capacity, sampling)
+
+    def _two_step(self, sampling: Sampling) -> bool:
+        return sampling.two_step_cfg and sampling.guidance != "double" and self.conditioner.prefixed
+
+    def _first_pass(self, texts: PerRow, wavs: PerRow | None, sampling: Sampling) -> Conditioning:
+        """The conditions of all passes, or of the conditioned one if the unconditional one is apart."""
+        guidance = sampling.unguided().guidance if self._two_step(sampling) else sampling.guidance
+        return self.conditioner(texts, wavs, guidance)
+
+    def _decoder(
+        self, conditioning: Conditioning, capacity: int, sampling: Sampling, takes: int = 1
+    ) -> Decoder | TwoStep:
+        first = Decoder(self.lm, self.in_place, conditioning, capacity, sampling, takes)
+        if not self._two_step(sampling):
+            return first
+        unconditional = self.conditioner([None] * conditioning.batch, None, "none")
+        return TwoStep(first, Decoder(self.lm, self.in_place, unconditional, capacity, sampling, takes), sampling)
+
+    def _prompts(self, prompt: np.ndarray | None, texts: PerRow | None, batch: int | None) -> int:
+        """How many prompts are asked for."""
+        given = {"prompt_codes": len(prompt) if prompt is not None else None, "batch": batch}
+        given["text_states"] = len(texts) if texts is not None else None
+        sizes = {name: size for name, size in given.items() if size is not None}
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise ValueError(f"rows: got {sizes}, expected one number above 0")
+        return next(iter(sizes.values()), 1)
+
+    def _prompt(self, codes: np.ndarray | None, prompts: int) -> np.ndarray:
+        if codes is None:
+            return np.zeros((prompts, self.codebooks, 0), dtype=np.int64)
+        codes = np.asarray(codes)
+        if codes.dtype.kind not in "iu":
+            raise ValueError(f"prompt_codes: got {codes.dtype}, expected integers")
+        if codes.ndim != 3 or codes.shape[1] != self.codebooks:
+            raise ValueError(f"prompt_codes: got shape {list(codes.shape)}, expected [B, {self.codebooks}, P]")
+        if codes.size and (codes.min() < 0 or codes.max() >= self.card):
+            raise ValueError(f"prompt_codes: got {codes.min()} .. {codes.max()}, expected 0 .. {self.card - 1}")
+        return codes.astype(np.int64)
+
+    def _windows(self, prompt: int, options: GenerationOptions) -> list[Window]:
+        frames, duration = options.get("frames"), options.get("duration")
+        if (frames is None) == (duration is None):
+            raise ValueError(f"give frames or duration: got frames {frames}, duration {duration}")
+        if duration is not None:
+            if self.frame_rate is None:
+                raise ValueError("duration: this bundle does not know its frame rate (no codec in it); give frames")
+            stride = options.get("extend_stride", self.extend_stride)
+            return plan(duration, options.get("max_duration", self.max_duration), stride, self.frame_rate, prompt)
+        if frames is None or frames != int(frames):
+            raise ValueError(f"frames: got {frames}, expected a whole number")
+        if frames <= prompt:
+            raise ValueError(f"frames: requested {int(frames)} frames, but the prompt already has {prompt}")
+        return [Window(0, prompt, int(frames))]
+
+    def _uniform(
+        self, uniform: np.ndarray | None, seed: int | Sequence[int] | None, steps: int, batch: int
+    ) -> np.ndarray:
+        if uniform is None:
+            seed = secrets.randbits(32) if seed is None else seed
+            seeds = [seed + b for b in range(batch)] if isinstance(seed, int) else list(seed)
+            if len(seeds) != batch or not all(0 <= s < 2**64 for s in seeds):
+                raise ValueError(f"seed: got {seed}, expected a number from 0 to 2^64 - {batch}, or {batch} of them")
+            return np.stack([uniforms(s, steps, self.codebooks) for s in seeds], axis=1)
+        if uniform.shape != (steps, batch, self.codebooks):
+            raise ValueError(f"uniform: got {list(uniform.shape)}, expected {[steps, batch, self.codebooks]}")
+        if not ((uniform >= 0) & (uniform < 1)).all():
+            raise ValueError(f"uniform: got {uniform.min()} .. {uniform.max()}, expected draws in [0, 1)")
+        return uniform
