@@ -15,8 +15,8 @@ from export.bundle_writer import FP32
 from export.lm_graphs import LM_GRAPHS, text_module
 
 # What the manifest's `model` and LMConfig have by the same name.
-SAME = ("layers", "heads", "dim", "codebooks", "card", "text_dim", "text_encoder", "max_duration", "sample_rate",
-        "channels")  # fmt: skip
+SAME = ("layers", "heads", "dim", "codebooks", "card", "delays", "text_dim", "text_encoder", "max_duration",
+        "sample_rate", "channels")  # fmt: skip
 
 
 class BundleWeights:
@@ -37,17 +37,16 @@ class BundleWeights:
         return {name: read_initializer(self.graphs[component][name]).to(dtype) for name, _ in module.named_parameters()}
 
     def _config(self) -> LMConfig:
-        model = self.manifest.need("model")
-        prefix = self.manifest.takes("lm_inference", "prefix")
+        model = self.manifest.language_model
+        prefix = "prefix" in self.manifest.graphs["lm_inference"].inputs
         hidden, dim = read_initializer(self.graphs["lm"]["layers.0.linear2"]).shape
         return LMConfig(
             hidden_scale=hidden // dim,
             solver="musicgen",  # decides the defaults alone, which the manifest has
-            delays=tuple(model["delays"]),
             cross=() if prefix else ("description",),
             prepend=("description",) if prefix else (),
             self_wav=None,
-            **{name: model[name] for name in SAME},
+            **{name: getattr(model, name) for name in SAME},
         )
 
 

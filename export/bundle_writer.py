@@ -7,7 +7,6 @@ that gets other variants.
 import contextlib
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 import onnx
 
-from clean_lm.manifest import FORMAT, VERSION, Manifest, chosen, sha256
+from clean_lm import atomic
+from clean_lm.manifest import FORMAT, VERSION, Manifest, sha256
 from export.commands import ExportError
 from export.sharing import Entries, Shared
 
@@ -41,30 +41,13 @@ def new_folder(out: Path, bytes_required: int) -> Iterator[Path]:
     free = shutil.disk_usage(out.parent).free
     if free < bytes_required:
         raise ExportError(f"{out.parent}: {free / 1e9:.1f} GB free, {bytes_required / 1e9:.1f} GB needed")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir()
     try:
-        yield partial
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
-        partial.rename(out)
-        _sync(out.parent)
+        with atomic.folder(out) as folder:
+            yield folder
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExportError(f"{out}: the disk is full; nothing was kept of this export") from error
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # The manifest
@@ -105,12 +88,20 @@ def replace_variants(manifest: Manifest, variants: Mapping[str, Any], default: s
 
     variants: entries of the manifest by name; files of new ones lie in the folder.
     """
-    folder, tree = manifest.folder, manifest.tree
-    old, new = (_variant_files(entries) for entries in (tree["variants"], variants))
-    files = {name: entry for name, entry in tree["files"].items() if name not in old}
-    files |= {name: tree["files"].get(name) or _file(folder / name) for name in sorted(new)}
-    changed = {**chosen(tree, variants[default]), "variant": default, "variants": variants, "files": files}
-    changed["backends"] = {backend: preferred(backend, variants, default) for backend in BACKENDS}
+    folder, document = manifest.folder, manifest.document
+    old, new = (_variant_files(entries) for entries in (document["variants"], variants))
+    files = {name: entry for name, entry in document["files"].items() if name not in old}
+    files |= {name: document["files"].get(name) or _file(folder / name) for name in sorted(new)}
+    chosen = variants[default]
+    changed = {
+        **document,
+        "graphs": document["graphs"] | chosen["graphs"],
+        "cache_update": chosen["cache_update"],
+        "variant": default,
+        "variants": variants,
+        "files": files,
+        "backends": {backend: preferred(backend, variants, default) for backend in BACKENDS},
+    }
     _write(folder, changed)
     for name in old - new:
         (folder / name).unlink()
@@ -164,10 +155,11 @@ def _variant_files(variants: Mapping[str, Any]) -> set[str]:
 
 
 def _write(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write manifest.json, whole or not at all."""
-    partial = folder / "manifest.json.partial"
-    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / "manifest.json")
+    """Write manifest.json, whole or not at all. Raises BundleError where the runtime would not read it."""
+    text = json.dumps(manifest, indent=1) + "\n"
+    Manifest.parse(folder, json.loads(text))
+    with atomic.file(folder / "manifest.json") as file:
+        file.write(text.encode())
 
 
 def _file(path: Path) -> dict[str, Any]:

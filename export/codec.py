@@ -21,6 +21,7 @@ from clean_lm.audio_codec import Stream, decode_chunks
 from clean_lm.manifest import Manifest
 from clean_lm.models.config import CodecConfig, ConfigError
 from clean_lm.models.encodec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder, nearness
+from clean_lm.session import open_graph
 from export.bundle_writer import new_folder, write_manifest
 from export.commands import ExportError, errors_as_one_line, print_files, progress
 from export.onnx_graph import TensorSpec, write
@@ -120,13 +121,12 @@ def parity(bundle: Path, model: Model[CodecConfig], seed: int = 0) -> Verdict:
 def run(bundle: Path, graph: str, feed: np.ndarray) -> np.ndarray:
     """A graph's output for audio or codes: of compression_stream a chunk at a time, of the others at once."""
     manifest = Manifest.read(bundle, hashes=False)
-    opened = manifest.graph(graph)
+    opened = open_graph(manifest, graph)
     if any(name.startswith("past.") for name in opened.inputs):
-        model = manifest.need("model", "lookahead", "hop")
-        chunks = decode_chunks(Stream(opened), [feed], CHUNK, model["lookahead"], model["hop"])
+        chunks = decode_chunks(Stream(opened), [feed], CHUNK, manifest.codec.lookahead, manifest.codec.hop)
         return np.concatenate(list(chunks), axis=2)
-    (name,) = opened.inputs
-    return np.asarray(opened.session.run(None, {name: feed})[0])
+    (name,), (output,) = opened.inputs, opened.outputs
+    return opened.run({name: feed})[output]
 
 
 @torch.inference_mode()

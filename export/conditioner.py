@@ -15,6 +15,7 @@ from clean_lm.models.chroma import Melody
 from clean_lm.models.config import LMConfig, MelodyConfig, StyleConfig
 from clean_lm.models.encodec import nearness
 from clean_lm.models.style import Style
+from clean_lm.session import open_graph
 from export.onnx_graph import TensorSpec, write
 from export.parity import Verdict, largest_difference
 from weights.mapping import Model, fill
@@ -73,13 +74,13 @@ def parity(bundle: Path, model: Model[LMConfig], seed: int = 0) -> Verdict:
     Only vectors whose choices (of pitches, of codes) are clear count: elsewhere rounding may choose another.
     """
     kind, _ = conditioner(model)
-    graph = Manifest.read(bundle, hashes=False).graph(f"lm_{kind}")
+    graph = open_graph(Manifest.read(bundle, hashes=False), f"lm_{kind}")
     compared: list[np.ndarray] = []
     vectors = 0
     for feed in feeds(model.config.self_wav, np.random.default_rng(seed)):
         (exact, margin), (pytorch, _) = (reference(model, feed, dtype) for dtype in (torch.float64, DTYPE))
-        (ours,) = graph.session.run(["self_wav"], feed)
-        compared.append(np.stack([np.asarray(ours), pytorch, exact])[:, margin > CLEAR])
+        ours = graph.run(feed)["self_wav"]
+        compared.append(np.stack([ours, pytorch, exact])[:, margin > CLEAR])
         vectors += margin.size
     ours, pytorch, exact = np.concatenate(compared, axis=1)
     difference = largest_difference(ours, pytorch, exact, "the largest value")

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from clean_lm.generation import Sampling
 from clean_lm.models.config import ConfigError, LMConfig
-from clean_lm.runtime import Sampling
 from export import conditioner, quantize
 from export.bundle_writer import new_folder, write_manifest
 from export.commands import ExportError, errors_as_one_line, print_files, progress

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from clean_lm.delay_pattern import delay, prefill_length
+from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import Manifest
 from clean_lm.models.config import LMConfig
-from clean_lm.runtime import LanguageModel
 from export.parity import Comparison, compare
 from export.quality import always
 from export.reference import DOUBLE, GUIDED, Request, calls, null_wav, reference_logits
@@ -54,7 +54,8 @@ def bundle_logits(lm: LanguageModel, columns: np.ndarray, prefill: int, request:
     uniform = np.zeros(columns.shape[:2], dtype=np.float32)
     logits = []
     for start, end in calls(prefill, length):
-        decoder(columns[:, :, start:end], uniform)
+        call = decoder.step if start else decoder.prefill
+        call(columns[:, :, start:end], uniform)
         logits.append(decoder.logits.copy())
     return np.stack(logits)
 
@@ -62,7 +63,7 @@ def bundle_logits(lm: LanguageModel, columns: np.ndarray, prefill: int, request:
 def own_dtype(bundle: Path, variant: str | None) -> torch.dtype:
     """The precision that a variant computes in."""
     manifest = Manifest.read(bundle, variant=variant, hashes=False)
-    return getattr(torch, manifest.tensor("lm_inference", "past_key_values.0.key")["dtype"])
+    return getattr(torch, manifest.graphs["lm_inference"].inputs["past_key_values.0.key"].dtype)
 
 
 def random_requests(c: LMConfig, rng: np.random.Generator, places: int) -> dict[str, Request]:

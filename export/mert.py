@@ -19,6 +19,7 @@ import torch
 from clean_lm.manifest import Manifest
 from clean_lm.models.config import ConfigError, MertConfig
 from clean_lm.models.mert import Mert
+from clean_lm.session import open_graph
 from export.bundle_writer import new_folder, write_manifest
 from export.commands import ExportError, errors_as_one_line, print_files, progress
 from export.onnx_graph import TensorSpec, write
@@ -83,9 +84,8 @@ def parity(bundle: Path, model: Model[MertConfig], seed: int = 0) -> Verdict:
     audio = 0.3 * rng.standard_normal((2, samples)).astype(np.float32)
     exact, pytorch = (reference_features(model, audio, dtype) for dtype in (torch.float64, DTYPE))
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    graph = Manifest.read(bundle, hashes=False).graph("style_features")
-    (ours,) = graph.session.run(["features"], {"audio": audio})
-    difference = largest_difference(np.asarray(ours), pytorch, exact, "the largest feature")
+    ours = open_graph(Manifest.read(bundle, hashes=False), "style_features").run({"audio": audio})["features"]
+    difference = largest_difference(ours, pytorch, exact, "the largest feature")
     return Verdict(f"{exact.shape[1]} features of {samples / c.sample_rate:.1f} s", (difference,))
 
 

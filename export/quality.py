@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clean_lm import audio
+from clean_lm.audio import convert_audio
+from clean_lm.audio_codec import Codec
+from clean_lm.audio_files import read
+from clean_lm.conditioning import PerRow, SelfWav
 from clean_lm.delay_pattern import delay, prefill_length
+from clean_lm.generation import Sampling
+from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import Manifest
-from clean_lm.musicgen import Codec
-from clean_lm.runtime import LanguageModel, Rows, Sampling, SelfWav
 from clean_lm.text_encoder import TextEncoder
 
 FRAMES = 100  # of codes that are measured on, beyond those of a prompt
@@ -65,8 +68,8 @@ class Codes:
     """Codes that variants are measured on, and the conditions that they are read with."""
 
     codes: np.ndarray  # int64 [B, K, T]
-    texts: Rows  # text states of each row, or None for null text
-    self_wav: Rows | None  # melody and style models: of each row, what stands in the prefix before the text
+    texts: PerRow  # text states of each row, or None for null text
+    self_wav: PerRow | None  # melody and style models: of each row, what stands in the prefix before the text
     source: str
 
 
@@ -95,7 +98,7 @@ def calibrate(lm: LanguageModel, folder: Path, clips: Sequence[Path]) -> tuple[l
 
 
 def generate(
-    lm: LanguageModel, prompt: np.ndarray | None, texts: Rows, self_wav: Rows | None, peaks: dict[str, np.ndarray]
+    lm: LanguageModel, prompt: np.ndarray | None, texts: PerRow, self_wav: PerRow | None, peaks: dict[str, np.ndarray]
 ) -> np.ndarray:
     """Codes [B, K, T] of a generation; raises `peaks` to the largest values of every channel of its caches."""
     frames = FRAMES + (0 if prompt is None else prompt.shape[2])
@@ -115,7 +118,7 @@ def cache_scales(peak: np.ndarray) -> np.ndarray:
 
 def text_states(folder: Path, width: int) -> list[np.ndarray]:
     """States [N, width] of some descriptions by the bundle's text encoder; random ones where it has none."""
-    if "text_encoder" in Manifest.read(folder).tree["graphs"]:
+    if "text_encoder" in Manifest.read(folder).graphs:
         encoded = TextEncoder.load(folder, hashes=False).encode(DESCRIPTIONS)
         return [states for states in encoded if states is not None]
     return [np.random.default_rng(0).standard_normal((7, width), dtype=np.float32)]
@@ -126,26 +129,27 @@ def clip_codes(folder: Path, clips: Sequence[Path], frames: int) -> list[np.ndar
     codec = Codec.load(folder, hashes=False)
     codes = []
     for clip in clips:
-        wav, rate = audio.read(clip, seconds=frames / codec.frame_rate)
-        codes.append(codec.encode(audio.convert_audio(wav, rate, codec.sample_rate, codec.channels)[None])[0])
+        wav, rate = read(clip, seconds=frames / codec.frame_rate)
+        codes.append(codec.encode(convert_audio(wav, rate, codec.sample_rate, codec.channels)[None])[0])
     return codes
 
 
-def example_self_wav(lm: LanguageModel, texts: Rows) -> Rows | None:
+def example_self_wav(lm: LanguageModel, texts: PerRow) -> PerRow | None:
     """For melody and style models, the first part of a prefix beside each text, made of noise: it has every pitch."""
-    if lm.wav is None:
+    graph = lm.self_wav
+    if graph is None:
         return None
     rng = np.random.default_rng(0)
-    sizes = {"melodies": 1, "samples": 10 * lm.manifest.need("model")["sample_rate"], "styles": 1, "features": 225}
-    feeds = {name: lm.wav.zeros(name, sizes) for name in lm.wav.inputs}
+    sizes = {"melodies": 1, "samples": 10 * lm.info.sample_rate, "styles": 1, "features": 225}
+    feeds = {name: graph.zeros(name, sizes) for name in graph.inputs}
     feeds = {
         name: rng.standard_normal(x.shape, np.float32) if x.ndim else np.asarray(x + 3) for name, x in feeds.items()
     }
-    (rows,) = lm.wav.session.run(["self_wav"], feeds)
-    return [None if text is None else np.asarray(rows)[0] for text in texts]
+    (row,) = graph.run(feeds)["self_wav"]
+    return [None if text is None else row for text in texts]
 
 
-def always(self_wav: Rows | None) -> SelfWav | None:
+def always(self_wav: PerRow | None) -> SelfWav | None:
     """The same in every window."""
     return None if self_wav is None else lambda _: self_wav
 
@@ -198,11 +202,13 @@ def logits(lm: LanguageModel, c: Codes) -> np.ndarray:
     sampling = Sampling(use_sampling=False, cfg_coef=CFG_COEF)
     decoder = lm.decoder(len(c.codes), columns.shape[2], c.texts, sampling, c.self_wav)
     uniform = np.zeros(columns.shape[:2], dtype=np.float32)
-    found, new = [], columns[:, :, :start]
+    found = []
     for s in tqdm(range(start, columns.shape[2]), "measuring", disable=None):
-        decoder(new, uniform)
+        if s == start:
+            decoder.prefill(columns[:, :, :start], uniform)
+        else:
+            decoder.step(columns[:, :, s - 1 : s], uniform)
         found.append(decoder.logits.copy())
-        new = columns[:, :, s : s + 1]
     return np.stack(found)
 
 

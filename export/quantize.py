@@ -25,10 +25,11 @@ import numpy as np
 
 from clean_lm.audio import AudioError
 from clean_lm.delay_pattern import delay
-from clean_lm.manifest import BundleError, Manifest, chosen
+from clean_lm.generation import Sampling
+from clean_lm.language_model import LanguageModel
+from clean_lm.manifest import BundleError, Manifest
 from clean_lm.models.lm import LM
 from clean_lm.models.transformer import StandardAttention
-from clean_lm.runtime import LanguageModel, Sampling
 from clean_lm.text_encoder import TextEncoder
 from export.bundle_weights import BundleWeights
 from export.bundle_writer import replace_variants
@@ -72,12 +73,12 @@ def add(
     new = [name for name in dict.fromkeys(names) if name != FP32]
     if not new:
         return []
-    variants, qualities = dict(manifest.tree["variants"]), {}
+    variants, qualities = dict(manifest.document["variants"]), {}
     with removed_on_failure(folder):
         calibration = Calibration.run(manifest, clips)
         for name in new:
             variants[name], qualities[name] = make(calibration, name, VARIANTS[name].with_cache(cache))
-        default = default_of(names, qualities, manifest.tree["variant"])
+        default = default_of(names, qualities, manifest.default_variant or FP32)
         if not keep and FP32 not in (default, *names):
             del variants[FP32]
         replace_variants(manifest, variants, default)
@@ -91,12 +92,13 @@ def make(calibration: Calibration, name: str, variant: Variant) -> tuple[dict[st
     progress(f"{name}: writing")
     sensitive = find_sensitive(calibration, variant) if variant.sensitive_bits else []
     entry = write_variant(folder, name, variant, sensitive, calibration.scales)
-    opened = Manifest(folder, chosen(manifest.tree, entry), {"hashes": False})
+    document = {**manifest.document, "variants": {**manifest.document["variants"], name: entry}}
+    opened = Manifest.parse(folder, document, {"hashes": False, "variant": name})
     progress(f"{name}: measuring")
     quality = measure(LanguageModel.open(opened), calibration.reference)
     entry["quality"] = quality.entry()
     if "text_encoder" in entry["graphs"]:
-        entry["quality"]["text_error"] = text_error(manifest, opened)
+        entry["quality"]["text_error"] = text_error(manifest.with_variant(FP32), opened)
     return entry, quality
 
 
@@ -108,13 +110,13 @@ def default_of(names: Sequence[str], qualities: Mapping[str, Quality], before: s
 
 def validate(manifest: Manifest, names: Sequence[str]) -> None:
     """Raise ExportError where these variants cannot be added."""
-    held = manifest.tree.get("variants", {})
+    held = manifest.variants
     if FP32 not in held:
         raise ExportError(f"{manifest.folder}: holds no fp32 variant to measure beside; export it with --variant fp32")
     again = [name for name in names if name != FP32 and name in held]
     if again:
         raise ExportError(f"{manifest.folder}: holds {', '.join(again)} already")
-    validate_attention(names, fp32_attention(manifest.folder))
+    validate_attention(names, fp32_attention(manifest))
 
 
 @contextlib.contextmanager
@@ -133,9 +135,8 @@ def find_sensitive(calibration: Calibration, variant: Variant) -> list[str]:
     """The weights that get more bits, measured on the last row of the first codes, which is read with a text."""
     weights = BundleWeights(calibration.manifest.folder)
     c, lm, codes = weights.config, weights.weights("lm"), calibration.reference.codes[0]
-    conditioning = calibration.lm.conditions(
-        codes.texts[-1:], codes.self_wav and codes.self_wav[-1:], Sampling(cfg_coef=CFG_COEF)
-    )
+    self_wav = codes.self_wav and codes.self_wav[-1:]
+    conditioning = calibration.lm.conditioner(codes.texts[-1:], self_wav, Sampling(cfg_coef=CFG_COEF).guidance)
     columns = delay(codes.codes[-1:], c.delays, codes.codes.shape[2], c.special_token)[:, :, :COLUMNS]
     module = fill(LM(c, StandardAttention()), lm)
     costs = sensitivities(module, columns, conditioning, variant.bits or 8, variant.block)

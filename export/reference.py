@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clean_lm.conditioning import PerRow
+from clean_lm.generation import Sampling
 from clean_lm.models.chroma import Melody
 from clean_lm.models.config import LMConfig, MelodyConfig
 from clean_lm.models.lm import LM, guide
 from clean_lm.models.transformer import Cache, Layer, StandardAttention
-from clean_lm.runtime import Rows, Sampling
 from export.lm_graphs import text_module
 from export.quality import CFG_COEF
 from weights.mapping import Model, fill
@@ -24,8 +25,8 @@ DOUBLE = replace(GUIDED, cfg_coef_beta=5.0)
 class Request:
     """What is asked of a model for each row of the batch."""
 
-    texts: Rows  # the text encoder's states [N, E], or None for null text
-    self_wav: Rows | None = None  # melody and style models: the first part of the prefix [F, dim]
+    texts: PerRow  # the text encoder's states [N, E], or None for null text
+    self_wav: PerRow | None = None  # melody and style models: the first part of the prefix [F, dim]
     sampling: Sampling = GUIDED
 
 
@@ -43,9 +44,9 @@ def reference_logits(
     null_wav: what stands for no melody [F, dim], or None for zeros. Returns guided logits [calls, B, K, card].
     All calls of a layer are made before the next layer is read, so that one layer's weights are in memory at a time.
     """
-    groups = guidance_groups(request)
-    cross, prefix = conditioning(model, groups, null_wav, dtype)
-    codes = torch.from_numpy(np.concatenate([columns] * len(groups)))
+    passes = passes_of(request)
+    cross, prefix = conditioning(model, passes, null_wav, dtype)
+    codes = torch.from_numpy(np.concatenate([columns] * len(passes)))
     ends = without_layers(model, dtype)
     spans = calls(prefill, columns.shape[2])
     places = cache_places(spans, 0 if prefix is None else prefix.shape[1])
@@ -105,20 +106,20 @@ def guided_logits(ends: LM, x: Tensor, batch: int, sampling: Sampling, dtype: to
     return guide(logits, batch, torch.tensor(sampling.cfg_coef), beta).numpy()
 
 
-def guidance_groups(request: Request) -> list[tuple[Rows, Rows]]:
-    """Texts and melodies or styles of every group of rows: conditioned; with double guidance null text beside the
-    melody or style; unconditional."""
-    unconditional: Rows = [None] * len(request.texts)
+def passes_of(request: Request) -> list[tuple[PerRow, PerRow]]:
+    """Texts and melodies or styles of every pass: conditioned; with double guidance null text beside the melody or
+    style; unconditional."""
+    unconditional: PerRow = [None] * len(request.texts)
     self_wav = request.self_wav or unconditional
     middle = [] if request.sampling.cfg_coef_beta is None else [(unconditional, self_wav)]
     return [(request.texts, self_wav), *middle, (unconditional, unconditional)]
 
 
 def conditioning(
-    model: Model[LMConfig], groups: Sequence[tuple[Rows, Rows]], null_wav: np.ndarray | None, dtype: torch.dtype
+    model: Model[LMConfig], passes: Sequence[tuple[PerRow, PerRow]], null_wav: np.ndarray | None, dtype: torch.dtype
 ) -> tuple[list[Cache], Tensor | None]:
-    """For all groups' rows, what every layer attends to, or the prefix before the first column."""
-    texts, wavs = ([row for group in groups for row in group[part]] for part in (0, 1))
+    """For the rows of all passes, what every layer attends to, or the prefix before the first column."""
+    texts, wavs = ([row for one in passes for row in one[part]] for part in (0, 1))
     states = torch.from_numpy(stacked(texts, model.config.text_dim)).to(dtype)
     mask = torch.tensor([[t < (0 if text is None else len(text)) for t in range(states.shape[1])] for text in texts])
     module = fill(text_module(model.config), model.weights("condition", dtype))
@@ -131,7 +132,7 @@ def conditioning(
     return [], torch.cat([torch.from_numpy(before).to(dtype), texts_read], dim=1)
 
 
-def stacked(rows: Rows, width: int) -> np.ndarray:
+def stacked(rows: PerRow, width: int) -> np.ndarray:
     """rows [N, width] -> [R, longest, width], padded with zeros; None is zeros."""
     out = np.zeros((len(rows), max((len(row) for row in rows if row is not None), default=1), width), np.float32)
     for row, filled in zip(rows, out, strict=True):

@@ -9,9 +9,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from clean_lm.conditioning import Conditioning
 from clean_lm.models.lm import LM, guide
 from clean_lm.models.transformer import Cache, Layer
-from clean_lm.runtime import Conditioning
 from export.quality import CFG_COEF
 from export.rewrite import quantize_blocks
 
@@ -34,7 +34,7 @@ def sensitivities(lm: LM, columns: np.ndarray, conditioning: Conditioning, bits:
     columns int64 [B, K, S] in the delay pattern. The layers before a changed matrix are not computed again.
     """
     batch, layers = len(columns), [cast(Layer, layer) for layer in lm.layers]
-    codes = torch.from_numpy(np.tile(columns, (conditioning.rows // batch, 1, 1)))
+    codes = torch.from_numpy(np.tile(columns, (conditioning.passes, 1, 1)))
     cross = cross_of(conditioning, len(layers))
     texts = cross[0][0].shape[0] if cross[0] else 0
     prefix = None if conditioning.prefix is None else torch.from_numpy(conditioning.prefix)

@@ -20,6 +20,7 @@ import torch
 from clean_lm.manifest import Manifest
 from clean_lm.models.config import ConfigError, TextConfig
 from clean_lm.models.t5 import T5Encoder, TextLayer
+from clean_lm.session import open_graph
 from clean_lm.text_encoder import TOKENIZER
 from export.bundle_writer import new_folder, write_manifest
 from export.commands import ExportError, errors_as_one_line, print_files, progress
@@ -84,10 +85,12 @@ def parity(bundle: Path, model: Model[TextConfig], seed: int = 0) -> Verdict:
     tokens = np.where(mask, rng.integers(0, model.config.vocab, mask.shape), model.config.pad_token)
     exact, pytorch = (reference_states(model, tokens, mask, dtype) for dtype in (torch.float64, DTYPE))
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    graph = Manifest.read(bundle, hashes=False).graph("text_encoder")
-    (ours,) = graph.session.run(["last_hidden_state"], {"input_ids": tokens, "attention_mask": mask})
+    graph = open_graph(Manifest.read(bundle, hashes=False), "text_encoder")
+    ours = graph.run({"input_ids": tokens, "attention_mask": mask})["last_hidden_state"]
+        {"input_ids": tokens, "attention_mask": mask}
+    )["last_hidden_state"]
     text = mask.astype(bool)
-    difference = largest_difference(np.asarray(ours)[text], pytorch[text], exact[text], "the largest state")
+    difference = largest_difference(ours[text], pytorch[text], exact[text], "the largest state")
     return Verdict(f"texts of {' and '.join(map(str, LENGTHS))} tokens", (difference,))
 
 

@@ -25,7 +25,7 @@ def write_variant(
 
     sensitive: names of the weights that have `variant.sensitive_bits`.
     """
-    traced = fp32_attention(folder)
+    traced = fp32_attention(Manifest.read(folder))
     # "dynamic" is for runtimes without ONNX Runtime's own operators, or that copy caches at every call
     attention = "standard" if variant.dynamic else traced
     once = "dynamic" if variant.dynamic else "int8"  # what runs once a generation is the same for most variants
@@ -49,9 +49,9 @@ def write_variant(
     return entry | ({"sensitive": list(sensitive)} if sensitive else {})
 
 
-def fp32_attention(folder: Path) -> str:
+def fp32_attention(manifest: Manifest) -> str:
     """Which attention a bundle's float32 graphs were traced with."""
-    update = Manifest.read(folder, variant=FP32).tree["cache_update"]
+    update = manifest.variants[FP32].cache_update
     return next(attention for attention, does in CACHE_UPDATE.items() if does == update)
 
 

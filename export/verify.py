@@ -17,19 +17,19 @@ import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from clean_lm.audio import AudioError
-from clean_lm.manifest import BundleError, Manifest
-from clean_lm.models.config import ConfigError, LMConfig
-from clean_lm.runtime import LanguageModel
-from export.bundle_writer import FP32, describe
+from clean_lm.language_model import LanguageModel
+from clean_lm.manifest import BundleError, LanguageModelInfo, Manifest
+from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig
+from export import lm
+from export.bundle_writer import FP32, write_manifest
 from export.commands import errors_as_one_line
-from export.lm_graphs import CACHE_UPDATE, LM_GRAPHS, write_graphs
+from export.lm_graphs import CACHE_UPDATE
 from export.lm_parity import golden, parity
 from export.parity import PYTORCH, Comparison, calls_verdict, line, table
 from export.quality import Reference, calibrate, measure
@@ -62,7 +62,7 @@ def verify(bundle: Path, ckpt: Path, folder: Path | None, quality: bool = False,
     """
     model = load(ckpt)
     same_model(bundle, model)
-    held = list(Manifest.read(bundle).need("variants"))
+    held = list(Manifest.read(bundle).variants)
     exact = [name for name in held if name in EXACT]
     if not exact and not quality:
         raise BundleError(f"{bundle}: {', '.join(held)} only, whose weights are rounded: measure it with --quality")
@@ -91,46 +91,49 @@ def report(checks: Sequence[tuple[str, str, list[Comparison]]], wrong: Sequence[
     return not wrong and all(verdict.agrees for _, verdict in verdicts)
 
 
-def same_model(bundle: Path, model: Model) -> None:
+def same_model(bundle: Path, model: Model[LMConfig]) -> None:
     """Raise BundleError where the bundle's sizes are not the checkpoint's."""
-    found = Manifest.read(bundle).need("model")
-    differ = {name: pair for name, pair in sizes(found, model.config).items() if pair[0] != pair[1]}
+    pairs = sizes(Manifest.read(bundle).language_model, model.config)
+    differ = [
+        f"{name} {ours} (the checkpoint has {theirs})" for name, (ours, theirs) in pairs.items() if ours != theirs
+    ]
     if differ:
-        listed = ", ".join(f"{name} {ours} (the checkpoint has {theirs})" for name, (ours, theirs) in differ.items())
-        raise BundleError(f"{bundle}: exported from another model than {model.checkpoint.path}: {listed}")
+        raise BundleError(f"{bundle}: exported from another model than {model.checkpoint.path}: {', '.join(differ)}")
 
 
-def sizes(found: Mapping[str, Any], config: LMConfig) -> dict[str, tuple[Any, Any]]:
-    """What a manifest's `model` and a configuration have of every field that both have."""
-    same = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    return {name: (value, getattr(config, name)) for name, value in same.items() if hasattr(config, name)}
+def sizes(info: LanguageModelInfo, config: LMConfig) -> dict[str, tuple[Any, Any]]:
+    """What a manifest and a configuration say of the language model, by the fields that both have."""
+    same = [field.name for field in fields(info) if hasattr(config, field.name) and field.name != "self_wav"]
+    kind = config.self_wav and ("melody" if isinstance(config.self_wav, MelodyConfig) else "style")
+    return {name: (getattr(info, name), getattr(config, name)) for name in same} | {"self_wav": (info.self_wav, kind)}
 
 
 def cost(bundle: Path, model: Model[LMConfig], clips: Sequence[Path]) -> bool:
     """Print what every variant costs beside fp32, which is the checkpoint's where the bundle has none; whether the
     default is within the bounds."""
     manifest = Manifest.read(bundle, hashes=False)
-    names = [name for name in manifest.tree["variants"] if name != FP32]
-    with exact_model(manifest, model) as lm:
-        codes, _ = calibrate(lm, bundle, clips)
-        reference = Reference(lm, codes)
+    names = [name for name in manifest.variants if name != FP32]
+    with exact_model(manifest, model) as exact:
+        codes, _ = calibrate(exact, bundle, clips)
+        reference = Reference(exact, codes)
     found = {name: measure(LanguageModel.load(bundle, variant=name, hashes=False), reference) for name in names}
     print("\n" + "\n".join(f"{name:8} {quality.line()}" for name, quality in found.items()))
-    default = manifest.tree["variant"]
-    return default == FP32 or found[default].within_bounds
+    default = manifest.default_variant
+    return default in (FP32, None) or found[default].within_bounds
 
 
 @contextlib.contextmanager
 def exact_model(manifest: Manifest, model: Model[LMConfig]) -> Iterator[LanguageModel]:
     """The fp32 variant of a bundle; where it has none, one that is exported into a temporary folder."""
-    if FP32 in manifest.tree["variants"]:
-        yield LanguageModel.load(manifest.folder, variant=FP32, hashes=False)
+    if FP32 in manifest.variants:
+        yield LanguageModel.open(manifest.with_variant(FP32))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        attention = next(name for name, update in CACHE_UPDATE.items() if update == manifest.tree["cache_update"])
-        write_graphs(model, Path(folder), attention, torch.float32)
-        graphs = {name: describe(Path(folder) / f"{name}.onnx") for name in LM_GRAPHS}
-        yield LanguageModel.open(Manifest(Path(folder), {**manifest.tree, "graphs": graphs, "files": {}}, {}))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, c = Path(temporary), model.config
+        attention = next(name for name, update in CACHE_UPDATE.items() if update == manifest.cache_update)
+        names = lm.write_all(model, folder, attention)
+        write_manifest(folder, lm.describe(c), lm.defaults(c), CACHE_UPDATE[attention], names)
+        yield LanguageModel.load(folder)
 
 
 if __name__ == "__main__":

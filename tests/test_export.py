@@ -225,8 +225,8 @@ def test_float16(bundle, language_model, attention):
     ratio = (half / "lm_inference.fp16.onnx.data").stat().st_size / (full / "lm_inference.onnx.data").stat().st_size
     assert 0.49 < ratio < 0.55
     lm = language_model("finetune_fp16", attention, "fp16")
-    assert lm.lm.inputs["past_key_values.0.key"]["dtype"] == "float16"
-    assert lm.lm.outputs["logits"]["dtype"] == "float32"
+    assert lm.lm.inputs["past_key_values.0.key"].dtype == "float16"
+    assert lm.lm.outputs["logits"].dtype == "float32"
     codes = lm.generate_codes(frames=20, seed=0)
     same = language_model("finetune_fp16", attention).generate_codes(frames=20, seed=0)
     assert (codes[:, :, :3] == same[:, :, :3]).mean() > 0.5
@@ -277,7 +277,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".bundle.partial-*/*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".bundle.*.partial/*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
