@@ -87,8 +87,6 @@ def parity(bundle: Path, model: Model[TextConfig], seed: int = 0) -> Verdict:
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
     graph = open_graph(Manifest.read(bundle, hashes=False), "text_encoder")
     ours = graph.run({"input_ids": tokens, "attention_mask": mask})["last_hidden_state"]
-        {"input_ids": tokens, "attention_mask": mask}
-    )["last_hidden_state"]
     text = mask.astype(bool)
     difference = largest_difference(ours[text], pytorch[text], exact[text], "the largest state")
     return Verdict(f"texts of {' and '.join(map(str, LENGTHS))} tokens", (difference,))

@@ -76,7 +76,7 @@ def test_a_stereo_model_has_a_mono_codec(music):
     model = json.loads((out / "manifest.json").read_text())["model"]
     assert (model["channels"], model["codebooks"], model["frame_rate"]) == (2, 8, 50)
     assert sound(out, None).shape == (1, 2, 16000)
-    with pytest.raises(BundleError, match="contains no text encoder; export it again with --text"):
+    with pytest.raises(BundleError, match="contains no text encoder for a description; export it again with --text"):
         sound(out)
 
 
