@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clean_lm.models.config import CodecConfig, ConfigError
 from clean_lm.models.encodec import onnx_gates
+from weights import audiocraft_config, huggingface_config
 from weights.checkpoint import Checkpoint, open_codec
 from weights.mapping import Dropped, Model, Piece, Source, match
 
@@ -48,8 +49,8 @@ def describe(checkpoint: Checkpoint) -> tuple[CodecConfig, dict[str, Source]]:
 def read_config(checkpoint: Checkpoint) -> CodecConfig:
     """The codec that a checkpoint's configuration describes. Raises ConfigError."""
     if checkpoint.layout == "audiocraft":
-        return CodecConfig.from_xp_cfg(checkpoint.config)
-    return CodecConfig.from_huggingface(checkpoint.config, PREFIX[checkpoint.layout])
+        return audiocraft_config.codec_config(checkpoint.config)
+    return huggingface_config.codec_config(checkpoint.config, PREFIX[checkpoint.layout])
 
 
 def table(checkpoint: Checkpoint, c: CodecConfig) -> dict[str, Source]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
+from weights import audiocraft_config, huggingface_config
 from weights.checkpoint import Checkpoint, is_codec, open_lm
 from weights.mapping import Dropped, Model, Piece, Source, match
 
@@ -33,11 +34,11 @@ def read_config(checkpoint: Checkpoint) -> LMConfig:
             "checks and exports a codec"
         )
     if checkpoint.layout == "huggingface":
-        return LMConfig.from_huggingface(checkpoint.config)
+        return huggingface_config.lm_config(checkpoint.config)
     projection = checkpoint.specs.get(f"{TEXT}.weight")
     if projection is None or len(projection.shape) != 2:
         raise ConfigError(f"no {TEXT}.weight of two axes: the width of its text encoder is unknown")
-    return LMConfig.from_xp_cfg(checkpoint.config, text_dim=projection.shape[1])
+    return audiocraft_config.lm_config(checkpoint.config, text_dim=projection.shape[1])
 
 
 def table(checkpoint: Checkpoint, config: LMConfig) -> dict[str, Source]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from clean_lm.models.config import ConfigError, MertConfig
 from weights.checkpoint import Checkpoint, open_mert
 from weights.codec import WEIGHT_NORM
+from weights.huggingface_config import mert_config
 from weights.mapping import Dropped, Model, Piece, Source, match
 
 PREFIXES = ("hubert.", "mert_model.")  # where a MERT's tensors stand beside a head's; alone they have none
@@ -16,7 +17,7 @@ def load(path: Path) -> Model[MertConfig]:
     """Open a MERT and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
     checkpoint = open_mert(path)
     try:
-        config = MertConfig.from_huggingface(checkpoint.config)
+        config = mert_config(checkpoint.config)
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
     return match(checkpoint, config, table(checkpoint, config), dropped(checkpoint))

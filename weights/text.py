@@ -6,6 +6,7 @@ import torch
 
 from clean_lm.models.config import ConfigError, TextConfig
 from weights.checkpoint import Checkpoint, open_text
+from weights.huggingface_config import text_config
 from weights.mapping import Dropped, MappingError, Model, Piece, Source, match
 
 PREFIX = {"t5": "", "huggingface": "text_encoder."}  # by layout: where a T5's tensors and settings stand
@@ -28,7 +29,7 @@ def load(path: Path) -> Model[TextConfig]:
 
 def read_config(checkpoint: Checkpoint) -> TextConfig:
     """The text encoder that config.json describes. Raises ConfigError."""
-    return TextConfig.from_huggingface(checkpoint.config, PREFIX[checkpoint.layout])
+    return text_config(checkpoint.config, PREFIX[checkpoint.layout])
 
 
 def embeddings(checkpoint: Checkpoint) -> list[str]:
