@@ -41,8 +41,8 @@ from clean_lm.runtime import LanguageModel
 from export.bundle_writer import ExportError
 from weights import audiocraft_config, huggingface_config
 from weights.checkpoint import CheckpointError, open_layout
-from weights.codec import describe, dropped, fold_weight_norm, load
-from weights.mapping import MappingError, differences, fill
+from weights.codec import describe, dropped, load
+from weights.mapping import MappingError, differences, fill, fold_weight_norm
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"

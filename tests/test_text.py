@@ -591,9 +591,10 @@ def without(*kinds: int) -> bytes:
         (SPIECE.read_bytes() * 2, ["unknown pieces"]),
         (b"", ["not a SentencePiece model, or truncated", "0 pieces"]),
         (b"hello, world", ["not a SentencePiece model, or truncated"]),
-        (b"\x08\x01", ["field 1 is a number"]),
+        (b"\x08\x01", ["not a SentencePiece model, or truncated", "0 pieces"]),
         (b"\x0a\x02\x0a\xff", ["truncated"]),
-        (b"\xff" * 30, ["no number ends"]),
+        (b"\x0a\x03\x0a\x01\xff", ["truncated"]),
+        (b"\xff" * 30, ["not a SentencePiece model, or truncated"]),
         (b"version https://git-lfs.github.com/spec/v1\n", ["Git LFS pointer"]),
     ],
 )

@@ -14,6 +14,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from clean_lm.models.config import CodecConfig
+from clean_lm.models.quantizer import quantize
 from clean_lm.models.transformer import weight
 
 
@@ -154,7 +155,7 @@ class Residual(nn.Module):
         return x + self.widen(F.elu(self.narrow(F.elu(x))))
 
 
-class Down(nn.Module):
+class EncoderBlock(nn.Module):
     """Residual blocks, then a convolution that shortens by `ratio` and doubles the channels."""
 
     def __init__(self, c: CodecConfig, width: int, ratio: int):
@@ -168,7 +169,7 @@ class Down(nn.Module):
         return self.conv(F.elu(x))
 
 
-class Up(nn.Module):
+class DecoderBlock(nn.Module):
     """A convolution that lengthens by `ratio` and halves the channels, then residual blocks."""
 
     def __init__(self, c: CodecConfig, width: int, ratio: int):
@@ -189,7 +190,9 @@ class Encoder(nn.Module):
     def __init__(self, c: CodecConfig, recurrence: Recurrence):
         super().__init__()
         self.first = Conv(c.channels, c.filters, c.kernel_size, c.pad_mode)
-        self.stages = nn.ModuleList(Down(c, c.filters * 2**i, ratio) for i, ratio in enumerate(reversed(c.ratios)))
+        self.stages = nn.ModuleList(
+            EncoderBlock(c, c.filters * 2**i, ratio) for i, ratio in enumerate(reversed(c.ratios))
+        )
         self.lstm = LSTM(c.width, c.lstm_layers, recurrence)
         self.last = Conv(c.width, c.dimension, c.last_kernel_size, c.pad_mode)
         self.codebooks = nn.ParameterList(weight(c.card, c.dimension) for _ in range(c.codebooks))
@@ -208,17 +211,7 @@ class Encoder(nn.Module):
 
     def quantize(self, latent: Tensor) -> Tensor:
         """latent [B, dimension, T] -> codes int64 [B, K, T]: each codebook takes the nearest to what is left."""
-        left = rearrange(latent, "b d t -> b t d")
-        codes = []
-        for table in self.codebooks:
-            codes.append(nearness(left, table).argmax(dim=-1))
-            left = left - F.embedding(codes[-1], table)
-        return torch.stack(codes, dim=1)
-
-
-def nearness(x: Tensor, table: Tensor) -> Tensor:
-    """2 x.e - |e|^2 = |x|^2 - |x - e|^2, for vectors x [B, T, D] and e of a table [card, D] -> [B, T, card]."""
-    return 2 * x @ table.T - table.pow(2).sum(dim=1)
+        return quantize(rearrange(latent, "b d t -> b t d"), self.codebooks)
 
 
 class DecoderLayers(nn.Module):
@@ -230,7 +223,7 @@ class DecoderLayers(nn.Module):
         self.codebooks = weight(c.codebooks * c.card, c.dimension)  # one table after the other
         self.first = Conv(c.dimension, c.width, c.kernel_size, c.pad_mode)
         self.lstm = LSTM(c.width, c.lstm_layers, recurrence)
-        self.stages = nn.ModuleList(Up(c, c.width // 2**i, ratio) for i, ratio in enumerate(c.ratios))
+        self.stages = nn.ModuleList(DecoderBlock(c, c.width // 2**i, ratio) for i, ratio in enumerate(c.ratios))
         self.last = Conv(c.filters, c.channels, c.last_kernel_size, c.pad_mode)
 
     def vectors(self, codes: Tensor) -> Tensor:

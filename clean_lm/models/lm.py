@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from clean_lm.models.config import LMConfig
-from clean_lm.models.transformer import Attention, Cache, Layer, Norm, weight
+from clean_lm.models.transformer import Attention, Cache, Layer, Norm, periods, sinusoid, weight
 
 
 class Projection(nn.Module):
@@ -120,21 +120,6 @@ class LM(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """x [..., dim] -> [..., K, card]."""
         return rearrange(self.out_norm(x) @ self.heads, "... (k c) -> ... k c", k=self.config.codebooks)
-
-
-def periods(dim: int) -> Tensor:
-    """10000^(i / (dim/2 - 1)) for i = 0 .. dim/2 - 1: the sinusoid's periods over 2 pi, in columns [dim/2].
-
-    A constant by torch's own float32 power, as upstream's: at column 1500 a last bit moves the phase by 1e-4.
-    """
-    half = dim // 2
-    return 10_000 ** (torch.arange(half, dtype=torch.float32) / (half - 1))
-
-
-def sinusoid(positions: Tensor, period: Tensor) -> Tensor:
-    """positions int64 [S], period [dim/2] -> [S, dim] = [cos | sin] of position / period."""
-    phase = positions[:, None].float() / period
-    return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
 def guide(logits: Tensor, batch: int, coef: Tensor, beta: Tensor | None = None) -> Tensor:

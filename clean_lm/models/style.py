@@ -10,9 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from clean_lm.models.config import StyleConfig
-from clean_lm.models.encodec import nearness
-from clean_lm.models.lm import periods, sinusoid
-from clean_lm.models.transformer import Norm, attend, weight
+from clean_lm.models.quantizer import quantize
+from clean_lm.models.transformer import Norm, attend, periods, sinusoid, weight
 
 
 class StyleLayer(nn.Module):
@@ -50,9 +49,9 @@ class Style(nn.Module):
 
     def forward(self, features: Tensor, eval_q: Tensor) -> Tensor:
         """features [M, F, width], eval_q int64 []: levels that count -> [M, ceil(F / ds_factor), output_dim]."""
-        return self.told(self.codes(self.read(features)), eval_q) @ self.output_proj + self.output_bias
+        return self.dequantize(self.quantize(self.encode(features)), eval_q) @ self.output_proj + self.output_bias
 
-    def read(self, features: Tensor) -> Tensor:
+    def encode(self, features: Tensor) -> Tensor:
         """features [M, F, width] -> what is to be quantized [M, ceil(F / ds_factor), dim]."""
         x = self.transform(features @ self.embed + self.embed_bias)
         # Upstream quantizes every frame by itself, and drops all but these afterwards.
@@ -69,15 +68,11 @@ class Style(nn.Module):
         """Batch norm by the means and variances of its training, eps 1e-5: x [..., dim] -> x."""
         return (x - self.mean) * torch.rsqrt(self.variance + 1e-5)
 
-    def codes(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor) -> Tensor:
         """x [M, T, dim] -> at each level the vector nearest to what those before it left, int64 [M, levels, T]."""
-        codes = []
-        for vectors in self.codebooks:
-            codes.append(nearness(x, vectors).argmax(dim=-1))
-            x = x - F.embedding(codes[-1], vectors)
-        return torch.stack(codes, dim=1)
+        return quantize(x, self.codebooks)
 
-    def told(self, codes: Tensor, eval_q: Tensor) -> Tensor:
+    def dequantize(self, codes: Tensor, eval_q: Tensor) -> Tensor:
         """codes int64 [M, levels, T], eval_q int64 [] -> the sum of the first eval_q levels' vectors [M, T, dim]."""
         levels = zip(codes.unbind(dim=1), self.codebooks, strict=True)
         vectors = torch.stack([F.embedding(code, table) for code, table in levels])

@@ -123,6 +123,21 @@ def weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, device="meta"), requires_grad=False)
 
 
+def periods(dim: int) -> Tensor:
+    """10000^(i / (dim/2 - 1)) for i = 0 .. dim/2 - 1: the sinusoid's periods over 2 pi, in columns [dim/2].
+
+    A constant by torch's own float32 power, as upstream's: at column 1500 a last bit moves the phase by 1e-4.
+    """
+    half = dim // 2
+    return 10_000 ** (torch.arange(half, dtype=torch.float32) / (half - 1))
+
+
+def sinusoid(positions: Tensor, period: Tensor) -> Tensor:
+    """positions int64 [S], period [dim/2] -> [S, dim] = [cos | sin] of position / period."""
+    phase = positions[:, None].float() / period
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
 class Norm(nn.Module):
     """Layer norm over the last axis, eps 1e-5."""
 
@@ -160,8 +175,8 @@ class Layer(nn.Module):
         x = x + read @ self.out
         if cross is not None:
             # Null text reads zeros and so adds exactly zero: the rows after the first X, which have no text, skip it.
-            told, nulls = x.split([texts, x.shape[0] - texts])
-            read = self.attention.cross(self.norm_cross(told) @ self.cross_q, cross, self.heads)
-            x = torch.cat([told + read @ self.cross_out, nulls])
+            conditioned, unconditional = x.split([texts, x.shape[0] - texts])
+            read = self.attention.cross(self.norm_cross(conditioned) @ self.cross_q, cross, self.heads)
+            x = torch.cat([conditioned + read @ self.cross_out, unconditional])
         x = x + F.gelu(self.norm2(x) @ self.linear1) @ self.linear2
         return x, present
