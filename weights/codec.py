@@ -1,4 +1,4 @@
-"""Which tensor of an EnCodec becomes which of ours: one table for each library's names, checked name by name."""
+"""The codec's table: our tensors <- audiocraft's or Hugging Face's EnCodec."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,13 @@ from weights.mapping import (
     weight_norm_names,
 )
 
-PREFIX = {"audiocraft": "", "encodec": "", "huggingface": "audio_encoder."}  # by layout: where a codec's tensors stand
+# By layout: what the names of a codec's tensors and settings begin with.
+PREFIX = {"audiocraft": "", "encodec": "", "huggingface": "audio_encoder."}
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a library calls the parts of a codec. Layers are counted together with the activations between them."""
+    """What a library calls the parts of a codec. Activations count as layers."""
 
     layers: str  # of "encoder" or "decoder"
     conv: str  # within a layer
@@ -103,7 +104,7 @@ class Table:
         rows = self.conv("encoder", "first", 0, (width, c.channels, c.kernel_size))
         for i, ratio in enumerate(reversed(c.ratios)):
             rows |= self.residuals("encoder", f"stages.{i}", layer, width)
-            layer += c.residual_layers + 2  # an activation, and the convolution that shortens
+            layer += c.residual_layers + 2  # an activation, and the strided convolution
             rows |= self.conv("encoder", f"stages.{i}.conv", layer - 1, (2 * width, width, 2 * ratio))
             width *= 2
         rows |= self.lstm("encoder", layer)

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint becomes which of ours: one table, checked name by name and shape by shape."""
+"""The language model's table: our tensors <- audiocraft's or Hugging Face's, and the conditioner's of audio."""
 
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def audiocraft(c: LMConfig) -> dict[str, Source]:
         rows[f"{ours}.linear1"] = one("feed-forward", f"{theirs}.linear1.weight", (hidden, d), transpose=True)
         rows[f"{ours}.linear2"] = one("feed-forward", f"{theirs}.linear2.weight", (d, hidden), transpose=True)
         if c.cross:
-            # q, k and v are stacked: keys and values depend on the text alone, so they go to the other graph
+            # q, k and v are stacked. Keys and values depend on the text alone: they are computed by lm_condition
             cross_in = f"{theirs}.cross_attention.in_proj_weight"
             cross_out = f"{theirs}.cross_attention.out_proj.weight"
             rows |= norm(f"{ours}.norm_cross", f"{theirs}.norm_cross", d)
@@ -115,7 +115,7 @@ def _huggingface(c: LMConfig) -> dict[str, Source]:
 
 
 def self_wav(c: LMConfig) -> dict[str, Source]:
-    """The conditioner of melody and style models that reads a sound."""
+    """The conditioner of melody and style models that takes audio."""
     if isinstance(c.self_wav, MelodyConfig):
         return _melody(c.self_wav)
     return {} if c.self_wav is None else _style(c.self_wav)

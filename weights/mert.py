@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face MERT becomes which of ours: one table, checked name by name."""
+"""MERT's table: our tensors <- Hugging Face's MERT or HuBERT."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from weights.checkpoint import Checkpoint, open_mert
 from weights.huggingface_config import mert_config
 from weights.mapping import Dropped, Model, Source, linear, match, norm, one, weight_norm, weight_norm_names
 
-PREFIXES = ("hubert.", "mert_model.")  # where a MERT's tensors stand beside a head's; alone they have none
+PREFIXES = ("hubert.", "mert_model.")  # before a MERT's names in a file that also has a head; else none
 
 
 def load(path: Path) -> Model[MertConfig]:
@@ -26,7 +26,7 @@ def prefix(checkpoint: Checkpoint) -> str:
 
 
 def table(checkpoint: Checkpoint, c: MertConfig) -> dict[str, Source]:
-    """Ours <- theirs, which may spell weight norm in either way."""
+    """Ours <- theirs, weight norm in either of its spellings."""
     at, last = prefix(checkpoint), c.channels[-1]
     rows = {
         **norm("conv_norm", f"{at}feature_extractor.conv_layers.0.layer_norm", c.channels[0]),
@@ -52,9 +52,9 @@ def table(checkpoint: Checkpoint, c: MertConfig) -> dict[str, Source]:
 
 def dropped(checkpoint: Checkpoint) -> list[Dropped]:
     """What is left out on purpose, and why."""
-    masked = Dropped(f"{prefix(checkpoint)}masked_spec_embed", "stands for what training hides")
+    masked = Dropped(f"{prefix(checkpoint)}masked_spec_embed", "the embedding of masked frames, for training")
     heads = ("lm_head.*", "projector.*", "classifier.*", "layer_weights")
-    return [masked, *(Dropped(name, "of a head on the features, which are wanted themselves") for name in heads)]
+    return [masked, *(Dropped(name, "of a head on the features, which is not used") for name in heads)]
 
 
 def _positions(checkpoint: Checkpoint, theirs: str, c: MertConfig) -> dict[str, Source]:

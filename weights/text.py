@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face T5 becomes which of the text encoder's: one table, checked name by name."""
+"""The text encoder's table: our tensors <- Hugging Face's T5."""
 
 from pathlib import Path
 
@@ -9,7 +9,10 @@ from weights.checkpoint import Checkpoint, open_text
 from weights.huggingface_config import text_config
 from weights.mapping import Dropped, MappingError, Model, Source, match, one, stack
 
-PREFIX = {"t5": "", "huggingface": "text_encoder."}  # by layout: where a T5's tensors and settings stand
+PREFIX = {
+    "t5": "",
+    "huggingface": "text_encoder.",
+}  # by layout: before a T5's names
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor by two names: files have either or both
 
 
@@ -71,8 +74,8 @@ def dropped(checkpoint: Checkpoint) -> list[Dropped]:
 
 _DROPPED = {
     "t5": [
-        Dropped("decoder.*", "T5's decoder writes text; a text is only read here"),
-        Dropped("lm_head.weight", "T5's decoder writes text; a text is only read here"),
+        Dropped("decoder.*", "of T5's decoder: only the encoder is used"),
+        Dropped("lm_head.weight", "of T5's decoder: only the encoder is used"),
     ],
     "huggingface": [
         Dropped("decoder.*", "the language model is exported by export/lm.py"),

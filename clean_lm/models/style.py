@@ -1,6 +1,7 @@
-"""What a style model is given of a sound: an excerpt's features, told in a few vectors of its codebooks.
+"""The style conditioner of MusicGen-style: MERT features of an excerpt -> a few vectors of the conditioning prefix.
 
-The excerpt's features come from elsewhere, 75 a second. Rouard et al., "Audio Conditioning for Music Generation via
+A transformer reads the features, 75 a second (see mert.py); every ds_factor-th frame goes through a residual quantizer,
+an information bottleneck. Rouard et al., "Audio Conditioning for Music Generation via
 Discrete Bottleneck Features" (arXiv 2407.12563).
 """
 
@@ -35,7 +36,7 @@ class StyleLayer(nn.Module):
 
 
 class Style(nn.Module):
-    """An excerpt's features to vectors of the language model."""
+    """Features of an excerpt -> vectors in the language model's width."""
 
     def __init__(self, config: StyleConfig):
         super().__init__()
@@ -48,28 +49,28 @@ class Style(nn.Module):
         self.output_proj, self.output_bias = weight(config.dim, config.output_dim), weight(config.output_dim)
 
     def forward(self, features: Tensor, eval_q: Tensor) -> Tensor:
-        """features [M, F, width], eval_q int64 []: levels that count -> [M, ceil(F / ds_factor), output_dim]."""
+        """features [M, F, width], eval_q int64 []: how many levels to use -> [M, ceil(F / ds_factor), output_dim]."""
         return self.dequantize(self.quantize(self.encode(features)), eval_q) @ self.output_proj + self.output_bias
 
     def encode(self, features: Tensor) -> Tensor:
-        """features [M, F, width] -> what is to be quantized [M, ceil(F / ds_factor), dim]."""
+        """features [M, F, width] -> the vectors to quantize [M, ceil(F / ds_factor), dim]."""
         x = self.transform(features @ self.embed + self.embed_bias)
-        # Upstream quantizes every frame by itself, and drops all but these afterwards.
+        # Upstream quantizes all frames and keeps these afterwards, which is the same.
         return self.normalize(x[:, :: self.ds_factor])
 
     def transform(self, x: Tensor) -> Tensor:
-        """x [M, F, dim] -> [M, F, dim], which has seen the whole excerpt."""
+        """x [M, F, dim] -> [M, F, dim], every frame attending to the whole excerpt."""
         x = x + sinusoid(torch.arange(x.shape[1]), self.period).to(x.dtype)
         for layer in self.layers:
             x = layer(x)
         return x
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Batch norm by the means and variances of its training, eps 1e-5: x [..., dim] -> x."""
+        """Batch norm with the running means and variances of training, eps 1e-5: x [..., dim] -> x."""
         return (x - self.mean) * torch.rsqrt(self.variance + 1e-5)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """x [M, T, dim] -> at each level the vector nearest to what those before it left, int64 [M, levels, T]."""
+        """x [M, T, dim] -> each level's code, int64 [M, levels, T]."""
         return quantize(x, self.codebooks)
 
     def dequantize(self, codes: Tensor, eval_q: Tensor) -> Tensor:
