@@ -15,6 +15,8 @@ from torch import Tensor
 
 from weights.checkpoint import CheckpointError, Spec, open_layout, open_lm
 
+pytestmark = pytest.mark.weights
+
 GOLDEN = Path(__file__).parent / "golden"
 LAYOUTS = Path(__file__).parent / "layouts"
 XP_CFG = "lm_model: transformer_lm\nsample_rate: 32000\n"

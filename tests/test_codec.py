@@ -45,6 +45,8 @@ from weights.checkpoint import CheckpointError, open_layout
 from weights.codec import describe, dropped, load
 from weights.mapping import MappingError, differences, fill, fold_weight_norm
 
+pytestmark = [pytest.mark.parity, pytest.mark.models]
+
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 HUGGINGFACE = GOLDEN / "finetune_fp16" / "hf_encodec_32khz"

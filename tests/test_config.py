@@ -11,6 +11,8 @@ import yaml
 from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
 from weights import audiocraft_config, huggingface_config
 
+pytestmark = pytest.mark.weights
+
 GOLDEN = Path(__file__).parent / "golden"
 
 XP_CFG = """

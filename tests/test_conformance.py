@@ -7,18 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conformance
-import make_conformance
 import numpy as np
 import onnx
 import pytest
-from conformance import KIT, check, difference, read
-from conftest import ROOT
 from onnx import numpy_helper
 
 import export.text
 from clean_lm.manifest import Manifest
+from tests.conformance import make as make_conformance
+from tests.conformance import run as conformance
+from tests.conformance.run import KIT, check, difference, read
+from tests.support import ROOT
 from weights.text import load
+
+pytestmark = pytest.mark.conformance
 
 CASES = list(read(KIT))
 
@@ -73,7 +75,7 @@ def test_the_bundles_are_what_the_exporter_writes(bundle: Callable[..., Path], m
         assert compared == {path.name for path in folder.glob("*.onnx")}
         for there, prefix in parts:
             for path in there.glob(f"{prefix}*.onnx"):
-                assert same_graph(path, folder / path.name), f"{name}/{path.name}: run tests/make_conformance.py"
+                assert same_graph(path, folder / path.name), f"{name}/{path.name}: run python -m tests.conformance.make"
     whole, kit = (Manifest.read(folder).document for folder in (music("stereo"), KIT / "bundles" / "stereo"))
     assert {**whole, "files": {}} == {**kit, "files": {}}
     assert whole["files"].keys() == kit["files"].keys()
@@ -134,7 +136,7 @@ def test_differences(found: Any, expected: Any, error: float):
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, ROOT / "tests" / "conformance.py", *arguments]
+    program = [sys.executable, ROOT / "tests" / "conformance" / "run.py", *arguments]
     return subprocess.run(program, check=False, capture_output=True, text=True, cwd=ROOT)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import weights.codec
 import weights.lm
@@ -20,7 +19,10 @@ from demo import checkpoint
 from demo.train import __main__ as command
 from demo.train import codec, evaluate, lm, measure, synth, text
 from demo.train.trainer import Settings
+from tests.support import ROOT
 from weights.lm import audiocraft
+
+pytestmark = pytest.mark.demo
 
 DEMO = ROOT / "demo"
 QUICK = Settings(steps=30, batch=4, rate=3e-3, warmup=5, betas=(0.9, 0.95), decay=0.0)

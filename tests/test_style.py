@@ -18,6 +18,8 @@ from export.conditioner import write_graph
 from weights.lm import SELF_WAV, load
 from weights.mapping import Model, fill
 
+pytestmark = [pytest.mark.parity, pytest.mark.models]
+
 GOLDEN = Path(__file__).parent / "golden" / "style"
 SHARE = 1e-5
 

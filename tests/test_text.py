@@ -41,6 +41,8 @@ from weights.mapping import MappingError, Model, differences, fill
 from weights.text import dropped, load, read_config, table
 from weights.tokenizer import from_sentencepiece, open_tokenizer
 
+pytestmark = [pytest.mark.parity, pytest.mark.models]
+
 HERE = Path(__file__).parent
 T5_BASE = HERE / "golden" / "_t5" / "t5-base"
 SPIECE = HERE / "golden" / "_t5" / "spiece" / "spiece.model"

@@ -22,6 +22,8 @@ from weights.checkpoint import Checkpoint, Spec
 from weights.lm import SELF_WAV, load
 from weights.mapping import Model
 
+pytestmark = pytest.mark.export
+
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 
