@@ -216,7 +216,7 @@ def fit(
     Every other step has sequences of `frames`, the others as many codes in shorter ones: late in a sequence a text
     adds little to the codes before. Once the model copies, short ones are a fifth as long and their first frames count
     most. In the last steps padding is not read, as if each text were alone, which most are when the model is used:
-    otherwise the model learns to rely on it. A model `before` learns to keep its place; every fourth step is short then.
+    otherwise the model learns to rely on it. A model `before` learns to keep its place, with every fourth step short.
     """
     torch.manual_seed(settings.seed)
     model = before or Model(config)

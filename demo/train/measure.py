@@ -27,7 +27,7 @@ def spectrum(wave: np.ndarray, window: int, hop: int) -> np.ndarray:
 
 
 def stft_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Mean difference of log-magnitudes in dB over windows of 2048, 512 and 128 samples; below -60 dB all is the same."""
+    """Mean difference of log-magnitudes in dB over windows of 2048, 512 and 128 samples, with a floor at -60 dB."""
     pairs = [[spectrum(w, window, window // 4) for w in (ours, theirs)] for window in (2048, 512, 128)]
     return float(np.mean([np.abs(20 * np.log10((a + 1e-3) / (b + 1e-3))).mean() for a, b in pairs]))
 
@@ -59,7 +59,7 @@ def same_tempo(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def features(wave: np.ndarray) -> np.ndarray:
-    """What the classifier sees of a loop: loudness in bands, its spread, the onsets' correlation at every tempo's beat."""
+    """The classifier's input: loudness in bands, its spread, the onsets' autocorrelation at every tempo's beat."""
     bands = np.array_split(np.log1p(100 * spectrum(wave, WINDOW, HOP)), np.geomspace(2, 400, BANDS).astype(int), axis=1)
     loud = np.stack([band.mean(axis=1) for band in bands])
     lags = np.array(BEATS) * synth.HOP // HOP

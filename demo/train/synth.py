@@ -71,7 +71,7 @@ def bpm(beat: int) -> int:
 
 
 class Track:
-    """A time line in sixteenths, each rounded to the nearest frame. `music` is ducked under the kick, `drums` are not."""
+    """A time line in sixteenths, each at the nearest frame. `music` is ducked under the kick, `drums` are not."""
 
     def __init__(self, beat: int, samples: int):
         self.beat = beat  # frames

@@ -29,7 +29,7 @@ class Settings:
 def train(
     module: nn.Module, loss: Callable[[int], tuple[Tensor, str]], path: Path, settings: Settings, every: int = 50
 ) -> None:
-    """Minimise loss(step) for settings.steps; it also returns a line to print. Continues from `path` where it exists."""
+    """Minimise loss(step), which also returns a line to print. Continues from `path` where it exists."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, 1.0, settings.betas, weight_decay=settings.decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings))
@@ -63,7 +63,7 @@ def rate(step: int, settings: Settings) -> float:
 
 
 def initialise(module: nn.Module) -> None:
-    """Give a module on the meta device weights: uniform, of a size that keeps a layer's output as large as its input."""
+    """Give a module without storage weights: uniform, so large that a layer's output is as large as its input."""
     module.to_empty(device="cpu")
     for name, p in module.named_parameters():
         p.requires_grad_(True)
