@@ -44,7 +44,7 @@ class Codec(nn.Module):
         self.sums = nn.Buffer(torch.zeros(*shape, config.dimension))
 
     def forward(self, audio: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """audio [B, 1, samples], whole frames -> what is heard of it, the commitment loss. With a generator, the
+        """audio [B, 1, samples], whole frames -> the decoded audio, the commitment loss. With a generator, the
         codebooks learn."""
         with torch.autocast("cpu", torch.bfloat16):
             latent = self.encoder.latent(audio)
@@ -60,8 +60,8 @@ class Codec(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             x = self.decoder.first(latent - rest.detach())  # the gradient goes past the quantiser
             x, _ = self.decoder.lstm(x, self.decoder.lstm.start(x))
-            heard = self.decoder.sound(x)
-        return heard.float(), commitment
+            decoded = self.decoder.sound(x)
+        return decoded.float(), commitment
 
     @torch.no_grad()
     def learn(self, k: int, vectors: Tensor, generator: torch.Generator) -> None:
@@ -103,12 +103,12 @@ def fit(
 
     def loss(step: int) -> tuple[Tensor, str]:
         audio = crops(loops, settings, step, round(seconds * config.frame_rate) * config.hop)
-        heard, commitment = codec(audio, torch.Generator().manual_seed(step))
-        error = heard - audio
-        wave, spectrum = error.abs().mean() + error.square().mean().sqrt(), spectral_loss(heard[:, 0], audio[:, 0])
+        decoded, commitment = codec(audio, torch.Generator().manual_seed(step))
+        error = decoded - audio
+        wave, spectrum = error.abs().mean() + error.square().mean().sqrt(), spectral_loss(decoded[:, 0], audio[:, 0])
         power = float(error.detach().square().mean() / audio.square().mean())
-        said = f"SNR {-10 * math.log10(power):5.2f} dB, spectral {spectrum:.3f}, commitment {commitment:.4f}"
-        return 10 * wave + 2 * spectrum + commitment, said
+        line = f"SNR {-10 * math.log10(power):5.2f} dB, spectral {spectrum:.3f}, commitment {commitment:.4f}"
+        return 10 * wave + 2 * spectrum + commitment, line
 
     train(codec, loss, folder / "codec.pt", settings)
     return codec.eval()
@@ -117,15 +117,15 @@ def fit(
 def finish(
     codec: Codec, loops: np.ndarray, folder: Path, settings: Settings, hop: int = CONFIG.hop, frames: int = 32
 ) -> Codec:
-    """Train the decoder alone; the codes stay. The waveform counts only where it is slow: hats and snares are noise,
-    whose waveform no code tells, and a decoder that must match it leaves them out."""
+    """Train the decoder alone; the codes stay. The waveform loss is low-passed: hats and snares are noise, whose
+    waveform no code describes, and a decoder that has to match it leaves them out."""
     codec.encoder.requires_grad_(False)
 
     def loss(step: int) -> tuple[Tensor, str]:
         audio = crops(loops, settings, step, frames * hop)
-        heard, _ = codec(audio)
-        low = F.avg_pool1d(heard, SLOW, SLOW // 2) - F.avg_pool1d(audio, SLOW, SLOW // 2)
-        wave, spectrum = low.abs().mean() + low.square().mean().sqrt(), spectral_loss(heard[:, 0], audio[:, 0], QUIET)
+        decoded, _ = codec(audio)
+        low = F.avg_pool1d(decoded, SLOW, SLOW // 2) - F.avg_pool1d(audio, SLOW, SLOW // 2)
+        wave, spectrum = low.abs().mean() + low.square().mean().sqrt(), spectral_loss(decoded[:, 0], audio[:, 0], QUIET)
         return 10 * wave + 2 * spectrum, f"slow wave {wave:.4f}, spectral {spectrum:.3f}"
 
     train(codec.decoder, loss, folder / "decoder.pt", settings)
