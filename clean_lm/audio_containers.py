@@ -16,8 +16,8 @@ SEEKABLE = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # samples of a fixed siz
 class Sequential(sf.SoundFile):
     """A file that is decoded from its start, in blocks, as one uninterrupted read gives it.
 
-    python-soundfile seeks after every read of what can seek, and a decoder of MP3 or Opus that seeks begins anew, without
-    the bits that the frames before have left for it: a burst of noise at the start of every block.
+    python-soundfile seeks after every read of what can seek, and a decoder of MP3 that seeks begins anew, without the
+    bits that the frames before have left for it: a burst of noise at the start of every block.
     """
 
     def seekable(self) -> bool:
@@ -60,7 +60,7 @@ def open_sound(file: BinaryIO) -> sf.SoundFile:
 def mp3_count(file: BinaryIO) -> Count | None:
     """An MP3's length as it counts it; None if it does not.
 
-        [ID3 tag][frame: ... "Xing" or "Info", flags, frames, bytes ...][frame][frame] ...
+    [ID3 tag][frame: ... "Xing" or "Info", flags, frames, bytes ...][frame][frame] ...
     """
     file.seek(0)
     head = file.read(10)
@@ -103,7 +103,7 @@ def data_chunk(file: BinaryIO, magic: bytes, size: int) -> tuple[int, int] | Non
 def chunk_of(file: BinaryIO, size: int, order: str) -> tuple[int, int] | None:
     """The chunk of a RIFF or AIFF that holds the samples: declared bytes, and those there are.
 
-        RIFF size WAVE | fmt_ size ... | (ds64 size riff-size data-size ...) | data size ...
+    RIFF size WAVE | fmt_ size ... | (ds64 size riff-size data-size ...) | data size ...
     """
     at, long = 12, 0
     while at + 8 <= size:

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
+WHOLE = (int, np.integer)
+REAL = (int, float, np.integer, np.floating)
 LONGEST = 86400.0  # seconds of one generation: a day. Beyond it the codes and draws alone would fill memory
 MOST_TAKES = 1000  # every take has caches of its own, about 0.3 GB of them in musicgen-small with 30 s
 
@@ -20,7 +21,7 @@ def known(options: Mapping[str, Any], names: Iterable[str], where: str) -> None:
 
 def integer(name: str, value: Any, low: int = 0, high: int = 2**63 - 1) -> int:
     """A whole number from low to high; numpy's are welcome, True, 5.0 and "5" are not."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, WHOLE) or isinstance(value, bool) or not low <= value <= high:
         bounds = f"from {low} up" if high == 2**63 - 1 else f"from {low} to {high}"
         raise ValueError(f"{name}: got {shown(value)}, expected a whole number {bounds}")
     return int(value)
@@ -28,7 +29,7 @@ def integer(name: str, value: Any, low: int = 0, high: int = 2**63 - 1) -> int:
 
 def number(name: str, value: Any, expected: str, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number from low to high, which `expected` says in words; True and "5" are none."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not low <= value <= high:
+    if not isinstance(value, REAL) or isinstance(value, bool) or not math.isfinite(value) or not low <= value <= high:
         raise ValueError(f"{name}: got {shown(value)}, expected {expected}")
     return float(value)
 
@@ -51,7 +52,7 @@ def flag(name: str, value: Any) -> bool:
 
 def rate(name: str, value: Any) -> int:
     """Samples a second: a whole number, 44100.0 too."""
-    whole = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
+    whole = isinstance(value, REAL) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
     if not whole or value < 1:
         raise ValueError(f"{name}: got {shown(value)}, expected samples a second")
     return int(value)
@@ -71,10 +72,13 @@ def texts(name: str, value: Any, rows: int | None = None) -> list[str | None]:
 
 def seeds(value: Any, rows: int) -> list[int]:
     """The seed of each row: seed, seed + 1, ... of a number, or the numbers of a list."""
-    one = isinstance(value, Integral) and not isinstance(value, bool)
-    many = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
-    given = [int(value) + row for row in range(rows)] if one else list(value) if many else []
-    whole = all(isinstance(seed, Integral) and not isinstance(seed, bool) and 0 <= seed < 2**64 for seed in given)
+    if isinstance(value, WHOLE) and not isinstance(value, bool):
+        given: list[Any] = [int(value) + row for row in range(rows)]
+    elif isinstance(value, (list, tuple, range, np.ndarray)):
+        given = list(value)
+    else:
+        given = []
+    whole = all(isinstance(seed, WHOLE) and not isinstance(seed, bool) and 0 <= seed < 2**64 for seed in given)
     if not whole or len(given) != rows:
         several = f", or a list of {rows} of them" if rows > 1 else ""
         raise ValueError(f"seed: got {shown(value)}, expected a whole number from 0 to 2^64 - {rows}{several}")
