@@ -178,8 +178,10 @@ class LanguageModel:
         if duration is not None:
             if self.frame_rate is None:
                 raise ValueError("duration: this bundle does not know its frame rate (no codec in it); give frames")
-            seconds("duration", duration, 1 / self.frame_rate)
-            window = seconds("max_duration", options.get("max_duration", self.max_duration))
+            frame = 1 / self.frame_rate
+            seconds("duration", duration, frame, f"{frame:g} s (a frame) or more")
+            window = options.get("max_duration", self.max_duration)
+            seconds("max_duration", window, frame, f"{frame:g} s (a frame) or more")
             stride = number("extend_stride", options.get("extend_stride", self.extend_stride), "seconds")
             return plan(duration, window, stride, self.frame_rate, prompt)
         try:

@@ -96,7 +96,8 @@ class MusicGen:
         defaults = self.lm.manifest.defaults
         duration = defaults.duration if duration is None else duration
         extend_stride = defaults.extend_stride if extend_stride is None else extend_stride
-        duration = seconds("duration", duration, 1 / self.frame_rate)
+        frame = 1 / self.frame_rate
+        duration = seconds("duration", duration, frame, f"more than 0: {frame:g} s (a frame) at least")
         number("extend_stride", extend_stride, "seconds")
         if not 0 < extend_stride < self.max_duration:
             raise ValueError(

@@ -34,13 +34,14 @@ def number(name: str, value: Any, expected: str, low: float = -math.inf, high: f
     return float(value)
 
 
-def seconds(name: str, value: Any, least: float = 0.0, high: float = LONGEST) -> float:
-    """Seconds above 0, at least `least` (a frame), at most `high`."""
-    floor = f"{least:g} s (a frame) or more" if least else "more than 0 s"
-    value = number(name, value, f"seconds, {floor}")
-    if not (least or 5e-324) <= value <= high:
-        raise ValueError(f"{name}: got {value:g} s, expected {floor}" + (f", at most {high:g} s" if value > 0 else ""))
-    return value
+def seconds(name: str, value: Any, least: float, expected: str) -> float:
+    """Seconds from `least`, a frame, to a day; `expected` says the least in words."""
+    real = isinstance(value, REAL) and not isinstance(value, bool)
+    if not real or not least <= value < math.inf:
+        raise ValueError(f"{name}: got {f'{value:g} s' if real else shown(value)}, expected {expected}")
+    if value > LONGEST:
+        raise ValueError(f"{name}: got {value:g} s, expected {LONGEST:g} s (a day) at most")
+    return float(value)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -136,12 +136,12 @@ def test_no_silence_at_the_seam(run, music, tmp_path, monkeypatch):
     monkeypatch.setattr(
         cli.MusicGen,
         "generate_continuation",
-        lambda s, p, *a, **k: given.append(p.shape[2] / 640) or whole(s, p, *a, **k),
+        lambda s, p, *a, **k: given.append(p.shape[-1] / 640) or whole(s, p, *a, **k),
     )
     sf.write(tmp_path / "in.wav", tone(1.013, rate), rate, "PCM_16")
     for side, seam in (("end", round(1.013 * rate)), ("start", 50 * rate // 50)):
         said = run("continue", tmp_path / "in.wav", "-o", tmp_path / "out.wav", "--bundle", music("text", True),
-                   "--splice", "--from", side, "--duration", "2")  # fmt: skip
+                   "--splice", "--from", side, "--duration", "2", "--overwrite")  # fmt: skip
         assert given.pop() == 50
         assert read(tmp_path / "out.wav")[0].shape == (seam + rate, 1)
         assert said["seam"] == seam / rate
@@ -177,7 +177,7 @@ def test_stereo(run, music, track, tmp_path):
     for channels, options, found in ((1, (), 1), (2, ("--splice",), 2), (6, ("--rate", "codec"), 2)):
         sf.write(tmp_path / "in.wav", tone(1.5, 32000, channels), 32000)
         said = run("continue", tmp_path / "in.wav", "-o", tmp_path / "out.wav", "--bundle", music("stereo"), *SHORT,
-                   *options)  # fmt: skip
+                   "--overwrite", *options)  # fmt: skip
         assert said["channels"] == found == sf.info(tmp_path / "out.wav").channels
 
 
@@ -212,8 +212,8 @@ def test_codec(run, music, track, tmp_path, capsys):
     assert said["codes_used"] == [len(set(codes[0, k])) for k in range(4)]
     assert said["si_sdr_db"] == pytest.approx(audio.si_sdr(decoded, sound), abs=0.02)
     assert min(said["encode_real_time_factor"], said["decode_real_time_factor"]) > 0
-    assert cli.main(["codec", str(track), "-o", str(tmp_path / "out.wav"), "--bundle", str(bundle)]) == 0
-    assert f"out.wav: 2.50 s, 32000 Hz, 125 frames of 4 codes\nSI-SDR {said['si_sdr_db']} dB" in capsys.readouterr().out
+    assert cli.main(["codec", str(track), "-o", str(tmp_path / "said.wav"), "--bundle", str(bundle)]) == 0
+    assert f"said.wav: 2.50 s, 32000 Hz, 125 frames of 4 codes\nSI-SDR {said['si_sdr_db']} dB" in capsys.readouterr().out
 
 
 def test_si_sdr():
@@ -284,7 +284,7 @@ REFUSED = {
     "six channels": (("six.wav", "--bundle", "stereo"), "six.wav: has 6 channels, the model 2: give --rate codec"),
     "prompt": (
         ("track.wav", "--duration", "2", "--prompt-seconds", "2"),
-        "duration: requested 2 s, but the prompt already has 2 s",
+        "--duration: requested 2 s, but the prompt already has 2 s",
     ),
     "duration infinite": (
         ("track.wav", "--duration", "inf"),
@@ -297,10 +297,10 @@ REFUSED = {
     "takes": (("track.wav", "--takes", "0"), "--takes: got 0, expected 1 or more"),
     "seed": (("track.wav", "--seed", "-1"), "--seed: got -1, expected a number from 0 to 2^64 - 1"),
     "threads": (("track.wav", "--threads", "0"), "--threads: got 0, expected 1 or more"),
-    "top k": (("track.wav", "--top-k", "-1"), "top_k: got -1"),
-    "top p": (("track.wav", "--top-p", "nan"), "top_p: got nan"),
-    "temperature": (("track.wav", "--temperature", "-0.5"), "temperature: got -0.5"),
-    "guidance": (("track.wav", "--cfg-coef", "inf"), "cfg_coef: got inf"),
+    "top k": (("track.wav", "--top-k", "-1"), "--top-k: got -1, expected a whole number from 0 (off) to 2^63 - 1"),
+    "top p": (("track.wav", "--top-p", "nan"), "--top-p: got nan, expected 0 (off) to 1"),
+    "temperature": (("track.wav", "--temperature", "-0.5"), "--temperature: got -0.5, expected 0 (greedy) or at least 1e-06"),
+    "guidance": (("track.wav", "--cfg-coef", "inf"), "--cfg-coef: got inf, expected a finite number"),
     "splice": (("track.wav", "--splice", "--rate", "codec"), "--splice keeps the track as it is"),
 }
 
