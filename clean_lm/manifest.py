@@ -140,7 +140,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds, with the graphs of one variant. `document` is the JSON itself, for whoever writes it."""
+    """What a bundle holds, with the graphs of one variant. `document` is the JSON itself, for the bundle writer."""
 
     folder: Path
     document: Mapping[str, Any]

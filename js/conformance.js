@@ -1,35 +1,35 @@
 /**
- * Run the conformance kit through the JavaScript runtime: a table of every case, and exit code 1 where one fails.
+ * Run the conformance kit in the JavaScript runtime: prints a row for every output, and exits with 1 if one is wrong.
  *
- *     node js/conformance.js                     tests/golden/conformance, by onnxruntime-node
- *     node js/conformance.js folder --ep wasm    another copy of the kit, by onnxruntime-web
+ *     node js/conformance.js                     the kit in tests/golden/conformance, in onnxruntime-node
+ *     node js/conformance.js folder --ep wasm    a copy of the kit elsewhere, in onnxruntime-web
  *
- * A page calls conformance(name => fetch(...), { ort }). tests/conformance.py does the same in Python, and
- * tests/golden/conformance/README.md says how to write one more.
+ * In a page, call conformance(path => fetch(...), { ort }). tests/conformance.py does the same in Python.
+ * tests/golden/conformance/README.md describes the kit for ports to other languages.
  */
 
 import { convertAudio, delay, MusicGen, undelay, uniforms, windows } from './src/index.js'
 
 /**
  * @typedef {{ data: Float32Array | Int32Array, shape: number[] }} Stored an array of the kit
- * @typedef {{ case: string, what: string, error: number, within: number, passed: boolean }} Row what one output of one
- *   case came to; error: of the largest number expected, of codes and ids how many differ
+ * @typedef {{ case: string, what: string, error: number, within: number, passed: boolean }} Row the result of one output
+ *   of a case; error: the largest difference as a share of the largest expected number, or how many codes or ids differ
  *
- * @typedef {object} Options beside MusicGen.load's
+ * @typedef {object} Options and those of MusicGen.load
  * @property {any} ort
  * @property {any[]} [executionProviders]
- * @property {(bundle: string) => any} [source] of a bundle by its folder in the kit, where not read by fetchFile
- * @property {(row: Row) => void} [onRow] called as each comes
+ * @property {(bundle: string) => any} [source] a bundle's source by its folder in the kit; default: read by fetchFile
+ * @property {(row: Row) => void} [onRow] called with each row
  */
 
 /**
- * Every case with each of its bundles.
+ * Run every case with each of its bundles.
  *
- * @param {(path: string) => Promise<Uint8Array | ArrayBuffer | Response>} fetchFile a file of the kit by its path in it
+ * @param {(path: string) => Promise<Uint8Array | ArrayBuffer | Response>} fetchFile reads a file of the kit
  * @param {Options} options
  * @returns {Promise<Row[]>}
  */
-export async function conformance(fetchFile, { source, onRow, ...loading }) {
+export async function conformance(fetchFile, { source, onRow, ...loadOptions }) {
   const file = async (/** @type {string} */ path) => {
     const found = await fetchFile(path)
     return new Uint8Array(
@@ -43,12 +43,12 @@ export async function conformance(fetchFile, { source, onRow, ...loading }) {
   for (const bundle of [null, ...new Set(cases.flatMap((/** @type {any} */ one) => one.bundles))]) {
     const folder = `bundles/${bundle}`
     const from = source ? source(folder) : (/** @type {string} */ name) => file(`${folder}/${name}`)
-    const model = bundle && (await MusicGen.load(from, loading))
+    const model = bundle && (await MusicGen.load(from, loadOptions))
     for (const one of cases) {
       if (bundle ? !one.bundles.includes(bundle) : one.bundles.length) continue
       const name = bundle ? `${one.name} [${bundle}]` : one.name
       const { given, expected } = stored(one, buffer)
-      const found = await DO[one.do](given, model)
+      const found = await RUN[one.do](given, model)
       for (const what of Object.keys(expected)) {
         const [error, within] = [difference(found[what], expected[what]), one.within[what]]
         rows.push({ case: name, what, error, within, passed: error <= within })
@@ -61,7 +61,7 @@ export async function conformance(fetchFile, { source, onRow, ...loading }) {
 }
 
 /**
- * A value with its arrays { dtype, shape, at } read: little-endian, row by row.
+ * A value of cases.json with its arrays, which are stored as { dtype, shape, at }, read from arrays.bin.
  *
  * @param {any} value
  * @param {ArrayBuffer} buffer
@@ -79,7 +79,8 @@ export function stored(value, buffer) {
 }
 
 /**
- * Between floats the largest, as a share of the largest expected; else how many numbers are not the same.
+ * The error of an output. Floats: the largest difference as a share of the largest expected number. Otherwise: how many
+ * numbers differ.
  *
  * @param {any} found
  * @param {any} expected
@@ -93,7 +94,7 @@ function difference(found, expected) {
   return largest(theirs.map((n, i) => ours[i] - n)) / (largest(theirs) || 1)
 }
 
-/** Nested arrays as one. @param {any} value @returns {number[]} */
+/** Flatten nested arrays. @param {any} value @returns {number[]} */
 const numbers = (value) =>
   Array.isArray(value)
     ? value.flatMap(numbers)
@@ -102,7 +103,7 @@ const numbers = (value) =>
       : [value]
 
 /**
- * An array as nested ones, the last axis typed: [B, K, T] -> [B][K] of T.
+ * Nest an array, with typed arrays for the last axis: [B, K, T] -> [B][K] of T.
  *
  * @param {Stored} array
  * @returns {any}
@@ -114,7 +115,7 @@ export function nested({ data, shape: [first, ...rest] }) {
 }
 
 /**
- * Columns or frames of all rows.
+ * Slice the columns or frames of all rows.
  *
  * @param {Int32Array[][]} rows
  * @param {number} start
@@ -122,11 +123,11 @@ export function nested({ data, shape: [first, ...rest] }) {
  */
 const slice = (rows, start, end) => rows.map((row) => row.map((codes) => codes.slice(start, end)))
 
-/** Rows of a batch: what each is told, or null. @param {(Stored | null)[] | null} rows */
-const told = (rows) => rows && rows.map((row) => row && row.data)
+/** Conditioning of each row, null where it has none. @param {(Stored | null)[] | null} rows */
+const perRow = (rows) => rows && rows.map((row) => row && row.data)
 
 /** @param {any} s */
-const sampled = (s) => ({
+const samplingOptions = (s) => ({
   temperature: s.temperature,
   topK: s.top_k,
   topP: s.top_p,
@@ -135,15 +136,15 @@ const sampled = (s) => ({
 })
 
 /** @param {any} length */
-const lasting = (length) => ({
+const lengthOptions = (length) => ({
   duration: length.duration,
   maxDuration: length.max_duration,
   extendStride: length.extend_stride,
 })
 
 /** @type {Record<string, (given: any, model: any) => any>} */
-const DO = {
-  // Arithmetic, without a graph
+const RUN = {
+  // Arithmetic, without graphs
 
   uniforms: ({ seed, steps, codebooks }) => ({ uniforms: uniforms(BigInt(seed), steps, codebooks) }),
 
@@ -153,8 +154,8 @@ const DO = {
 
   windows: ({ duration, max_duration, extend_stride, frame_rate, prompt }) => {
     try {
-      const cut = windows(duration, max_duration, extend_stride, frame_rate, prompt)
-      return { windows: cut.map(({ start, known, frames }) => [start, known, frames]) }
+      const found = windows(duration, max_duration, extend_stride, frame_rate, prompt)
+      return { windows: found.map(({ start, known, frames }) => [start, known, frames]) }
     } catch (error) {
       if (!(error instanceof RangeError)) throw error
       return { refused: true }
@@ -165,7 +166,7 @@ const DO = {
     audio: convertAudio(nested(audio), from_rate, to_rate, channels),
   }),
 
-  // Text and sound
+  // Text and audio
 
   tokens: async ({ text }, model) => ({ ids: await model.text.tokens(text) }),
 
@@ -183,7 +184,7 @@ const DO = {
     const given = parts.map((/** @type {number} */ frames) => slice(all, start, (start += frames)))
     /** @type {Float32Array[][]} */
     const pieces = []
-    for await (const [sound] of codec.decodeStream(given, size)) pieces.push(sound)
+    for await (const [piece] of codec.decodeStream(given, size)) pieces.push(piece)
     const audio = pieces[0].map((/** @type {any} */ _, /** @type {number} */ channel) =>
       pieces.map((piece) => piece[channel]),
     )
@@ -200,9 +201,9 @@ const DO = {
     const decoder = await lm.decoder({
       batch,
       capacity,
-      texts: told(texts),
-      selfWav: told(self_wav),
-      sampling: sampled(sampling),
+      texts: perRow(texts),
+      selfWav: perRow(self_wav),
+      sampling: samplingOptions(sampling),
     })
     let start = 0
     for (const size of calls) {
@@ -215,12 +216,12 @@ const DO = {
   generate: async ({ prompt, texts, self_wav, batch, frames, sampling, seed, uniform, ...length }, { lm }) => ({
     codes: await lm.generateCodes({
       prompt: prompt && nested(prompt),
-      texts: told(texts),
-      selfWav: self_wav && (() => told(self_wav)),
+      texts: perRow(texts),
+      selfWav: self_wav && (() => perRow(self_wav)),
       batch,
       frames,
-      ...lasting(length),
-      sampling: sampled(sampling),
+      ...lengthOptions(length),
+      sampling: samplingOptions(sampling),
       seed: seed === null ? undefined : BigInt(seed),
       uniform: uniform?.data,
     }),
@@ -235,20 +236,20 @@ const DO = {
       takes,
       seed: BigInt(seed),
       ...(melody && { melody: nested(melody), melodySampleRate: melody_sample_rate }),
-      ...lasting(length),
-      ...sampled(sampling),
+      ...lengthOptions(length),
+      ...samplingOptions(sampling),
     }
-    const made = audio
+    const generated = audio
       ? await model.generateContinuation(nested(audio), sample_rate, options)
       : await model.generate(options)
     return {
-      codes: made.takes.map((/** @type {any} */ take) => take.codes),
-      audio: made.takes.map((/** @type {any} */ take) => take.audio),
+      codes: generated.takes.map((/** @type {any} */ take) => take.codes),
+      audio: generated.takes.map((/** @type {any} */ take) => take.audio),
     }
   },
 }
 
-/** The command: onnxruntime-node reads bundles where they lie, onnxruntime-web from memory. */
+/** The command line. onnxruntime-node opens bundles on the disk, onnxruntime-web in memory. */
 async function main() {
   const { readFile } = await import('node:fs/promises')
   const { join } = await import('node:path')

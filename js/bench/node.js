@@ -1,9 +1,9 @@
 /**
- * Node beside Python: milliseconds a step of the same bundle on the same machine, in turn.
+ * Compare Node with Python: milliseconds per step of the same bundle on the same machine, measured in turn.
  *
  *     node js/bench/node.js bundle [--variant fp32 int4 ...] [--python .venv/bin/python] [--rounds 9]
  *
- * Every round takes some steps of the one, then of the other; medians over all steps of all rounds.
+ * Every round runs some steps in one, then in the other. Printed are medians over all steps of all rounds.
  */
 
 import { spawn } from 'node:child_process'
@@ -23,7 +23,7 @@ const [CAPACITY, STEPS] = [1504, 6]
 const here = (/** @type {string} */ name) => fileURLToPath(new URL(name, import.meta.url))
 
 /**
- * A process that times steps.
+ * Start a process that times steps.
  *
  * @param {string} command
  * @param {string[]} args
@@ -32,9 +32,9 @@ function timer(command, args) {
   const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] })
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
   return {
-    /** @param {object} asked */
-    time: async (asked) => {
-      child.stdin.write(`${JSON.stringify(asked)}\n`)
+    /** @param {object} request */
+    time: async (request) => {
+      child.stdin.write(`${JSON.stringify(request)}\n`)
       return JSON.parse((await lines.next()).value)
     },
     end: () => child.stdin.end(),
@@ -52,11 +52,11 @@ for (const variant of values.variant) {
   ]
   for (const guided of [false, true]) {
     for (const columns of [100, 750, 1490]) {
-      const asked = { guided, columns, capacity: CAPACITY, steps: STEPS }
-      for (const { time } of timers) await time(asked) // unrecorded
+      const request = { guided, columns, capacity: CAPACITY, steps: STEPS }
+      for (const { time } of timers) await time(request) // warm-up
       const times = /** @type {number[][]} */ ([[], []])
       for (let round = 0; round < Number(values.rounds); round++) {
-        for (const i of round % 2 ? [1, 0] : [0, 1]) times[i].push(...(await timers[i].time(asked)))
+        for (const i of round % 2 ? [1, 0] : [0, 1]) times[i].push(...(await timers[i].time(request)))
       }
       const [node, python] = times.map(median)
       const cells = [guided ? 2 : 1, columns, node.toFixed(1), python.toFixed(1), (node / python).toFixed(2)]

@@ -1,4 +1,4 @@
-/** Time steps of a bundle in Node, as js/bench/steps.py does in Python: a line of JSON in, milliseconds out. */
+/** Time steps of a bundle in Node, as js/bench/steps.py does in Python: reads requests as JSON lines, prints times. */
 
 import { createInterface } from 'node:readline'
 

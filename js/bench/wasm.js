@@ -1,12 +1,12 @@
 /**
- * What a step of the language model costs in onnxruntime-web's WASM backend, which copies every input and output at
- * each run: a cache of full capacity against one that grows in blocks.
+ * The cost of a step in onnxruntime-web's WASM backend, which copies every input and output in each run: a KV cache of
+ * full capacity against one that grows in blocks.
  *
  *   python demo/checkpoint.py --size small --layers 6 --out build/six
  *   python export/lm.py --ckpt build/six/state_dict.bin --out build/six/standard --attention standard --variant dynamic
  *   node js/bench/wasm.js build/six/standard [another bundle ...]
  *
- * Printed is the CPU time of one thread in ms, the median of some rounds: the clock depends more on other processes.
+ * Prints the CPU time of one thread in ms, a median. Wall time depends more on what else runs.
  */
 
 import { readFileSync } from 'node:fs'
@@ -21,7 +21,7 @@ const TOKENS = 12 // of the text
 const ARRAYS = { float32: Float32Array, float16: Uint16Array, int8: Int8Array, int64: BigInt64Array }
 
 /** @typedef {{name: string, session: ort.InferenceSession, graph: any, inPlace: boolean}} Opened */
-/** @typedef {{rows: number, filled: number, capacity: number}} Sizes one row is null text, two are a text and a null */
+/** @typedef {{rows: number, filled: number, capacity: number}} Sizes one row: no text; two rows: a text, and its unconditional row */
 
 async function main() {
   const folders = process.argv.slice(2)
@@ -29,7 +29,7 @@ async function main() {
   ort.env.wasm.numThreads = 1
   ort.env.logLevel = 'error'
   const opened = (await Promise.all(folders.map(open))).flat()
-  for (const one of opened) await measure(one, { rows: 2, filled: 64, capacity: BLOCK }, 30) // until V8 has optimized
+  for (const one of opened) await measure(one, { rows: 2, filled: 64, capacity: BLOCK }, 30) // until V8 has compiled it
   console.log(['rows', 'filled', ...opened.flatMap(({ name }) => [`${name} full`, 'growing'])].join('\t'))
   for (const rows of [1, 2])
     for (const filled of FILLED) {
@@ -42,7 +42,7 @@ async function main() {
 }
 
 /**
- * Every variant of a bundle.
+ * Open every variant of a bundle.
  * @param {string} folder
  * @returns {Promise<Opened[]>}
  */
@@ -72,20 +72,20 @@ async function measure({ session, graph, inPlace }, sizes, rounds) {
   const times = []
   for (let round = 0; round <= rounds; round++) {
     const before = process.cpuUsage()
-    const found = await session.run(feeds, ['next_codes', ...presents])
+    const results = await session.run(feeds, ['next_codes', ...presents])
     for (const name of presents) {
       const past = name.replace('present', 'past_key_values')
-      if (inPlace) feeds[past] = found[name]
-      else write(feeds[past], found[name], sizes.filled)
+      if (inPlace) feeds[past] = results[name]
+      else write(feeds[past], results[name], sizes.filled)
     }
     const { user, system } = process.cpuUsage(before)
-    if (round) times.push((user + system) / 1000) // the first has memory to ask for
+    if (round) times.push((user + system) / 1000) // the first one allocates memory
   }
   return times.sort((a, b) => a - b)[times.length >> 1]
 }
 
 /**
- * New columns [R, H, S, D] into a cache [R, H, C, D] from `position` on.
+ * Write new columns [R, H, S, D] into a cache [R, H, C, D] from `position` on.
  * @param {ort.Tensor} cache
  * @param {ort.Tensor} columns
  * @param {number} position
@@ -99,20 +99,20 @@ function write(cache, columns, position) {
 }
 
 /**
- * Inputs of one step: codes, caches and texts of zeros.
+ * The inputs of one step: codes, cache and texts are zeros.
  * @param {any} graph lm_inference of a manifest
  * @param {Sizes} sizes
  * @returns {Record<string, ort.Tensor>}
  */
 function inputs(graph, { rows, filled, capacity }) {
-  const told = rows > 1
+  const guided = rows > 1
   const sizes = /** @type {Record<string, number>} */ ({
     rows,
     capacity,
     columns: 1,
     batch: 1,
-    texts: told ? 1 : 0,
-    text: told ? TOKENS : 1,
+    texts: guided ? 1 : 0,
+    text: guided ? TOKENS : 1,
     prefix: 0,
   })
   const values = /** @type {Record<string, any>} */ ({
@@ -135,4 +135,4 @@ function inputs(graph, { rows, filled, capacity }) {
 }
 
 await main()
-process.exit(0) // ONNX Runtime's threads would keep the process
+process.exit(0) // ONNX Runtime's threads would keep the process alive

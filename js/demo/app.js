@@ -1,10 +1,10 @@
 /**
- * The page: a loop, what continues it, and the takes that came of it.
+ * The page: takes a loop, has it continued, and collects the takes.
  *
- * For tests and for the console, window.cleanLm has
- *     takes       every take that is kept: see Take in takes.js
- *     lastTake    the last complete one, its codes and samples among it
- *     player      what is heard
+ * For tests and for the console there is window.cleanLm:
+ *     takes       all takes in the list: see Take in takes.js
+ *     lastTake    the last complete one, with its codes and samples
+ *     player      see Player in player.js
  */
 
 import { dropped, openFolder, served } from './bundles.js'
@@ -21,7 +21,7 @@ import { clock } from './takes.js'
  * @typedef {import('./worker.js').Loaded} Loaded
  */
 
-const PATIENCE = 3000 // ms that a worker has to end what it does
+const CANCEL_TIMEOUT = 3000 // ms until a worker that does not cancel is terminated
 
 /** @type {Loop | null} */
 let loop = null
@@ -52,15 +52,15 @@ function useLoop(sound) {
   document.body.classList.add('has-loop')
   const filled = audio[0].length
   showLoop({ samples: audio, filled, complete: true, sampleRate, speed: Infinity, name, part: () => part(sound) })
-  allow()
+  updateButton()
   say(`${name}: ${(filled / sampleRate).toFixed(1)} s, ${sampleRate} Hz.`)
 }
 
-/** What of a loop is continued. @param {Loop} sound */
+/** The part of a loop that is continued. @param {Loop} sound */
 const part = (sound) => promptOf(sound, field('prompt').valueAsNumber || 0, select('side').value === 'start')
 
-/** Generating is possible, or not. */
-function allow() {
+/** Enable the button where there is a loop, a model, and nothing running. */
+function updateButton() {
   field('generate').disabled = !loop || !bundle || busy
 }
 
@@ -84,7 +84,7 @@ async function record() {
       await readLoop(recording.stop())
     } else {
       recorder = await Recorder.start()
-      say('Recording. Press again to end it.')
+      say('Recording. Press the button again to stop.')
     }
   } catch (error) {
     complain(error)
@@ -103,7 +103,7 @@ function showRecording() {
 async function demoLoop() {
   await readLoop(
     fetch(new URL('../loop.wav', import.meta.url)).then(async (response) => {
-      if (!response.ok) throw new Error(`The demo loop is not there (HTTP ${response.status}).`)
+      if (!response.ok) throw new Error(`The server has no demo loop (HTTP ${response.status}).`)
       return readSound(await response.blob(), 'Demo loop')
     }),
   )
@@ -111,13 +111,13 @@ async function demoLoop() {
 
 // ---- generating
 
-/** What the form says, or null, where it is said what is wrong. */
+/** The request that the form describes; null where a field is wrong, after saying which. */
 function request() {
   /** @type {[string, (value: number) => boolean, string][]} */
   const rules = [
-    ['duration', (n) => n > 0 && n <= 300, 'Seconds in all: more than 0, up to 300.'],
-    ['prompt', (n) => n > 0, 'Of the loop: more than 0 seconds.'],
-    ['seed', (n) => Number.isSafeInteger(n) && n >= 0, 'Seed: a whole number from 0 up.'],
+    ['duration', (n) => n > 0 && n <= 300, 'Total length: more than 0 and up to 300 seconds.'],
+    ['prompt', (n) => n > 0, 'Length of the loop to continue: more than 0 seconds.'],
+    ['seed', (n) => Number.isSafeInteger(n) && n >= 0, 'Seed: a whole number, 0 or more.'],
     ['temperature', (n) => n >= 0, 'Temperature: 0 or more.'],
     ['topk', (n) => Number.isSafeInteger(n) && n >= 0, 'Top-k: a whole number, 0 for all.'],
     ['cfg', (n) => Number.isFinite(n), 'Guidance: a number, 1 for none.'],
@@ -135,7 +135,7 @@ function request() {
     wrong.push([
       'duration',
       () => false,
-      `Seconds in all: more than the ${((to - from) / sampleRate).toFixed(1)} s of the loop that are continued.`,
+      `Total length: more than the ${((to - from) / sampleRate).toFixed(1)} s of the loop that it begins with.`,
     ])
   }
   if (wrong.length) {
@@ -162,9 +162,9 @@ function request() {
 async function generate(event) {
   event.preventDefault()
   if (busy || !loop || !bundle) return
-  const asked = request()
-  if (!asked) return
-  player.unlock(bundle.tree.model.sample_rate) // in the tap: later no phone would play it
+  const wanted = request()
+  if (!wanted) return
+  player.unlock(bundle.tree.model.sample_rate) // while the tap is handled: phones refuse it later
   $('alert').hidden = true
   $('stage').scrollIntoView({ block: 'nearest', behavior: calm.matches ? 'auto' : 'smooth' })
   setBusy(true)
@@ -172,7 +172,7 @@ async function generate(event) {
   try {
     const loaded = await load()
     for (let n = Number(select('takes').value); n > 0 && !stopped; n--) {
-      await oneTake({ ...asked, options: { ...asked.options, seed: field('seed').valueAsNumber } }, loaded)
+      await generateTake({ ...wanted, options: { ...wanted.options, seed: field('seed').valueAsNumber } }, loaded)
       field('seed').value = String(field('seed').valueAsNumber + 1)
     }
   } catch (error) {
@@ -183,53 +183,57 @@ async function generate(event) {
 }
 
 /**
- * @param {import('./engine.js').Request} asked
+ * Generate a take: its sound is played and drawn while it grows.
+ *
+ * @param {import('./engine.js').Request} wanted
  * @param {Loaded} loaded
  */
-async function oneTake(asked, loaded) {
-  const runs = engine()
-  if (!runs) throw new Error('no model is loaded')
-  const made = newTake(asked, loaded)
+async function generateTake(wanted, loaded) {
+  const running = engine()
+  if (!running) throw new Error('no model is loaded')
+  const take = newTake(wanted, loaded)
   const started = performance.now()
-  let flowing = 0 // since when columns come: the first one reads the loop
-  say(`Take ${made.number} is generated.`)
+  let firstColumn = 0 // when it was sampled: until then the model reads the loop
+  say(`Generating take ${take.number}.`)
   working(0, 'Reading the loop')
   try {
-    made.codes = await runs.generate(asked, {
+    take.codes = await running.generate(wanted, {
       onChunk(audio) {
         audio.forEach((channel, c) =>
-          made.samples[c].set(channel.subarray(0, made.samples[c].length - made.filled), made.filled),
+          take.samples[c].set(channel.subarray(0, take.samples[c].length - take.filled), take.filled),
         )
-        made.filled = Math.min(made.filled + audio[0].length, made.samples[0].length)
-        changed(made)
+        take.filled = Math.min(take.filled + audio[0].length, take.samples[0].length)
+        changed(take)
       },
       onProgress({ done, total, ms }) {
         const now = performance.now()
-        const column = (made.samples[0].length - made.seam) / made.sampleRate / total // seconds of sound
-        flowing ||= now
-        made.ms = ms
-        made.speed = done > 1 ? (1000 * column * (done - 1)) / (now - flowing) : 0
-        made.realTime = (1000 * column * done) / (now - started)
-        const left = made.speed ? `, about ${Math.ceil((column * (total - done)) / made.speed)} s left` : ''
+        const column = (take.samples[0].length - take.seam) / take.sampleRate / total // seconds of audio
+        firstColumn ||= now
+        take.ms = ms
+        take.speed = done > 1 ? (1000 * column * (done - 1)) / (now - firstColumn) : 0
+        take.realTime = (1000 * column * done) / (now - started)
+        const left = take.speed ? `, about ${Math.ceil((column * (total - done)) / take.speed)} s left` : ''
         working(done / total, `${Math.round((100 * done) / total)} %${left}`)
-        measured(made)
+        measured(take)
       },
     })
-    made.state = 'done'
-    lastTake = made
-    say(`Take ${made.number} is complete: ${(made.filled / made.sampleRate).toFixed(1)} s, seed ${made.seed}.`)
+    take.state = 'done'
+    lastTake = take
+    say(`Take ${take.number} is complete: ${(take.filled / take.sampleRate).toFixed(1)} s, seed ${take.seed}.`)
   } catch (error) {
-    made.state = 'stopped'
-    say(`Take ${made.number} was stopped.`)
+    take.state = 'stopped'
+    say(`Take ${take.number} was stopped.`)
     throw error
   } finally {
-    finish(made)
+    finish(take)
     working(null, '')
   }
 }
 
 /**
- * @param {import('./engine.js').Request} asked
+ * An empty take, in the list.
+ *
+ * @param {import('./engine.js').Request} wanted
  * @param {Loaded} loaded
  * @returns {Take}
  */
@@ -238,7 +242,7 @@ function newTake({ prompt, sampleRate: rate, options }, { sampleRate, channels, 
   const hop = sampleRate / frameRate
   const samples = Math.trunc(duration * frameRate) * hop
   /** @type {Take} */
-  const made = {
+  const take = {
     number: ++number,
     seed: Number(seed),
     text: description ?? '',
@@ -255,20 +259,20 @@ function newTake({ prompt, sampleRate: rate, options }, { sampleRate, channels, 
     codes: null,
     state: 'generating',
   }
-  addTake(made)
-  return made
+  addTake(take)
+  return take
 }
 
 function stop() {
   if (!busy) return
   stopped = true
-  const asked = engine()
+  const running = engine()
   say('Stopping.')
-  asked?.cancel()
-  // Whoever loads, or reads a long loop, does not hear it: then the worker is ended.
+  running?.cancel()
+  // A worker that is loading or reading a long loop does not handle the message: then it is terminated.
   setTimeout(
-    () => busy && stopped && asked === engine() && asked?.close(),
-    takes.at(-1)?.state === 'generating' ? PATIENCE : 0,
+    () => busy && stopped && running === engine() && running?.close(),
+    takes.at(-1)?.state === 'generating' ? CANCEL_TIMEOUT : 0,
   )
 }
 
@@ -280,11 +284,11 @@ function setBusy(now) {
   $('generate').hidden = now
   for (const id of ['backend', 'variant', 'bundle', 'folder'])
     field(id).disabled = now || (id === 'variant' && select('variant').options.length < 3)
-  allow()
-  if (focused === $('generate') || focused === $('stop')) $(now ? 'stop' : 'generate').focus() // not lost with the button
+  updateButton()
+  if (focused === $('generate') || focused === $('stop')) $(now ? 'stop' : 'generate').focus() // the hidden button would lose it
 }
 
-// ---- what is pressed
+// ---- events
 
 function listen() {
   $('settings').addEventListener('submit', generate)
@@ -296,11 +300,11 @@ function listen() {
   for (const button of document.querySelectorAll('[data-demo]')) button.addEventListener('click', demoLoop)
   field('file').addEventListener('change', () => {
     const file = field('file').files?.[0]
-    field('file').value = '' // the same file may come again
+    field('file').value = '' // so that the same file can be chosen again
     if (file) readLoop(readSound(file, file.name))
   })
   field('folder').addEventListener('change', () => offerFolder(openFolder(field('folder').files ?? [])))
-  addEventListener('choice', allow)
+  addEventListener('choice', updateButton)
   document.addEventListener('keydown', ({ key }) => key === 'Escape' && stop())
   listenToDrops()
 }
@@ -317,7 +321,7 @@ function listenToDrops() {
     root.classList.remove('dragging')
     if (!event.dataTransfer) return
     const { files, folder } = await dropped(event.dataTransfer)
-    if (folder && busy) complain(new Error('A take is being generated: stop it before another model is opened.'))
+    if (folder && busy) complain(new Error('A take is being generated: stop it before you open another model.'))
     else if (folder) await offerFolder(openFolder(files))
     else if (files[0]) await readLoop(readSound(files[0], files[0].name))
   })
@@ -330,7 +334,7 @@ async function begin() {
   listenToStage()
   listenToModel()
   field('seed').value = url.get('seed') ?? String(drawSeed())
-  await keepPage() // before anything else is asked for, or that would not be kept
+  await keepPage() // before any other request, or it would not be kept
   const { bundles, loop: hasLoop } = await served()
   for (const button of document.querySelectorAll('[data-demo]')) /** @type {HTMLElement} */ (button).hidden = !hasLoop
   await offerServed(bundles)

@@ -1,14 +1,14 @@
-/** Bundles: those that the server offers, and those opened from a folder. */
+/** Bundles: served with the page, or opened from a folder. */
 
 /**
  * @typedef {{ file: string, data?: string, inputs: { name: string, dtype: string }[] }} Entry
  * @typedef {{ graphs: Record<string, Entry>, cache?: string }} Variant
- * @typedef {object} Tree manifest.json, what the page reads of it
+ * @typedef {object} Tree the part of manifest.json that the page reads
  * @property {Record<string, Entry>} graphs
  * @property {Record<string, { bytes: number }>} files
  * @property {string} [variant]
  * @property {Record<string, Variant>} [variants]
- * @property {Record<string, string[]>} [backends] which variants each prefers
+ * @property {Record<string, string[]>} [backends] the variants that each backend prefers
  * @property {{ sample_rate: number, frame_rate: number, channels: number }} model
  * @property {{ duration: number, top_k: number, temperature: number, cfg_coef: number }} defaults
  *
@@ -17,7 +17,7 @@
 
 const ROOT = new URL('../bundles/', import.meta.url)
 
-/** What is served: the names of bundles, and whether there is a loop to try. @returns {Promise<{ bundles: string[], loop: boolean }>} */
+/** What the server has: names of bundles, and whether there is a demo loop. @returns {Promise<{ bundles: string[], loop: boolean }>} */
 export async function served() {
   const response = await fetch(new URL('index.json', ROOT)).catch(() => null)
   return response?.ok ? response.json() : { bundles: [], loop: false }
@@ -28,13 +28,13 @@ export async function openServed(name) {
   const source = new URL(`${encodeURIComponent(name)}/`, ROOT).href
   const response = await fetch(`${source}manifest.json`)
   if (!response.ok) throw new TypeError(`The server has no bundle “${name}” (HTTP ${response.status}).`)
-  return { name, source, tree: checked(await response.json(), name) }
+  return { name, source, tree: validate(await response.json(), name) }
 }
 
 /**
- * The bundles of a folder: one, or several that share files.
+ * The bundles in a folder: one, or several that share files.
  *
- * @param {Iterable<File>} files with their paths, as a folder's input gives them
+ * @param {Iterable<File>} files with their paths, as an input of folders gives them
  * @returns {Promise<Bundle[]>}
  */
 export async function openFolder(files) {
@@ -42,20 +42,20 @@ export async function openFolder(files) {
   const manifests = all.filter(({ path }) => /(^|\/)manifest\.json$/.test(path))
   if (!manifests.length) {
     throw new TypeError(
-      'This folder is no bundle: it has no manifest.json. A bundle is the folder that export/bundle.py writes.',
+      'This folder is not a bundle: it has no manifest.json. A bundle is a folder that export/bundle.py wrote.',
     )
   }
   return Promise.all(
     manifests.map(async ({ file, path }) => {
       const folder = path.split('/').slice(0, -1)
       const name = folder.at(-1) ?? 'bundle'
-      const tree = checked(JSON.parse(await file.text().catch(() => '{}')), name)
+      const tree = validate(JSON.parse(await file.text().catch(() => '{}')), name)
       return { name, source: new Map(all.map(({ file, path }) => [relative(folder, path.split('/')), file])), tree }
     }),
   )
 }
 
-/** A path as the manifest in a folder calls it. @param {string[]} folder @param {string[]} path */
+/** A path relative to a folder, as its manifest names it. @param {string[]} folder @param {string[]} path */
 function relative(folder, path) {
   let shared = 0
   while (shared < folder.length && folder[shared] === path[shared]) shared++
@@ -63,15 +63,15 @@ function relative(folder, path) {
 }
 
 /** @param {any} tree @param {string} name @returns {Tree} */
-function checked(tree, name) {
+function validate(tree, name) {
   if (tree?.format !== 'clean_lm')
-    throw new TypeError(`“${name}” is no bundle: its manifest.json is not one of clean_lm.`)
+    throw new TypeError(`“${name}” is not a bundle: its manifest.json is not clean_lm’s.`)
   if (!tree.graphs?.compression_stream)
-    throw new TypeError(`“${name}” has no codec, so it makes no sound: export it with one.`)
+    throw new TypeError(`“${name}” contains no codec, so it cannot make sound: export it with one.`)
   return tree
 }
 
-/** Bytes that are read to open a variant. @param {Tree} tree @param {string} [variant] */
+/** How many bytes are read to load a variant. @param {Tree} tree @param {string} [variant] */
 export function sizeOf(tree, variant) {
   const { compression_decode: _, ...graphs } = { ...tree.graphs, ...tree.variants?.[variant ?? '']?.graphs }
   const parts = Object.values(graphs).flatMap(({ file, data }) => (data ? [file, data] : [file]))
@@ -80,7 +80,7 @@ export function sizeOf(tree, variant) {
 }
 
 /**
- * Files of what was dropped, folders with all that is in them.
+ * The files that were dropped, and all files in dropped folders.
  *
  * @param {DataTransfer} dropped
  * @returns {Promise<{ files: File[], folder: boolean }>}
@@ -108,7 +108,7 @@ async function walk(folder) {
     const file = await new Promise((resolve, reject) =>
       /** @type {FileSystemFileEntry} */ (entry).file(resolve, reject),
     )
-    Object.defineProperty(file, 'webkitRelativePath', { value: entry.fullPath.slice(1) }) // empty in what is dropped
+    Object.defineProperty(file, 'webkitRelativePath', { value: entry.fullPath.slice(1) }) // browsers leave it empty for dropped files
     return [file]
   })
   return (await Promise.all(found)).flat()

@@ -1,4 +1,4 @@
-/** The page's side of the worker: messages as promises. */
+/** The page's side of the worker: turns messages into promises. */
 
 /**
  * @typedef {import('./worker.js').Settings} Settings
@@ -11,18 +11,18 @@
  * @property {(progress: import('./worker.js').Progress) => void} onProgress
  */
 
-/** One worker with one model: another model is another worker, so that all memory of the last one is free. */
+/** One worker with one model. Another model gets a new worker, so that all memory of the last one is freed. */
 export class Engine {
   constructor() {
     this.worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' })
     /** @type {(message: FromWorker) => void} */
-    this.heard = () => {}
+    this.onMessage = () => {}
     /** @type {(reason: Error) => void} */
     this.reject = () => {}
-    this.worker.onmessage = ({ data }) => this.heard(data)
+    this.worker.onmessage = ({ data }) => this.onMessage(data)
     this.worker.onerror = ({ message }) => {
       this.closed = true
-      this.reject(new Error(message || 'The model cannot be run: its worker ended.'))
+      this.reject(new Error(message || 'The model stopped: its worker ended.'))
     }
     this.closed = false
   }
@@ -52,7 +52,7 @@ export class Engine {
     })
   }
 
-  /** End what is being generated: its promise is rejected with an AbortError. */
+  /** Cancel the generation: its promise is rejected with an AbortError. */
   cancel() {
     this.worker.postMessage({ type: 'cancel' })
   }
@@ -60,21 +60,23 @@ export class Engine {
   close() {
     this.closed = true
     this.worker.terminate()
-    this.reject(new DOMException('another model was asked for', 'AbortError'))
+    this.reject(new DOMException('the worker was closed', 'AbortError'))
   }
 
   /**
+   * Send a message, and handle answers until one resolves the promise.
+   *
    * @template T
    * @param {import('./worker.js').ToWorker} message
-   * @param {(message: FromWorker, resolve: (result: T) => void) => void} heard
+   * @param {(message: FromWorker, resolve: (result: T) => void) => void} handle
    * @returns {Promise<T>}
    */
-  _ask(message, heard) {
+  _ask(message, handle) {
     return new Promise((resolve, reject) => {
       this.reject = reject
-      this.heard = (answer) => {
-        if (answer.type === 'failed') reject(named(answer))
-        else heard(answer, resolve)
+      this.onMessage = (answer) => {
+        if (answer.type === 'failed') reject(errorOf(answer))
+        else handle(answer, resolve)
       }
       this.worker.postMessage(message)
     })
@@ -82,7 +84,7 @@ export class Engine {
 }
 
 /** @param {import('./worker.js').Failed} failed */
-function named({ name, message }) {
+function errorOf({ name, message }) {
   const error = new Error(message)
   error.name = name
   return error

@@ -1,4 +1,4 @@
-/** The model: which bundle, which backend, which weights; loaded when it is needed. */
+/** The model: chooses bundle, backend and weights, and loads them when they are needed. */
 
 import { openServed, sizeOf } from './bundles.js'
 import { Engine } from './engine.js'
@@ -10,20 +10,20 @@ import { $, complain, complainUnlessStopped, field, megabytes, say, select, url,
  * @typedef {import('./worker.js').Loaded} Loaded
  */
 
-const SMALL = 64e6 // bytes of a model that is loaded before anyone asks
+const SMALL = 64e6 // bytes: smaller models are loaded at once
 
 const machine = await inspect()
-/** @type {{ name: string, open: () => Promise<Bundle> }[]} what the list of models has */
+/** @type {{ name: string, open: () => Promise<Bundle> }[]} the list of models */
 const offers = []
-/** @type {Bundle | null} the one that is chosen */
+/** @type {Bundle | null} the chosen one */
 export let bundle = null
 /** @type {{ engine: Engine, key: string, loaded: Promise<Loaded> } | null} */
 let model = null
 
-/** The worker of the model that is loaded, or being loaded. */
+/** The worker of the model that is loaded or loading. */
 export const engine = () => model?.engine
 
-/** Backend and variant, as they are chosen now. */
+/** The backend and variant that the form and the browser allow now. */
 export function choice() {
   const { backend, note } = backendFor(select('backend').value, machine)
   const threads = Number(url.get('threads')) || machine.threads
@@ -43,7 +43,9 @@ function showChoice() {
   $('n-size').textContent = bundle ? [variant, megabytes(size)].filter(Boolean).join(', ') : '–'
   if (lacks)
     complain(
-      new Error('This browser has no WebGPU, or its graphics card is not supported. WebAssembly is used instead.'),
+      new Error(
+        'This browser has no WebGPU, or does not support this graphics card. The page uses WebAssembly instead.',
+      ),
     )
   dispatchEvent(new Event('choice'))
 }
@@ -61,7 +63,7 @@ function useBundle(chosen) {
   field('text').disabled = !takesText
   $('text-hint').textContent = takesText
     ? 'Optional, for example “warm pads, slow house”.'
-    : 'This model was exported without a text encoder: it takes no description.'
+    : 'This model was exported without a text encoder, so it takes no description.'
   field('duration').value = url.get('duration') ?? String(tree.defaults.duration)
   field('temperature').value = String(tree.defaults.temperature)
   field('topk').value = String(tree.defaults.top_k)
@@ -69,7 +71,7 @@ function useBundle(chosen) {
   modelChanged()
 }
 
-/** Load it now if it is small; a large one waits until it is asked for. */
+/** Load the chosen model at once if it is small; otherwise it is loaded with the first generation. */
 export function modelChanged() {
   model?.engine.close()
   model = null
@@ -77,7 +79,7 @@ export function modelChanged() {
   if (bundle && sizeOf(bundle.tree, choice().variant) < SMALL) load().catch(complainUnlessStopped)
 }
 
-/** The model that is chosen, loaded once. */
+/** Load the chosen model, unless it is loaded already. */
 export function load() {
   if (!bundle) throw new Error('no bundle is open')
   const { backend, threads, variant } = choice()
@@ -112,10 +114,10 @@ function showOffline({ kept }) {
   const text = !controlled
     ? ''
     : kept
-      ? 'This page and this model are kept in the browser: both work without a network.'
+      ? 'The browser has kept this page and this model: both work without a network.'
       : typeof bundle?.source === 'string'
-        ? 'This page is kept for use without a network; its model was too large to keep.'
-        : 'This page is kept for use without a network; this model stays in its folder.'
+        ? 'The browser has kept this page for offline use, but the model was too large to keep.'
+        : 'The browser has kept this page for offline use; this model stays in its folder.'
   $('offline').textContent = text
   $('chip-offline').hidden = !(controlled && kept)
   $('chip-offline').textContent = 'Works offline'
@@ -127,7 +129,7 @@ function offer(more) {
   for (const { name } of more) select('bundle').add(new Option(name))
 }
 
-/** Open the model that is chosen in the list. */
+/** Open the bundle that is chosen in the list. */
 export async function openOffer() {
   const index = select('bundle').selectedIndex
   try {
@@ -151,12 +153,12 @@ export async function offerFolder(opening) {
   }
 }
 
-/** @param {string[]} names of bundles that are served */
+/** @param {string[]} names of served bundles */
 export async function offerServed(names) {
   offer(names.map((name) => ({ name, open: () => openServed(name) })))
   if (names.includes(url.get('bundle') ?? '')) select('bundle').value = url.get('bundle') ?? ''
   if (names.length) await openOffer()
-  else say('No model is served here: open the folder of a bundle under “Runs on”.')
+  else say('This server has no model: open a bundle’s folder under “Runs on”.')
 }
 
 export function listenToModel() {

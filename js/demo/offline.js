@@ -1,4 +1,4 @@
-/** Keep the page for use without a network: what came before the service worker did is given to it. */
+/** Keep the page for offline use: register the service worker, and cache what was loaded before it ran. */
 export async function keepPage() {
   if (!navigator.serviceWorker) return
   try {
@@ -15,6 +15,6 @@ export async function keepPage() {
       ...new Set(loaded.filter((name) => new URL(name).origin === location.origin)),
     ])
   } catch (error) {
-    console.warn('not kept for offline use:', error) // a private window has no caches: all else works
+    console.warn('not kept for offline use:', error) // private windows have no caches; the page works all the same
   }
 }

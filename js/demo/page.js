@@ -1,4 +1,4 @@
-/** The page's elements, and what it says. */
+/** The page's elements, and the messages it shows. */
 
 import { explain } from './machine.js'
 
@@ -8,9 +8,9 @@ export const $ = (id) => /** @type {T} */ (document.getElementById(id))
 export const field = (id) => /** @type {HTMLInputElement} */ ($(id))
 /** @param {string} id */
 export const select = (id) => /** @type {HTMLSelectElement} */ ($(id))
-/** what the address says */
+/** the query of the page's URL */
 export const url = new URLSearchParams(location.search)
-/** whether motion is unwelcome */
+/** matches where the user prefers reduced motion */
 export const calm = matchMedia('(prefers-reduced-motion: reduce)')
 
 /** @param {unknown} error */
@@ -32,7 +32,7 @@ export function complainUnlessStopped(error) {
   say('')
 }
 
-/** How far it is; null: nothing is under way. @param {number | null} part @param {string} text */
+/** Show progress, 0 .. 1; null: nothing is running. @param {number | null} part @param {string} text */
 export function working(part, text) {
   $('working').hidden = part === null
   $('progress-text').textContent = text

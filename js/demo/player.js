@@ -1,31 +1,31 @@
 /**
- * Takes are heard while they are generated.
+ * Plays takes while they are generated.
  *
- * Their sound is cut into pieces that are scheduled ahead, on the samples of a clock that runs at their own rate: no gap,
- * no click. Where sound runs out the clock stops, until there is enough to go on with.
+ * Pieces of a take are scheduled ahead of time, each at an exact sample of an audio clock with the take's own rate, so
+ * that there are no gaps and no clicks. Where the samples run out, the player waits until there are enough to go on.
  *
- *     sound      [========================......]      = there, . not yet
- *     scheduled  [ piece | piece | piece ]              AHEAD of what is heard
- *     heard      [=========]
+ *     take       [========================......]      = generated, . not yet
+ *     scheduled  [ piece | piece | piece ]              up to AHEAD of the position
+ *     played     [=========]
  */
 
-const AHEAD = 1.5 // seconds: timers of a page in the background come once a second
+const AHEAD = 1.5 // seconds: timers of a background page run once a second
 const PIECE = 0.5 // seconds
-const FADE = 0.012 // seconds, where it starts or ends between pieces
-const LONGEST_WAIT = 4 // seconds of sound that are waited for, where all of it would be too long
+const FADE = 0.012 // seconds, where playing starts or stops
+const LONGEST_WAIT = 4 // seconds of audio to wait for at most, even if playing will have to wait again
 
 /**
- * @typedef {object} Sounding what can be played: a take, or the loop itself
- * @property {Float32Array[]} samples one array a channel, room for all of it
- * @property {number} filled samples that are there
- * @property {boolean} complete no more will come
+ * @typedef {object} Playable something to play: a take, or the loop itself
+ * @property {Float32Array[]} samples one array a channel, allocated at full length
+ * @property {number} filled how many samples are generated
+ * @property {boolean} complete whether it will not grow any more
  * @property {number} sampleRate
- * @property {number} speed seconds of sound that come in a second; Infinity where all is there
+ * @property {number} speed seconds of audio generated per second; Infinity for the loop
  *
- * @typedef {'paused' | 'playing' | 'waiting'} State waiting: for sound that is still being generated
+ * @typedef {'paused' | 'playing' | 'waiting'} State waiting: for samples that are still being generated
  */
 
-/** Plays one sound at a time. Dispatches "state" when what it does has changed. */
+/** Plays one sound at a time. Dispatches "state" when its state changes. */
 export class Player extends EventTarget {
   constructor() {
     super()
@@ -33,33 +33,33 @@ export class Player extends EventTarget {
     this.contexts = new Map()
     /** @type {AudioContext | null} */
     this.context = null
-    /** @type {Sounding | null} */
+    /** @type {Playable | null} */
     this.sound = null
     /** @type {State} */
     this.state = 'paused'
-    this.start = 0 // the sample that was heard first since it plays
-    this.origin = 0 // when, by the context's clock
-    this.next = 0 // the sample that is scheduled next
+    this.start = 0 // sample at which playing started
+    this.origin = 0 // when it started, by the context's clock
+    this.next = 0 // sample to schedule next
     /** @type {GainNode | null} */
     this.gain = null
     setInterval(() => this.fill(), 100)
   }
 
   /**
-   * A context at the sound's own rate, or pieces would be resampled one by one, with clicks between. Phones want it to
-   * be made in a tap: it is kept.
+   * An audio context at the sound's own rate: at another one, each piece would be resampled alone, with clicks between
+   * them. Phones allow contexts to start only while a tap is handled, so they are kept.
    *
    * @param {number} sampleRate
    */
   unlock(sampleRate) {
-    const rate = Math.max(8_000, Math.min(sampleRate, 96_000)) // what every browser has
+    const rate = Math.max(8_000, Math.min(sampleRate, 96_000)) // all browsers support this range
     const context = this.contexts.get(rate) ?? new AudioContext({ sampleRate: rate, latencyHint: 'playback' })
     this.contexts.set(rate, context)
     if (context.state !== 'running') context.resume()
     return context
   }
 
-  /** Seconds. */
+  /** Where the player is, in seconds. */
   get position() {
     if (!this.sound) return 0
     return this._sample() / this.sound.sampleRate
@@ -73,8 +73,8 @@ export class Player extends EventTarget {
   }
 
   /**
-   * @param {Sounding} sound
-   * @param {number} [seconds] where from; where it stood, if not given
+   * @param {Playable} sound
+   * @param {number} [seconds] where to start; default: where it was paused
    */
   play(sound, seconds = sound === this.sound ? this.position : 0) {
     this._silence()
@@ -93,7 +93,7 @@ export class Player extends EventTarget {
   }
 
   /**
-   * @param {Sounding} sound
+   * @param {Playable} sound
    * @param {number} seconds
    */
   seek(sound, seconds) {
@@ -103,19 +103,19 @@ export class Player extends EventTarget {
     this._set('paused')
   }
 
-  /** Seconds of sound that are still to come before it goes on; 0 where it can. */
+  /** How many seconds of audio are missing before playing goes on; 0: none. */
   get lacking() {
     const { sound } = this
     if (!sound || sound.complete) return 0
-    const [there, left] = [sound.filled - this.start, sound.samples[0].length - this.start].map(
+    const [ready, left] = [sound.filled - this.start, sound.samples[0].length - this.start].map(
       (n) => n / sound.sampleRate,
     )
-    // Generated slower than it is heard, all that is left takes left / speed seconds: so much must be there before.
+    // To play to the end without waiting again, left * (1 - speed) seconds must be ready before playing starts.
     const needed = Math.min(LONGEST_WAIT, left, Math.max(0.3, left * (1 - sound.speed)))
-    return Math.max(0, needed - there)
+    return Math.max(0, needed - ready)
   }
 
-  /** Schedule what is there; called whenever there may be more. */
+  /** Schedule the next pieces; called again and again while playing. */
   fill() {
     const { sound, context } = this
     if (!sound || !context || this.state === 'paused') return
@@ -124,9 +124,9 @@ export class Player extends EventTarget {
       if (this.start >= sound.filled) return this._end()
       this._begin(context, sound.sampleRate)
     }
-    const heard = this._sample()
-    if (heard >= sound.filled) return sound.complete ? this._end() : this._wait()
-    while (this.next < Math.min(sound.filled, heard + AHEAD * sound.sampleRate)) this._schedule(context, sound)
+    const position = this._sample()
+    if (position >= sound.filled) return sound.complete ? this._end() : this._wait()
+    while (this.next < Math.min(sound.filled, position + AHEAD * sound.sampleRate)) this._schedule(context, sound)
   }
 
   /**
@@ -134,7 +134,7 @@ export class Player extends EventTarget {
    * @param {number} sampleRate
    */
   _begin(context, sampleRate) {
-    this.origin = Math.ceil((context.currentTime + 0.05) * sampleRate) / sampleRate // on a sample
+    this.origin = Math.ceil((context.currentTime + 0.05) * sampleRate) / sampleRate // at an exact sample
     this.next = this.start
     this.gain = context.createGain()
     this.gain.gain.setValueAtTime(0, this.origin)
@@ -145,7 +145,7 @@ export class Player extends EventTarget {
 
   /**
    * @param {AudioContext} context
-   * @param {Sounding} sound
+   * @param {Playable} sound
    */
   _schedule(context, sound) {
     const end = Math.min(sound.filled, this.next + Math.round(PIECE * sound.sampleRate))
@@ -158,7 +158,7 @@ export class Player extends EventTarget {
     this.next = end
   }
 
-  /** Sound ran out. */
+  /** Wait for more samples. */
   _wait() {
     this.start = this._sample()
     this._silence()
@@ -171,7 +171,7 @@ export class Player extends EventTarget {
     this._set('paused')
   }
 
-  /** End what is scheduled, faded. */
+  /** Fade out and drop what is scheduled. */
   _silence() {
     const { gain, context } = this
     this.gain = null

@@ -1,12 +1,12 @@
 #!/usr/bin/env node
 /**
- * Serve the demo page, or copy all that it needs into a folder for a static host.
+ * Serve the demo page, or copy its files into a folder for a static host.
  *
  *     node js/demo/serve.js --bundle build/bundle [more bundles] [--loop demo/loop.wav] [--port 8000] [--host localhost]
  *     node js/demo/serve.js --bundle build/bundle --cert cert.pem --key key.pem --host 0.0.0.0     https: for a phone
  *     node js/demo/serve.js --bundle build/bundle --out site
  *
- * What can be asked for is a list made of the page's folders and the bundles' manifests: no path leads elsewhere.
+ * Only listed files are served: those of the page's folders and of the bundles' manifests.
  */
 
 import { createReadStream, readdirSync, readFileSync, statSync } from 'node:fs'
@@ -33,22 +33,22 @@ const TYPES = /** @type {Record<string, string>} */ ({
   '.wav': 'audio/wav',
 })
 
-/** Threads of WASM need the first two; a host of your own must send them too. */
+/** WASM threads need the first two; another host must send them too. */
 const HEADERS = {
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Embedder-Policy': 'require-corp',
   'Cross-Origin-Resource-Policy': 'same-origin',
   'X-Content-Type-Options': 'nosniff',
-  'Cache-Control': 'no-cache', // asked for again, and answered with 304 where nothing changed
+  'Cache-Control': 'no-cache', // browsers ask again, and get 304 where nothing changed
 }
 
 const ORT = /^ort\.(wasm|webgpu)\.min\.mjs$|^ort-wasm-simd-threaded(\.asyncify)?\.(mjs|wasm)$/
 const NOT_SERVED = /^(serve\.js|sw\.js|tsconfig\.json|README\.md)$/
 
 /**
- * Everything that is served: a path under the root -> where it lies, or what it holds.
+ * All served files: a path under the root -> the path of a file, or its content.
  *
- *     demo/  src/  vendor/  bundles/NAME/  loop.wav  sw.js      sw.js at the root, so that it may see all of it
+ *     demo/  src/  vendor/  bundles/NAME/  loop.wav  sw.js      sw.js is at the root, so that it handles all requests
  *
  * @param {string[]} bundles folders
  * @param {string} [loop] a WAV file
@@ -72,6 +72,8 @@ export function site(bundles, loop) {
 }
 
 /**
+ * The files of a folder, not of those in it.
+ *
  * @param {string} prefix
  * @param {string} folder
  * @param {(name: string) => boolean} wanted
@@ -86,7 +88,7 @@ function listed(prefix, folder, wanted) {
 const nameOf = (folder) => basename(resolve(folder))
 
 /**
- * What a bundle's manifest lists, files that it shares with a bundle beside it ("../first/text_encoder.onnx") too.
+ * The files that a bundle's manifest lists, with those it shares with another bundle ("../first/text_encoder.onnx").
  *
  * @param {string} folder
  * @returns {[string, string][]}
@@ -99,7 +101,7 @@ function bundleFiles(folder) {
     manifest = JSON.parse(readFileSync(path, 'utf8'))
   } catch (error) {
     throw new Error(
-      `${path}: ${/** @type {Error} */ (error).message}; a bundle is the folder that export/bundle.py writes`,
+      `${path}: ${/** @type {Error} */ (error).message}; expected a bundle: a folder that export/bundle.py wrote`,
     )
   }
   const names = ['manifest.json', ...Object.keys(manifest.files)]
@@ -107,8 +109,10 @@ function bundleFiles(folder) {
 }
 
 /**
+ * Start the server.
+ *
  * @param {{ bundles: string[], loop?: string, port?: number, host?: string, https?: { cert: string, key: string } }} options
- *   https: files of a certificate and its key
+ *   port: 0 for a free one; https: files of a certificate and its key
  * @returns {Promise<{ url: string, close: () => void }>}
  */
 export async function serve({ bundles, loop, port = 8000, host = 'localhost', https }) {
@@ -117,7 +121,7 @@ export async function serve({ bundles, loop, port = 8000, host = 'localhost', ht
   const server = https
     ? createSecureServer({ cert: readFileSync(https.cert), key: readFileSync(https.key) }, listener)
     : createServer(listener)
-  site(bundles, loop) // what is missing is said now
+  site(bundles, loop) // throws now if a file is missing
   await new Promise((resolve, reject) => server.once('error', reject).listen(port, host, () => resolve(undefined)))
   const address = /** @type {import('node:net').AddressInfo} */ (server.address())
   const close = () => {
@@ -155,14 +159,14 @@ function answer(files, request, response) {
 }
 
 /**
- * The same files in a folder.
+ * Write all served files into a folder.
  *
  * @param {Map<string, string | Buffer>} files
  * @param {string} folder
  */
 async function copy(files, folder) {
   const headers = Object.entries(HEADERS).map(([name, value]) => `  ${name}: ${value}\n`)
-  files.set('_headers', Buffer.from(`/*\n${headers.join('')}`)) // as Netlify and Cloudflare Pages read it
+  files.set('_headers', Buffer.from(`/*\n${headers.join('')}`)) // the format of Netlify and Cloudflare Pages
   for (const [path, file] of files) {
     const to = join(folder, path)
     await mkdir(dirname(to), { recursive: true })
@@ -188,10 +192,12 @@ async function main() {
   const bundles = [values.bundle, ...positionals]
   if (values.out) {
     await copy(site(bundles, values.loop), values.out)
-    return console.log(`wrote ${values.out}: open its demo/ by a host that sends the headers in js/demo/README.md`)
+    return console.log(
+      `wrote ${values.out}; the page is its demo/. The host must send the headers that js/demo/README.md lists`,
+    )
   }
   const { url } = await serve({ bundles, loop: values.loop, port: Number(values.port), host: values.host, https })
-  console.log(`${url}\nCtrl+C ends it`)
+  console.log(`${url}\nCtrl+C stops the server`)
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {

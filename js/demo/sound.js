@@ -1,8 +1,8 @@
-/** Sound from files and the microphone: one Float32Array a channel, and its rate. */
+/** Reads audio from files and the microphone: one Float32Array a channel, and the sample rate. */
 
 import { decodeWav } from '../src/audio.js'
 
-const RATE = 44100 // of what the browser decodes, where a file is no WAV
+const RATE = 44100 // to which browsers resample what is not a WAV file
 
 /** @typedef {{ name: string, audio: Float32Array[], sampleRate: number }} Loop */
 
@@ -14,15 +14,14 @@ const RATE = 44100 // of what the browser decodes, where a file is no WAV
 export async function readSound(file, name) {
   const content = await file.arrayBuffer()
   const { audio, sampleRate } = await decoded(content).catch(() => {
-    throw new TypeError(`“${name}” is not a sound that this browser can read. WAV, MP3, M4A, OGG and FLAC usually are.`)
+    throw new TypeError(`This browser cannot read “${name}” as audio. Most browsers read WAV, MP3, M4A, OGG and FLAC.`)
   })
   const seconds = audio[0].length / sampleRate
-  if (!(seconds >= 0.1))
-    throw new RangeError(`“${name}” has ${seconds.toFixed(2)} s of sound: a tenth of a second is the least.`)
+  if (!(seconds >= 0.1)) throw new RangeError(`“${name}” is ${seconds.toFixed(2)} s long: choose one of 0.1 s or more.`)
   return { name, audio, sampleRate }
 }
 
-/** WAV as it is, at its own rate; the rest as the browser decodes it. @param {ArrayBuffer} content */
+/** Decode WAV at its own rate, everything else with the browser's decoder. @param {ArrayBuffer} content */
 async function decoded(content) {
   try {
     return decodeWav(new Uint8Array(content))
@@ -33,7 +32,7 @@ async function decoded(content) {
   }
 }
 
-/** A recording of the microphone, as it sounds: without what makes calls clearer. */
+/** Records the microphone, without the processing that browsers do for calls. */
 export class Recorder {
   /** @param {MediaStream} stream */
   constructor(stream) {
@@ -48,12 +47,12 @@ export class Recorder {
 
   static async start() {
     if (!navigator.mediaDevices || !globalThis.MediaRecorder) {
-      throw new TypeError('This page cannot record: browsers allow it on https or localhost alone.')
+      throw new TypeError('This page cannot record: browsers allow it over https and from localhost only.')
     }
     const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false }
     const stream = await navigator.mediaDevices.getUserMedia({ audio }).catch((error) => {
       throw new TypeError(
-        `The microphone cannot be used: ${error.message || error.name}. Allow it for this page, or drop a file.`,
+        `The microphone is not available: ${error.message || error.name}. Allow it for this page, or drop a file.`,
       )
     })
     return new Recorder(stream)

@@ -1,4 +1,4 @@
-/** What is heard and seen: the loop or a take, its waveform, and the list of takes. */
+/** Plays and draws the loop or a take, and manages the list of takes. */
 
 import { encodeWav } from '../src/audio.js'
 import { $, calm } from './page.js'
@@ -9,14 +9,14 @@ import { drawWaveform } from './waveform.js'
 /**
  * @typedef {import('./takes.js').Take} Take
  * @typedef {import('./takes.js').Slot} Slot
- * @typedef {import('./player.js').Sounding} Sounding
- * @typedef {Sounding & { name: string, part: () => { from: number, to: number } }} LoopSound part: what is continued
+ * @typedef {import('./player.js').Playable} Playable
+ * @typedef {Playable & { name: string, part: () => { from: number, to: number } }} LoopSound part: the samples that are continued
  */
 
 export const player = new Player()
 /** @type {Take[]} */
 export const takes = []
-/** @type {LoopSound | Take | null} what the waveform shows */
+/** @type {LoopSound | Take | null} whose waveform is drawn */
 let shown = null
 /** @type {LoopSound | null} */
 let loop = null
@@ -24,7 +24,7 @@ let loop = null
 const slots = { A: null, B: null }
 const list = new TakeList($('list'), { play: toggle, assign, download, remove })
 
-/** @param {Sounding} sound @returns {sound is Take} */
+/** @param {Playable} sound @returns {sound is Take} */
 const isTake = (sound) => 'seed' in sound
 
 /** @param {LoopSound} sound */
@@ -34,31 +34,31 @@ export function showLoop(sound) {
   show(sound)
 }
 
-/** A take that begins: it is heard at once where no other one is. @param {Take} made */
-export function addTake(made) {
-  takes.push(made)
-  list.add(made)
-  assign(made, slots.A ? 'B' : 'A')
+/** Add a take. It is played at once, unless another take is playing. @param {Take} take */
+export function addTake(take) {
+  takes.push(take)
+  list.add(take)
+  assign(take, slots.A ? 'B' : 'A')
   $('no-takes').hidden = true
   if (player.state === 'paused' || player.sound === null || !isTake(player.sound)) {
-    show(made)
-    player.play(made, 0)
+    show(take)
+    player.play(take, 0)
   }
 }
 
-/** @param {Take} made more of it is there */
-export function changed(made) {
-  if (made === shown) draw()
+/** A take has more samples. @param {Take} take */
+export function changed(take) {
+  if (take === shown) draw()
   player.fill()
   refresh()
 }
 
-/** No more of it will come: where it was stopped, what there is of it is a take if anything new can be heard. @param {Take} made */
-export function finish(made) {
-  made.samples = made.samples.map((channel) => channel.slice(0, made.filled))
-  made.complete = true
-  if (made.filled > made.seam) changed(made)
-  else remove(made)
+/** A take is complete or was stopped. It stays in the list if it has any generated samples. @param {Take} take */
+export function finish(take) {
+  take.samples = take.samples.map((channel) => channel.slice(0, take.filled))
+  take.complete = true
+  if (take.filled > take.seam) changed(take)
+  else remove(take)
 }
 
 /** @param {LoopSound | Take} sound */
@@ -72,7 +72,7 @@ function show(sound) {
 
 let drawing = 0
 
-/** Draw the waveform, once for all that asks for it in a frame. */
+/** Draw the waveform with the next frame; several calls before it draw once. */
 export function draw() {
   cancelAnimationFrame(drawing)
   drawing = requestAnimationFrame(() => {
@@ -84,18 +84,18 @@ export function draw() {
   })
 }
 
-/** @param {Take} made */
-function showNumbers(made) {
-  $('n-column').textContent = made.ms ? `${made.ms < 10 ? made.ms.toFixed(1) : Math.round(made.ms)} ms` : '–'
-  $('n-speed').textContent = made.realTime ? pace(made.realTime) : '–'
+/** @param {Take} take */
+function showNumbers(take) {
+  $('n-column').textContent = take.ms ? `${take.ms < 10 ? take.ms.toFixed(1) : Math.round(take.ms)} ms` : '–'
+  $('n-speed').textContent = take.realTime ? pace(take.realTime) : '–'
 }
 
-/** @param {Take} made its numbers are newer */
-export function measured(made) {
-  if (made === shown) showNumbers(made)
+/** A take's numbers have changed. @param {Take} take */
+export function measured(take) {
+  if (take === shown) showNumbers(take)
 }
 
-/** Everything but the waveform. */
+/** Update everything but the waveform. */
 function refresh() {
   if (!shown) return
   const playing = player.state !== 'paused' && player.sound === shown
@@ -119,18 +119,18 @@ function refresh() {
   tick()
 }
 
-/** @param {Sounding} sound */
+/** @param {Playable} sound */
 function waitingText({ speed, filled }) {
   if (!filled || !speed) return 'Waiting for the first sound'
   const seconds = Math.ceil(player.lacking / speed)
   return `Waiting for more sound (${pace(speed)} real time), about ${Math.max(1, seconds)} s`
 }
 
-/** The playhead. */
+/** Move the playhead. */
 function tick() {
   if (!shown) return
   const { sampleRate, samples, filled, complete } = shown
-  const [total, there] = [samples[0].length / sampleRate, filled / sampleRate]
+  const [total, ready] = [samples[0].length / sampleRate, filled / sampleRate]
   const at = player.sound === shown ? player.position : 0
   $('head').style.left = `${(100 * at) / total}%`
   if (
@@ -143,7 +143,7 @@ function tick() {
   $('wave').setAttribute('aria-valuenow', at.toFixed(1))
   $('wave').setAttribute(
     'aria-valuetext',
-    `${clock(at)} of ${clock(total)}${complete ? '' : `, ${clock(there)} are there`}`,
+    `${clock(at)} of ${clock(total)}${complete ? '' : `, ${clock(ready)} generated`}`,
   )
 }
 
@@ -157,7 +157,7 @@ function follow() {
 /** @param {LoopSound | Take} sound */
 function toggle(sound) {
   if (sound === player.sound && player.state !== 'paused') return player.pause()
-  // Another take goes on where the last one was, to be compared; the loop has times of its own.
+  // To compare takes, another one goes on at the same position. The loop is not in step with them.
   const comparing = player.sound && player.state !== 'paused' && isTake(player.sound) && isTake(sound)
   const at = comparing ? player.position : sound === player.sound ? undefined : 0
   if (sound !== shown) show(sound)
@@ -175,7 +175,7 @@ function swap() {
 /** @param {Take} take @param {Slot} slot */
 function assign(take, slot) {
   const other = slot === 'A' ? 'B' : 'A'
-  if (slots[other] === take) slots[other] = slots[slot] // they change places
+  if (slots[other] === take) slots[other] = slots[slot] // swap them
   slots[slot] = take
   refresh()
 }
@@ -187,28 +187,28 @@ function seek(seconds) {
   refresh()
 }
 
-/** @param {Take} made */
-function download(made) {
+/** @param {Take} take */
+function download(take) {
   const file = encodeWav(
-    made.samples.map((channel) => channel.subarray(0, made.filled)),
-    made.sampleRate,
+    take.samples.map((channel) => channel.subarray(0, take.filled)),
+    take.sampleRate,
   )
   const link = document.createElement('a')
   link.href = URL.createObjectURL(new Blob([file], { type: 'audio/wav' }))
-  link.download = `${made.loop.replace(/\.\w+$/, '') || 'loop'} seed ${made.seed}.wav`
+  link.download = `${take.loop.replace(/\.\w+$/, '') || 'loop'} seed ${take.seed}.wav`
   link.click()
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000)
 }
 
-/** @param {Take} made */
-function remove(made) {
-  if (player.sound === made) player.pause()
-  takes.splice(takes.indexOf(made), 1)
-  list.remove(made)
-  for (const slot of /** @type {Slot[]} */ (['A', 'B'])) if (slots[slot] === made) slots[slot] = null
+/** @param {Take} take */
+function remove(take) {
+  if (player.sound === take) player.pause()
+  takes.splice(takes.indexOf(take), 1)
+  list.remove(take)
+  for (const slot of /** @type {Slot[]} */ (['A', 'B'])) if (slots[slot] === take) slots[slot] = null
   $('no-takes').hidden = takes.length > 0
   const left = takes.at(-1) ?? loop
-  if (shown === made && left) show(left)
+  if (shown === take && left) show(left)
   else refresh()
 }
 
@@ -216,7 +216,7 @@ export function listenToStage() {
   $('play').addEventListener('click', () => shown && toggle(shown))
   $('to-seam').addEventListener('click', () => {
     if (!shown || !isTake(shown)) return
-    player.play(shown, Math.max(0, shown.seam / shown.sampleRate - 1)) // one second before, to hear it come
+    player.play(shown, Math.max(0, shown.seam / shown.sampleRate - 1)) // begin one second before it
     refresh()
   })
   $('ab').addEventListener('click', swap)

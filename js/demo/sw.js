@@ -1,12 +1,12 @@
 /**
- * The page without a network: what it has loaded once is kept, and used where the server does not answer.
+ * Service worker for offline use: keeps what the page has loaded, and answers with it where the server does not.
  *
- * The files of bundles are not: the page keeps them by their SHA-256 (Files in src/source.js), so that what has not
- * changed is not downloaded again.
+ * Bundles' files are not kept here: the page caches them by their SHA-256 (Files in src/files.js), so that unchanged ones
+ * are not downloaded again.
  */
 
 const CACHE = 'clean-lm-page'
-const worker = /** @type {any} */ (self) // a ServiceWorkerGlobalScope, whose types do not go beside a page's
+const worker = /** @type {any} */ (self) // a ServiceWorkerGlobalScope, whose types conflict with a page's
 
 worker.addEventListener('install', () => worker.skipWaiting())
 worker.addEventListener('activate', (/** @type {any} */ event) => event.waitUntil(worker.clients.claim()))
@@ -22,7 +22,7 @@ async function answer(request, event) {
   const cache = await caches.open(CACHE)
   try {
     const response = await fetch(request)
-    if (response.ok) event.waitUntil(cache.put(request, response.clone()).catch(() => {})) // or the disk is full
+    if (response.ok) event.waitUntil(cache.put(request, response.clone()).catch(() => {})) // the disk may be full
     return response
   } catch (error) {
     const kept = await cache.match(request, { ignoreSearch: request.mode === 'navigate' })

@@ -1,17 +1,17 @@
-/** The list of takes: each is played, compared, kept as a file or thrown away. */
+/** The list of takes, each with buttons to play, compare, download and remove it. */
 
 /**
- * @typedef {import('./player.js').Sounding & TakeAbout} Take
+ * @typedef {import('./player.js').Playable & TakeAbout} Take
  * @typedef {object} TakeAbout
  * @property {number} number
  * @property {number} seed
  * @property {string} text
- * @property {string} loop the name of what it continues
- * @property {number} seam the first sample that is generated
+ * @property {string} loop name of the loop that it continues
+ * @property {number} seam the first generated sample
  * @property {string} runs backend and variant
- * @property {number} ms of a column
- * @property {number} realTime seconds of new sound in a second, reading the loop included
- * @property {Int32Array[] | null} codes of all frames, one array a codebook, once it is complete
+ * @property {number} ms time of a step
+ * @property {number} realTime seconds of new audio per second, including the time to read the loop
+ * @property {Int32Array[] | null} codes one array a codebook; null until it is complete
  * @property {string} state "generating", "done" or "stopped"
  *
  * @typedef {'A' | 'B'} Slot
@@ -69,7 +69,7 @@ export class TakeList {
       else if (what === 'play' || what === 'download' || what === 'remove') this.actions[what](take)
     })
     this.rows.set(take, row)
-    this.list.prepend(row) // the newest one first
+    this.list.prepend(row) // newest first
   }
 
   /** @param {Take} take */
@@ -79,22 +79,22 @@ export class TakeList {
   }
 
   /**
-   * @param {unknown} current what is shown above
+   * @param {unknown} current whose waveform is drawn
    * @param {boolean} playing
    * @param {Record<Slot, Take | null>} slots
    */
   update(current, playing, slots) {
     for (const [take, row] of this.rows) {
-      const heard = playing && take === current
+      const isPlaying = playing && take === current
       row.setAttribute('aria-current', String(take === current))
-      row.classList.toggle('playing', heard)
+      row.classList.toggle('playing', isPlaying)
       const [title, about] = row.querySelectorAll('strong, p')
       title.textContent = `Take ${take.number}, seed ${take.seed}`
       about.textContent = aboutTake(take)
       about.setAttribute('title', about.textContent)
       for (const button of row.querySelectorAll('button')) {
         const what = button.dataset.do
-        if (what === 'play') button.setAttribute('aria-label', `${heard ? 'Pause' : 'Play'} take ${take.number}`)
+        if (what === 'play') button.setAttribute('aria-label', `${isPlaying ? 'Pause' : 'Play'} take ${take.number}`)
         if (what === 'A' || what === 'B') button.setAttribute('aria-pressed', String(slots[what] === take))
         if (what === 'remove') button.disabled = take.state === 'generating'
       }

@@ -1,9 +1,9 @@
-/** A waveform as bars: what was given, what was generated, and the seam between. */
+/** Draws a waveform as bars, a part of it highlighted. */
 
 const [BAR, GAP] = [3, 2] // CSS pixels
 
 /**
- * The loudest sample of every bar, 0 .. 1; NaN where there is no sound yet.
+ * The peak of every bar, 0 .. 1; NaN where no samples are generated yet.
  *
  * @param {Float32Array[]} samples
  * @param {number} filled
@@ -15,7 +15,7 @@ export function peaks(samples, filled, bars) {
     const [start, end] = [Math.floor(bar * each), Math.min(filled, Math.ceil((bar + 1) * each))]
     if (start >= end) return NaN
     let peak = 0
-    const stride = Math.max(1, Math.floor((end - start) / 400)) // enough to see by
+    const stride = Math.max(1, Math.floor((end - start) / 400)) // enough to look right
     for (const channel of samples) for (let i = start; i < end; i += stride) peak = Math.max(peak, Math.abs(channel[i]))
     return Math.min(1, peak)
   })
@@ -25,8 +25,8 @@ export function peaks(samples, filled, bars) {
  * @typedef {object} Drawn
  * @property {Float32Array[]} samples
  * @property {number} filled
- * @property {number} from the first of those that are highlighted, in samples
- * @property {number} to
+ * @property {number} from first highlighted sample
+ * @property {number} to end of the highlighted samples
  */
 
 /**

@@ -1,17 +1,17 @@
 /**
- * The model, in a worker of its own: the page stays free while it computes.
+ * The model in a worker, so that it does not block the page.
  *
  *     page    load          worker  loading ... loaded
  *             generate              chunk, progress ... done
- *             cancel                failed, of an AbortError
+ *             cancel                failed, with an AbortError
  *
  * @typedef {{ type: 'load' } & Settings} Load
  * @typedef {object} Settings
- * @property {string | Map<string, File>} source the URL of a bundle, or its files by their names
+ * @property {string | Map<string, File>} source a bundle's URL, or its files by name
  * @property {'wasm' | 'webgpu'} backend
  * @property {number} threads of WASM
  * @property {string} [variant]
- * @property {boolean} secure https or localhost: caches and hashes are there
+ * @property {boolean} secure whether the page has caches and hashes: over https or from localhost
  *
  * @typedef {object} Generate
  * @property {'generate'} type
@@ -24,11 +24,12 @@
  * @property {number} channels
  * @property {number} frameRate
  * @property {string | undefined} variant
- * @property {boolean} kept for use without a network
+ * @property {boolean} kept whether the browser has kept its files for offline use
  *
  * @typedef {Load | Generate | { type: 'cancel' }} ToWorker
  * @typedef {{ type: 'loading', done: number, total: number, file: string }} Loading
- * @typedef {{ type: 'progress', done: number, total: number, ms: number }} Progress columns; ms: of one
+ * @typedef {{ type: 'progress', done: number, total: number, ms: number }} Progress done and total in columns, ms
+ *   of a step
  * @typedef {{ type: 'chunk', audio: Float32Array[] }} Chunk
  * @typedef {{ type: 'done', codes: Int32Array[] }} Done
  * @typedef {{ type: 'failed', name: string, message: string }} Failed
@@ -45,7 +46,7 @@ let model
 let cancelling = new AbortController()
 
 /** @type {(message: FromWorker, transfer?: Transferable[]) => void} */
-const tell = (message, transfer = []) => postMessage(message, { transfer })
+const send = (message, transfer = []) => postMessage(message, { transfer })
 
 onmessage = async ({ data }) => {
   const message = /** @type {ToWorker} */ (data)
@@ -55,7 +56,7 @@ onmessage = async ({ data }) => {
     else cancelling.abort()
   } catch (error) {
     const { name = 'Error', message = String(error) } = /** @type {Error} */ (error) ?? {}
-    tell({ type: 'failed', name, message })
+    send({ type: 'failed', name, message })
   }
 }
 
@@ -70,15 +71,15 @@ async function load({ source, backend, threads, variant, secure }) {
     hashes: secure,
     ...(cache && { cache: cache.cache }),
     tokenizer: async (json) => new (await import(new URL('tokenizers.mjs', VENDOR).href)).Tokenizer(json, {}),
-    onProgress: (done, total, file) => tell({ type: 'loading', done, total, file }),
+    onProgress: (done, total, file) => send({ type: 'loading', done, total, file }),
   })
   const { sampleRate, channels, frameRate, manifest } = model
   const kept = typeof source === 'string' && Boolean(cache?.complete)
-  tell({ type: 'loaded', sampleRate, channels, frameRate, variant: manifest.variant, kept })
+  send({ type: 'loaded', sampleRate, channels, frameRate, variant: manifest.variant, kept })
 }
 
 /**
- * ONNX Runtime, from this page's own origin.
+ * Load ONNX Runtime from this page's server.
  *
  * @param {'wasm' | 'webgpu'} backend
  * @param {number} threads
@@ -93,8 +94,8 @@ async function runtime(backend, threads) {
 }
 
 /**
- * Where downloads stay, one version of a file. A disk that is full costs the next visit a download, not this one its
- * model.
+ * A cache for downloads, with one version of each file. Where the disk is full, the model loads all the same, and the
+ * next visit downloads it again.
  */
 async function openCache() {
   const cache = await caches.open(CACHE)
@@ -124,25 +125,25 @@ async function generate({ prompt, sampleRate, options }) {
     onCodes: (part) => codes.push(part),
   })
   for await (const audio of stream)
-    tell(
+    send(
       { type: 'chunk', audio },
       audio.map(({ buffer }) => buffer),
     )
-  tell({ type: 'done', codes: codes[0].map((_, k) => Int32Array.from(codes.flatMap((part) => [...part[k]]))) })
+  send({ type: 'done', codes: codes[0].map((_, k) => Int32Array.from(codes.flatMap((part) => [...part[k]]))) })
 }
 
-/** Tells about ten times a second; the time of a column is the median of the last ones. */
+/** Reports progress ten times a second, with the median time of the last steps. */
 function progress() {
-  let [last, told] = [performance.now(), 0]
+  let [last, reported] = [performance.now(), 0]
   /** @type {number[]} */
   const times = []
   return (/** @type {number} */ done, /** @type {number} */ total) => {
     const now = performance.now()
-    if (done > 1) times.push(now - last) // the first one reads the prompt
+    if (done > 1) times.push(now - last) // the first step reads the prompt
     last = now
-    if (now - told < 100 && done < total) return
-    told = now
+    if (now - reported < 100 && done < total) return
+    reported = now
     const recent = times.slice(-31).sort((a, b) => a - b)
-    tell({ type: 'progress', done, total, ms: recent[recent.length >> 1] ?? 0 })
+    send({ type: 'progress', done, total, ms: recent[recent.length >> 1] ?? 0 })
   }
 }

@@ -1,4 +1,4 @@
-/** The worker as functions: what an Electron main process, or any Node program, holds. */
+/** Runs MusicGen in a worker thread, for an Electron main process or any other Node program. */
 
 import { Worker } from 'node:worker_threads'
 
@@ -14,10 +14,10 @@ import { Worker } from 'node:worker_threads'
 
 export class Engine {
   /**
-   * Open a bundle in a worker.
+   * Start a worker, which loads the bundle.
    *
    * @param {string} bundle its folder
-   * @param {OnProgress} [onProgress] bytes
+   * @param {OnProgress} [onProgress] called with the bytes loaded so far and their total
    */
   constructor(bundle, onProgress) {
     this.worker = new Worker(new URL('./worker.js', import.meta.url), { workerData: { bundle } })
@@ -35,17 +35,18 @@ export class Engine {
     })
     this.worker.on('error', (error) => this._fail(error))
     this.worker.on('exit', () => this._fail(new Error('the engine was closed')))
-    /** @type {Promise<{ sampleRate: number }>} when the bundle is open */
+    /** @type {Promise<{ sampleRate: number }>} resolves when the bundle is loaded */
     this.ready = new Promise((resolve, reject) => this.listeners.set(0, { resolve, reject, onProgress }))
-    this.ready.catch(() => {}) // whoever continues hears of it
+    this.ready.catch(() => {}) // continue() reports the error
   }
 
   /**
-   * Continue sound; the chunks come while it is generated.
+   * Continue audio. onChunk gets the chunks while they are generated.
    *
    * @param {Float32Array[]} audio one array a channel
    * @param {number} sampleRate
-   * @param {import('clean-lm').GenerateOptions & { chunkSeconds?: number }} options but functions and signals
+   * @param {import('clean-lm').GenerateOptions & { chunkSeconds?: number }} options without functions and signals, which cannot be
+   *   sent to a worker
    * @param {{ onChunk?: (chunk: Float32Array[]) => void, onProgress?: OnProgress, signal?: AbortSignal }} [listen]
    * @returns {Promise<void>}
    */
@@ -65,7 +66,7 @@ export class Engine {
     }
   }
 
-  /** End the worker. */
+  /** Terminate the worker. */
   async close() {
     await this.worker.terminate()
   }

@@ -1,4 +1,4 @@
-/** Electron's main process: a window, and the engine behind three messages. `npm start -- path/to/bundle`. */
+/** Electron's main process: opens a window, and answers its three messages with the engine. See README.md. */
 
 import { fileURLToPath } from 'node:url'
 
@@ -13,15 +13,15 @@ let running
 
 await app.whenReady()
 const window = new BrowserWindow({ width: 720, height: 420, webPreferences: { preload: here('preload.cjs') } })
-const say = (/** @type {string} */ what, /** @type {any[]} */ ...values) =>
-  window.isDestroyed() || window.webContents.send(what, ...values)
+const send = (/** @type {string} */ channel, /** @type {any[]} */ ...values) =>
+  window.isDestroyed() || window.webContents.send(channel, ...values)
 
-const engine = new Engine(bundle, (done, total) => say('progress', done, total))
+const engine = new Engine(bundle, (done, total) => send('progress', done, total))
 ipcMain.handle('ready', () => engine.ready)
 ipcMain.handle('continue', (_, audio, sampleRate, options) => {
   running = new AbortController()
-  const onChunk = (/** @type {Float32Array[]} */ chunk) => say('chunk', chunk)
-  const onProgress = (/** @type {number} */ done, /** @type {number} */ total) => say('progress', done, total)
+  const onChunk = (/** @type {Float32Array[]} */ chunk) => send('chunk', chunk)
+  const onProgress = (/** @type {number} */ done, /** @type {number} */ total) => send('progress', done, total)
   return engine.continue(audio, sampleRate, options, { onChunk, onProgress, signal: running.signal })
 })
 ipcMain.handle('cancel', () => running?.abort())

@@ -1,4 +1,4 @@
-/** What the window may ask for, and nothing else. */
+/** Gives the window these four functions of the main process, and nothing else. */
 
 const { contextBridge, ipcRenderer } = require('electron')
 
@@ -6,5 +6,5 @@ contextBridge.exposeInMainWorld('musicgen', {
   ready: () => ipcRenderer.invoke('ready'),
   continue: (audio, sampleRate, options) => ipcRenderer.invoke('continue', audio, sampleRate, options),
   cancel: () => ipcRenderer.invoke('cancel'),
-  on: (what, listener) => ipcRenderer.on(what, (_, ...values) => listener(...values)),
+  on: (channel, listener) => ipcRenderer.on(channel, (_, ...values) => listener(...values)),
 })

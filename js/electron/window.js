@@ -1,9 +1,9 @@
-/** The window: reads a file, asks the main process to continue it, and plays the chunks as they come. */
+/** The window: decodes a file, has the main process continue it, and plays the chunks as they arrive. */
 
 /** @type {any} */
 const musicgen = /** @type {any} */ (globalThis).musicgen
 const element = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id))
-const say = (/** @type {string} */ text) => (element('status').textContent = text)
+const showStatus = (/** @type {string} */ text) => (element('status').textContent = text)
 const context = new AudioContext()
 let [sampleRate, next] = [0, 0]
 
@@ -16,25 +16,25 @@ musicgen.on('chunk', (/** @type {Float32Array[]} */ chunk) => {
   chunk.forEach((channel, c) => buffer.copyToChannel(new Float32Array(channel), c))
   const source = new AudioBufferSourceNode(context, { buffer })
   source.connect(context.destination)
-  next = Math.max(next, context.currentTime + 0.1) // after the last one, or where that has ended
+  next = Math.max(next, context.currentTime + 0.1) // after the last chunk, or soon, if that has ended
   source.start(next)
   next += buffer.duration
 })
 
 element('start').onclick = async () => {
   const [file] = element('file').files
-  if (!file) return say('Choose a loop first')
+  if (!file) return showStatus('Choose a loop first')
   try {
     await context.resume()
     const sound = await context.decodeAudioData(await file.arrayBuffer())
     const audio = Array.from({ length: sound.numberOfChannels }, (_, c) => sound.getChannelData(c))
     const seed = Number(element('seed').value)
     next = 0
-    say('Generating…')
+    showStatus('Generating…')
     await musicgen.continue(audio, sound.sampleRate, { description: element('description').value, seed })
-    say('Done')
+    showStatus('Done')
   } catch (error) {
-    say(/** @type {Error} */ (error).message)
+    showStatus(/** @type {Error} */ (error).message)
   }
 }
 element('cancel').onclick = () => musicgen.cancel()
@@ -43,7 +43,7 @@ musicgen.ready().then(
   (/** @type {any} */ model) => {
     sampleRate = model.sampleRate
     element('start').disabled = false
-    say('Ready')
+    showStatus('Ready')
   },
-  (/** @type {Error} */ error) => say(error.message),
+  (/** @type {Error} */ error) => showStatus(error.message),
 )

@@ -1,8 +1,8 @@
 /**
- * The model in a thread of its own, so that no step holds up the window or the main process.
+ * MusicGen in a thread of its own, so that it blocks neither the window nor the main process.
  *
  *     in   { id, audio, sampleRate, options }     start        { id }     cancel
- *     out  { id, chunk } ... { id, progress } ... { id, done }, or { id, error }
+ *     out  { id, chunk } ... { id, progress } ... { id, done }, or { id, error }; id 0: loading
  */
 
 import { parentPort, workerData } from 'node:worker_threads'
@@ -31,10 +31,11 @@ port.on('message', async ({ id, audio, sampleRate, options }) => {
   const controller = new AbortController()
   running.set(id, controller)
   const onProgress = (/** @type {number[]} */ ...progress) => port.postMessage({ id, progress })
-  const how = { ...options, signal: controller.signal, onProgress }
+  const streamOptions = { ...options, signal: controller.signal, onProgress }
   try {
     const model = await loading
-    for await (const chunk of model.streamContinuation(audio, sampleRate, how)) port.postMessage({ id, chunk })
+    for await (const chunk of model.streamContinuation(audio, sampleRate, streamOptions))
+      port.postMessage({ id, chunk })
     port.postMessage({ id, done: {} })
   } catch (error) {
     port.postMessage({ id, error: /** @type {Error} */ (error).message })

@@ -1,8 +1,8 @@
 /**
- * One array after the other.
+ * Concatenate typed arrays of one kind.
  *
  * @template {Float32Array | Int32Array} T
- * @param {T[]} arrays
+ * @param {T[]} arrays at least one
  * @returns {T}
  */
 export function join(arrays) {

@@ -1,16 +1,16 @@
 /**
- * Sample rates and channels, as audiocraft converts a prompt before the codec, and WAV files.
+ * Sample rate and channel conversion, as audiocraft converts a prompt before the codec, and WAV files.
  *
- * Sound is one Float32Array a channel.
+ * @typedef {Float32Array[]} AudioChannels one Float32Array a channel, all equally long
  */
 
-const ZEROS = 24 // of the windowed sinc: zero crossings to a side
-const ROLLOFF = 0.945 // its cutoff under Nyquist's
+const ZEROS = 24 // zero crossings of the windowed sinc on each side
+const ROLLOFF = 0.945 // cutoff as a fraction of the Nyquist frequency
 
 /**
- * Channels first, so that only those that stay are resampled: the order changes nothing but rounding.
+ * Convert channels, then the sample rate: only channels that are kept are resampled.
  *
- * @param {Float32Array[]} audio
+ * @param {AudioChannels} audio
  * @param {number} fromRate
  * @param {number} toRate
  * @param {number} toChannels
@@ -20,9 +20,9 @@ export function convertAudio(audio, fromRate, toRate, toChannels) {
 }
 
 /**
- * Mean to mono, mono copied, else the first ones.
+ * To mono by the mean; from mono by copying; otherwise the first channels are kept.
  *
- * @param {Float32Array[]} audio
+ * @param {AudioChannels} audio
  * @param {number} channels
  */
 export function convertChannels(audio, channels) {
@@ -31,7 +31,7 @@ export function convertChannels(audio, channels) {
   }
   if (audio.length === 1) return Array.from({ length: channels }, () => audio[0])
   if (channels > audio.length) {
-    throw new RangeError(`audio has ${audio.length} channels, ${channels} are wanted: mix it to mono or to ${channels}`)
+    throw new RangeError(`audio: got ${audio.length} channels, expected 1, or ${channels} or more; mix it first`)
   }
   return audio.slice(0, channels)
 }
@@ -41,9 +41,9 @@ export function convertChannels(audio, channels) {
  *
  * x(t) between samples is the sum of x[i] sinc(pi (i - t)), cut off at the lower rate's Nyquist and windowed by cos^2
  * (J. O. Smith, Digital Audio Resampling), with julius' sizes: 24 zeros, rolloff 0.945, edges repeated, every kernel
- * summing to 1 and computed in float32, which is what the codec was trained on.
+ * summing to 1 and computed in float32: the resampler of the codec's training data.
  *
- *     input   |. . . . . . .|. . . . . . .|.      a period: `before` samples in, `after` out, the rates over their gcd
+ *     input   |. . . . . . .|. . . . . . .|.      a period has `before` samples in and `after` out: the rates / gcd
  *     output  |0   1   2    |0   1   2    |0      phase i of every period has the same kernel
  *
  * @param {Float32Array} wav
@@ -54,14 +54,14 @@ export function convertChannels(audio, channels) {
 export function resample(wav, fromRate, toRate) {
   for (const rate of [fromRate, toRate]) {
     if (!(rate >= 1 && rate === Math.trunc(rate))) {
-      throw new RangeError(`sample rates: got ${fromRate} and ${toRate}, expected whole numbers from 1 up`)
+      throw new RangeError(`sample rates: got ${fromRate} and ${toRate}, expected positive whole numbers`)
     }
   }
   const divisor = gcd(fromRate, toRate)
   const [before, after] = [fromRate / divisor, toRate / divisor]
   if (before === after) return wav
   const width = Math.ceil((ZEROS * before) / (Math.min(before, after) * ROLLOFF))
-  const length = Math.floor(Math.fround((after * wav.length) / before)) // as julius has it, through float32
+  const length = Math.floor(Math.fround((after * wav.length) / before)) // rounded to float32, as in julius
   const padded = new Float32Array(wav.length + 2 * width + before + 1).fill(wav[wav.length - 1])
   padded.fill(wav[0], 0, width)
   padded.set(wav, width)
@@ -79,7 +79,7 @@ export function resample(wav, fromRate, toRate) {
 }
 
 /**
- * Weights of the input samples first - width .. first + width + 1 for an output phase.
+ * The weights of the input samples first - width .. first + width + 1 for one output phase.
  *
  * @param {number} first
  * @param {number} phase
@@ -110,9 +110,9 @@ function sincKernel(first, phase, before, after, width) {
 const gcd = (a, b) => (b ? gcd(b, a % b) : a)
 
 /**
- * A WAV file of 16-bit samples; what is beyond -1 .. 1 is clipped.
+ * Encode as a 16-bit PCM WAV file; samples outside -1 .. 1 are clipped.
  *
- * @param {Float32Array[]} audio
+ * @param {AudioChannels} audio
  * @param {number} sampleRate
  * @returns {Uint8Array<ArrayBuffer>}
  */
@@ -144,10 +144,10 @@ export function encodeWav(audio, sampleRate) {
 }
 
 /**
- * The sound of a WAV file: PCM of 8 to 32 bits or floats. A browser's decodeAudioData reads more formats, and resamples.
+ * Decode a WAV file: PCM of 8 to 32 bits, or floats. A browser's decodeAudioData reads more formats, but resamples.
  *
  * @param {Uint8Array} file
- * @returns {{ audio: Float32Array[], sampleRate: number }}
+ * @returns {{ audio: AudioChannels, sampleRate: number }}
  */
 export function decodeWav(file) {
   const view = new DataView(file.buffer, file.byteOffset, file.byteLength)
@@ -161,7 +161,7 @@ export function decodeWav(file) {
       channels = view.getUint16(at + 10, true)
       sampleRate = view.getUint32(at + 12, true)
       bits = view.getUint16(at + 22, true)
-      if (format === 0xfffe) format = view.getUint16(at + 32, true) // extensible: what its GUID begins with
+      if (format === 0xfffe) format = view.getUint16(at + 32, true) // extensible: the format is the start of its GUID
     } else if (name === 'data') {
       const read = sampleReader(view, format, bits)
       const frames = Math.floor(Math.min(size, file.length - at - 8) / ((channels * bits) / 8))
@@ -172,12 +172,14 @@ export function decodeWav(file) {
     }
     at += 8 + size + (size % 2)
   }
-  throw new TypeError('not a WAV file: it has no data')
+  throw new TypeError('not a WAV file: no data chunk')
 }
 
 /**
+ * A function that reads the sample at a byte offset.
+ *
  * @param {DataView} view
- * @param {number} format
+ * @param {number} format 1: PCM, 3: floats
  * @param {number} bits
  * @returns {(at: number) => number}
  */
@@ -191,6 +193,6 @@ function sampleReader(view, format, bits) {
     '3/64': (at) => view.getFloat64(at, true),
   })
   const reader = readers[`${format}/${bits}`]
-  if (!reader) throw new TypeError(`WAV format ${format} with ${bits} bits is not read; convert it to 16-bit PCM`)
+  if (!reader) throw new TypeError(`WAV format ${format} with ${bits} bits is not supported; convert it to 16-bit PCM`)
   return reader
 }

@@ -1,10 +1,10 @@
-/** Half precision: where JavaScript has no Float16Array, ONNX Runtime takes its bits in a Uint16Array. */
+/** Half precision. Where JavaScript has no Float16Array, ONNX Runtime takes float16 as bits in a Uint16Array. */
 
 const float = new Float32Array(1)
 const bits = new Uint32Array(float.buffer)
 
 /**
- * To the nearest half, ties to even; beyond 65504 infinity.
+ * Round to the nearest float16, ties to even; from 65520 on, infinity.
  *
  * @param {Float32Array} values
  * @returns {Uint16Array} their bits
@@ -14,9 +14,9 @@ export function toFloat16(values) {
     float[0] = value
     const sign = (bits[0] >>> 16) & 0x8000
     const magnitude = bits[0] & 0x7fffffff
-    if (magnitude >= 0x47800000) return sign | (magnitude > 0x7f800000 ? 0x7e00 : 0x7c00) // 65536 and more, or NaN
+    if (magnitude >= 0x47800000) return sign | (magnitude > 0x7f800000 ? 0x7e00 : 0x7c00) // 65536 and above, infinity, NaN
     if (magnitude < 0x38800000) {
-      float[0] = Math.abs(value) + 0.5 // under 2^-14 halves are multiples of 2^-24, as floats from 0.5 on
+      float[0] = Math.abs(value) + 0.5 // subnormal halves are multiples of 2^-24, as are floats in 0.5 .. 1
       return sign | (bits[0] - 0x3f000000)
     }
     return sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >>> 13) & 1)) >>> 13)

@@ -1,75 +1,75 @@
 /**
- * The loop around the graphs.
+ * The generation loop around the graphs.
  *
- *     columns = delay(prompt)                    known, unknown and special places
- *     cross   = lm_condition(texts)              once; no rows for null text
- *     lm_inference(columns of the prompt)        fills the caches, draws the next column
- *     lm_inference(one column), again and again  until no column is left
- *     codes   = undelay(columns)                 and from the start with the last of them, where a window ends
+ *     columns = delay(prompt)                    known codes, unknown ones and special tokens
+ *     cross   = lm_condition(texts)              once; without a text there are no keys and values
+ *     lm_inference(columns of the prompt)        prefill: fills the KV cache, samples the next column
+ *     lm_inference(one column)                   a step, repeated until all columns are sampled
+ *     codes   = undelay(columns)
  *
- * Melody and style models have in place of cross a prefix, [melody or style | text], which the first call reads before
- * the columns.
+ * Audio longer than a window repeats all of it, with the last frames of one window as the prompt of the next. Melody and
+ * style models read a prefix, [melody or style | text], before the first column, and have no cross-attention.
  */
 
 import { join } from './arrays.js'
-import { cachesFor } from './caches.js'
-import { codesOf, floats } from './manifest.js'
-import { delay, prefillLength, undelay, UNKNOWN } from './pattern.js'
+import { delay, prefillLength, undelay, UNKNOWN } from './delay_pattern.js'
+import { createCache } from './kv_cache.js'
+import { codesOf, floatsOf } from './session.js'
 
 /**
- * @typedef {import('./manifest.js').Graph} Graph
- * @typedef {import('./conditions.js').Told} Told
+ * @typedef {import('./session.js').Graph} Graph
+ * @typedef {import('./conditioning.js').Conditioning} Conditioning
  * @typedef {import('./windows.js').Window} Window
  * @typedef {Int32Array[][]} Codes [B][K] -> frames or columns
  *
- * @typedef {object} Sampling how codes are drawn
+ * @typedef {object} Sampling how codes are sampled
  * @property {number} temperature 0: greedy
  * @property {number} topK keep the k most probable codes; 0: all
- * @property {number} topP keep the most probable codes up to this sum; > 0 goes before topK
- * @property {number} cfgCoef classifier-free guidance; where nothing is told it changes nothing
+ * @property {number} topP keep the most probable codes up to this sum of probabilities; 0: off, above 0 topK is ignored
+ * @property {number} cfgCoef classifier-free guidance; without any conditioning it changes nothing
  * @property {number | null} cfgCoefBeta double guidance: how much more the text counts than melody or style; null: off
  */
 
-/** The caches of one generation, and the model called on it column by column. */
+/** Runs lm_inference on the columns of one generation, with its KV cache. */
 export class Decoder {
   /**
    * @param {Graph} graph lm_inference
    * @param {number} batch
-   * @param {number} capacity of columns, the prefix not counted
-   * @param {Told} told
+   * @param {number} capacity columns, without the prefix
+   * @param {Conditioning} conditioning
    * @param {Sampling} sampling
    */
-  constructor(graph, batch, capacity, told, sampling) {
+  constructor(graph, batch, capacity, conditioning, sampling) {
     this.graph = graph
     this.batch = batch
-    this.told = told
-    this.before = told.prefix?.dims[1] ?? 0
-    this.filled = 0 // places of the caches that are taken, the prefix's among them
-    this.sizes = { batch, rows: told.rows, capacity: this.before + capacity, prefix: 0 }
-    this.caches = cachesFor(graph, this.sizes)
+    this.conditioning = conditioning
+    this.prefixLength = conditioning.prefix?.dims[1] ?? 0
+    this.filled = 0 // places of the cache in use, by the prefix and by columns
+    this.sizes = { batch, rows: conditioning.rows, capacity: this.prefixLength + capacity, prefix: 0 }
+    this.cache = createCache(graph, this.sizes)
     this.settings = {
       cfg_coef: graph.tensor('cfg_coef', [sampling.cfgCoef]),
       temperature: graph.tensor('temperature', [sampling.temperature]),
       top_k: graph.tensor('top_k', [sampling.topK]),
       top_p: graph.tensor('top_p', [sampling.topP]),
-      ...(told.prefix && { cfg_coef_beta: graph.tensor('cfg_coef_beta', [sampling.cfgCoefBeta ?? 1]) }),
+      ...(conditioning.prefix && { cfg_coef_beta: graph.tensor('cfg_coef_beta', [sampling.cfgCoefBeta ?? 1]) }),
     }
   }
 
   /**
-   * Forget all columns, for another prefix of the same size.
+   * Start again with an empty cache, for the next window.
    *
-   * @param {Told} told
+   * @param {Conditioning} conditioning its prefix as long as the last one
    */
-  restart(told) {
-    this.told = told
+  restart(conditioning) {
+    this.conditioning = conditioning
     this.filled = 0
   }
 
   /**
-   * Read columns [B][K] -> S and draw the one after the last with uniform [B x K].
+   * Read S columns [B][K] and sample the next one with uniform numbers [B x K].
    *
-   * The first call takes any number of columns, those after it one.
+   * The first call takes any number of columns, later calls take one.
    *
    * @param {Codes} codes
    * @param {Float32Array} uniform
@@ -81,68 +81,70 @@ export class Decoder {
   }
 
   /**
-   * The same, but gives the guided logits [B x K x card] of the column after the last, for an own sampler.
+   * Read columns as call does, but return the guided logits [B x K x card] of the next one, for a sampler of your own.
    *
    * @param {Codes} codes
    * @returns {Promise<Float32Array>}
    */
   async logits(codes) {
     const results = await this._run(codes, new Float32Array(codes.length * codes[0].length), 'logits')
-    return floats(results.logits)
+    return floatsOf(results.logits)
   }
 
   /**
    * @param {Codes} codes
    * @param {Float32Array} uniform
-   * @param {string} wanted
+   * @param {'next_codes' | 'logits'} output
    */
-  async _run(codes, uniform, wanted) {
-    const { graph, told, sizes } = this
+  async _run(codes, uniform, output) {
+    const { graph, cache, conditioning, sizes } = this
+    const { rows, cross, prefix } = conditioning
     const columns = codes[0][0].length
-    const every = Array.from({ length: told.rows / this.batch }, () => codes).flat(2) // conditioned, then unconditioned
-    const first = this.filled === 0
-    const after = this.filled + columns + (first ? this.before : 0)
+    const allRows = Array.from({ length: rows / this.batch }, () => codes).flat(2) // conditioned and unconditional alike
+    const isFirst = this.filled === 0
+    const filledAfter = this.filled + columns + (isFirst ? this.prefixLength : 0)
     const feeds = {
-      ...this.caches.inputs(this.filled, after),
-      ...told.cross,
+      ...cache.inputs(this.filled, filledAfter),
+      ...cross,
       ...this.settings,
-      ...(told.prefix && { prefix: first ? told.prefix : graph.zeros('prefix', sizes) }),
-      codes: graph.tensor('codes', join(every), { ...sizes, columns }),
+      ...(prefix && { prefix: isFirst ? prefix : graph.zeros('prefix', sizes) }),
+      codes: graph.tensor('codes', join(allRows), { ...sizes, columns }),
       position: graph.tensor('position', [this.filled]),
       uniform: graph.tensor('uniform', uniform, sizes),
     }
     const session = await graph.session()
-    const results = await session.run(feeds, { [wanted]: null, ...this.caches.outputs() })
-    this.caches.update(results, this.filled, after)
-    this.filled = after
+    const results = await session.run(feeds, { [output]: null, ...cache.outputs() })
+    cache.update(results, this.filled, filledAfter)
+    this.filled = filledAfter
     return results
   }
 
-  /** Free the caches. */
+  /** Free the KV cache. */
   release() {
-    this.caches.release()
+    this.cache.release()
   }
 }
 
-/** One generation under way. Iterating draws column after column: the loop that a port writes. */
+/** A generation in progress. Iterating samples one column after the other: this is the loop that a port writes. */
 export class Generation {
   /**
    * @param {Decoder} decoder
    * @param {ArrayLike<ArrayLike<number>>[]} prompt [B][K] -> P
-   * @param {Window[]} cut
+   * @param {Window[]} windows at least one
    * @param {{ delays: number[], special: number }} pattern
-   * @param {Float32Array} uniform [columns in all x B x K]
-   * @param {(window: Window) => Told | Promise<Told>} told what each window is told
+   * @param {Float32Array} uniform [columns to sample in all windows x B x K]
+   * @param {(window: Window) => Conditioning | Promise<Conditioning>} conditioningOf called for all windows but the
+   *   first, whose conditioning the decoder has
    * @param {AbortSignal} [signal]
    */
-  constructor(decoder, prompt, cut, pattern, uniform, told, signal) {
+  constructor(decoder, prompt, windows, pattern, uniform, conditioningOf, signal) {
     this.decoder = decoder
     this.pattern = pattern
-    this.windows = cut
+    this.windows = windows
     this.uniform = uniform
-    this.told = told
+    this.conditioningOf = conditioningOf
     this.signal = signal
-    const last = cut[cut.length - 1]
+    const last = windows[windows.length - 1]
     /** @type {Codes} */
     this.all = prompt.map((row) =>
       pattern.delays.map((_, k) => {
@@ -151,28 +153,28 @@ export class Generation {
         return frames
       }),
     )
-    this.frames = prompt[0][0].length // that have all their codes
-    this.total = columnsDrawn(cut, pattern.delays)
+    this.frames = prompt[0][0].length // complete ones, the prompt's among them
+    this.total = countSteps(windows, pattern.delays)
   }
 
-  /** Gives how many columns of `total` are drawn, after each. */
+  /** Samples a column at a time, and gives how many of `total` are sampled. */
   async *[Symbol.asyncIterator]() {
     const { delays, special } = this.pattern
     const [latest, size] = [Math.max(...delays), this.all.length * delays.length]
     let done = 0
     try {
       for (const window of this.windows) {
-        if (done) this.decoder.restart(await this.told(window))
+        if (done) this.decoder.restart(await this.conditioningOf(window))
         const { start, known, frames } = window
         const columns = this.all.map((row) => delay(slice(row, start, start + known), delays, frames, special))
         const prefill = prefillLength(known, delays)
-        let fresh = columns.map((row) => slice(row, 0, prefill))
+        let unread = columns.map((row) => slice(row, 0, prefill))
         for (let s = prefill; s < frames + latest + 1; s++) {
-          if (this.decoder.graph.backend !== 'cpu') await turn()
+          if (this.decoder.graph.backend !== 'cpu') await yieldToEventLoop()
           this.signal?.throwIfAborted()
-          const codes = await this.decoder.call(fresh, this.uniform.subarray(done * size, (done + 1) * size))
+          const codes = await this.decoder.call(unread, this.uniform.subarray(done * size, (done + 1) * size))
           columns.forEach((row, b) => row.forEach((column, k) => column[s] === UNKNOWN && (column[s] = codes[b][k][0])))
-          fresh = columns.map((row) => slice(row, s, s + 1))
+          unread = columns.map((row) => slice(row, s, s + 1))
           const t = s - latest - 1 // the frame that the column completes
           if (t >= known) {
             const complete = columns.map((row) => undelay(slice(row, t, s + 1), delays))
@@ -188,7 +190,7 @@ export class Generation {
   }
 
   /**
-   * The frames that are complete, from `start` on.
+   * The codes of all complete frames from `start` on.
    *
    * @param {number} [start]
    * @returns {Codes}
@@ -199,10 +201,10 @@ export class Generation {
 }
 
 /**
- * A turn of the event loop: WASM's runs are done when they return, and a worker would not hear that it is cancelled.
- * A timer would take 4 ms. Node's binding takes a turn at every run by itself.
+ * Let the event loop handle messages: WASM runs synchronously, so a worker would never get the one that cancels it. A
+ * message channel takes less time than a timer's 4 ms. onnxruntime-node does it by itself in every run.
  */
-function turn() {
+function yieldToEventLoop() {
   const { port1, port2 } = new MessageChannel()
   return new Promise((resolve) => {
     port1.onmessage = () => {
@@ -221,12 +223,12 @@ function turn() {
 const slice = (row, start, end) => row.map((codes) => codes.slice(start, end))
 
 /**
- * How many columns all windows draw.
+ * How many columns are sampled in all windows together.
  *
- * @param {Window[]} cut
+ * @param {Window[]} windows
  * @param {number[]} delays
  */
-export function columnsDrawn(cut, delays) {
-  const drawn = cut.map((w) => w.frames + Math.max(...delays) + 1 - prefillLength(w.known, delays))
-  return drawn.reduce((sum, n) => sum + n, 0)
+export function countSteps(windows, delays) {
+  const steps = windows.map((w) => w.frames + Math.max(...delays) + 1 - prefillLength(w.known, delays))
+  return steps.reduce((sum, n) => sum + n, 0)
 }

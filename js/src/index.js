@@ -1,5 +1,5 @@
 /**
- * MusicGen in ONNX Runtime: Node, Electron, browsers, React Native. `ort` is passed in.
+ * MusicGen in ONNX Runtime: Node, Electron, browsers, React Native. You pass in the ONNX Runtime to use, as `ort`.
  *
  *     import * as ort from 'onnxruntime-node'
  *     import { MusicGen } from 'clean-lm'
@@ -11,19 +11,19 @@
  * @typedef {import('./musicgen.js').Generated} Generated
  * @typedef {import('./musicgen.js').Take} Take
  * @typedef {import('./manifest.js').LoadOptions} LoadOptions
- * @typedef {import('./source.js').Source} Source
+ * @typedef {import('./files.js').Source} Source
  * @typedef {import('./generation.js').Sampling} Sampling
- * @typedef {import('./lm.js').How} How
+ * @typedef {import('./language_model.js').GenerationOptions} GenerationOptions
  */
 
 export { convertAudio, convertChannels, decodeWav, encodeWav, resample } from './audio.js'
-export { Codec } from './codec.js'
+export { Codec } from './audio_codec.js'
+export { delay, prefillLength, undelay } from './delay_pattern.js'
+export { BundleError } from './files.js'
 export { Decoder, Generation } from './generation.js'
-export { LanguageModel } from './lm.js'
+export { LanguageModel } from './language_model.js'
 export { Manifest } from './manifest.js'
 export { MusicGen } from './musicgen.js'
-export { delay, prefillLength, undelay } from './pattern.js'
 export { uniforms } from './philox.js'
-export { BundleError } from './source.js'
-export { TextConditioner } from './text.js'
+export { TextConditioner } from './text_encoder.js'
 export { windows } from './windows.js'

@@ -1,73 +1,116 @@
-/** A bundle: what its manifest.json says is in it, and its graphs, opened in ONNX Runtime. */
+/** A bundle's manifest.json as typed data, and which of its variants is loaded. */
 
-import { fromFloat16, toFloat16 } from './float16.js'
-import { BundleError, Files } from './source.js'
+import { BundleError, Files } from './files.js'
+import { Graph } from './session.js'
 
 /**
- * @typedef {typeof import('onnxruntime-common')} Ort
- * @typedef {import('onnxruntime-common').InferenceSession} Session
- * @typedef {import('onnxruntime-common').Tensor} Tensor
- * @typedef {import('onnxruntime-common').Tensor.Type} TensorType
- * @typedef {{ name: string, dtype: TensorType, shape: (number | string)[] }} Port
- * @typedef {{ file: string, data?: string, inputs: Port[], outputs: Port[] }} GraphEntry
- * @typedef {Record<string, number>} Sizes what stands for the names in shapes
+ * @typedef {import('./session.js').Ort} Ort
+ * @typedef {import('./session.js').TensorSpec} TensorSpec
  * @typedef {'cpu' | 'wasm' | 'webgpu'} Backend
+ * @typedef {'in_place' | 'new_columns'} CacheUpdate what `present` holds: the whole cache, or its new columns
+ * @typedef {{ file: string, data?: string, inputs: TensorSpec[], outputs: TensorSpec[] }} GraphEntry
+ *   data: the file with its weights, where that is another graph's
+ * @typedef {{ bytes: number, sha256: string }} FileEntry
+ *
+ * @typedef {object} VariantEntry one way of storing the weights: the graphs that differ from the manifest's own
+ * @property {Record<string, GraphEntry>} graphs
+ * @property {CacheUpdate} [cache_update]
+ * @property {string} [cache] type of the KV cache
+ *
+ * @typedef {object} ModelEntry sizes. Fields of parts that the bundle does not contain are missing: Manifest.require
+ *   checks those that it is given
+ * @property {number[]} delays
+ * @property {number} codebooks
+ * @property {number} card codes of a codebook
+ * @property {number} special_token
+ * @property {number} text_dim
+ * @property {number} max_duration seconds of a window
+ * @property {number} frame_rate
+ * @property {number} sample_rate
+ * @property {number} channels
+ * @property {number} hop samples of a frame
+ * @property {number} lookahead frames of the codec
+ * @property {'melody' | 'style'} [self_wav]
+ * @property {number} style_sample_rate of MERT's input
+ * @property {number} style_receptive_field samples of one of MERT's features
+ * @property {number} [style_levels] of the style's quantizer
+ *
+ * @typedef {object} DefaultsEntry
+ * @property {number} duration
+ * @property {number} extend_stride
+ * @property {number} temperature
+ * @property {number} top_k
+ * @property {number} top_p
+ * @property {number} cfg_coef
+ *
+ * @typedef {object} ManifestTree manifest.json
+ * @property {string} format
+ * @property {number} version
+ * @property {ModelEntry} model
+ * @property {DefaultsEntry} defaults
+ * @property {CacheUpdate} cache_update
+ * @property {Record<string, GraphEntry>} graphs
+ * @property {Record<string, FileEntry>} files
+ * @property {string} [variant] the default one
+ * @property {Record<string, VariantEntry>} [variants]
+ * @property {Partial<Record<Backend, string[]>>} [backends] the variants that each backend prefers, the best first
  *
  * @typedef {object} LoadOptions
  * @property {Ort} ort the ONNX Runtime to use: onnxruntime-node, onnxruntime-web or onnxruntime-react-native
- * @property {any[]} [executionProviders] ONNX Runtime's; without them its default: the CPU, in browsers WASM
- * @property {string} [variant] of those that the bundle holds ("fp32", "int4", ...); without it the one for the backend
- * @property {boolean} [hashes] compare every file's SHA-256 before it is opened; true where not given
- * @property {import('./source.js').LoadProgress} [onProgress] bytes read of all that will be
- * @property {AbortSignal} [signal]
- * @property {Cache} [cache] of the browser, where downloads are kept
+ * @property {any[]} [executionProviders] as ONNX Runtime takes them; default: the CPU, in browsers WASM
+ * @property {string} [variant] "fp32", "int4", ...; default: the one that the bundle prefers for the backend
+ * @property {boolean} [hashes] compare every file's SHA-256 before it is opened; default true
+ * @property {import('./files.js').LoadProgress} [onProgress] called with the bytes read so far and their total
+ * @property {AbortSignal} [signal] cancels loading
+ * @property {Cache} [cache] a cache of the browser, where downloads are kept
  * @property {Partial<import('onnxruntime-common').InferenceSession.SessionOptions>} [sessionOptions]
  */
 
 const [FORMAT, VERSION] = ['clean_lm', 1]
-const ARRAYS = { float32: Float32Array, float16: Uint16Array, int64: BigInt64Array, int8: Int8Array }
+const CACHE_UPDATES = ['in_place', 'new_columns']
 
-/** manifest.json: what a bundle holds, and how to open it. */
+/** A bundle with one of its variants chosen. */
 export class Manifest {
   /**
-   * @param {any} tree
+   * @param {ManifestTree} tree manifest.json
    * @param {Files} files
    * @param {LoadOptions} options
-   * @param {boolean} [half] whether the device computes in float16
+   * @param {boolean} [float16] whether the device computes in float16
    */
-  constructor(tree, files, options, half = true) {
+  constructor(tree, files, options, float16 = true) {
     this.files = files
     this.options = options
+    this.path = files.label('manifest.json')
     this.backend = backendOf(options)
     const variants = tree.variants ?? {}
-    /** @type {string[]} */
     const preferred = tree.backends?.[this.backend] ?? []
-    /** the variant whose graphs are opened */
-    this.variant = options.variant ?? preferred.find((name) => half || !isHalf(variants[name])) ?? tree.variant
+    /** the variant whose graphs are opened; undefined where the bundle has no variants */
+    this.variant = options.variant ?? preferred.find((name) => float16 || !isFloat16(variants[name])) ?? tree.variant
     if (this.variant !== undefined && !(this.variant in variants)) {
-      const held = Object.keys(variants).join(', ') || 'one unnamed'
-      throw new BundleError(`${files.label('manifest.json')}: holds no variant "${this.variant}", only ${held}`)
+      const available = Object.keys(variants).join(', ') || 'one without a name'
+      throw new BundleError(`${this.path}: got variant "${this.variant}", the bundle contains ${available}`)
     }
-    const chosen = variants[this.variant]
+    const chosen = this.variant === undefined ? undefined : variants[this.variant]
+    if (this.backend === 'webgpu' && chosen?.cache === 'int8') {
+      throw new BundleError(
+        `${this.path}: variant "${this.variant}" has an int8 KV cache, which WebGPU does not support; ` +
+          'load another variant, or add one: export/quantize.py --variant q4f16',
+      )
+    }
+    /** manifest.json, its graphs those of the variant @type {ManifestTree} */
     this.tree = {
       ...tree,
       graphs: { ...tree.graphs, ...chosen?.graphs },
       cache_update: chosen?.cache_update ?? tree.cache_update,
     }
-    if (this.backend === 'webgpu' && chosen?.cache === 'int8') {
-      throw new BundleError(
-        `${files.label('manifest.json')}: variant "${this.variant}" has int8 caches, which WebGPU does not take; ` +
-          'load another, or add one: export/quantize.py --variant q4f16',
-      )
-    }
-    this.read = 0
-    this.total = 0
+    this.bytesRead = 0
+    this.bytesTotal = 0
   }
 
   /**
-   * The bundle with the graphs of one variant.
+   * Read manifest.json and choose a variant. Throws BundleError where the bundle cannot be used.
    *
-   * @param {import('./source.js').Source} source
+   * @param {import('./files.js').Source} source
    * @param {LoadOptions} options
    */
   static async open(source, options) {
@@ -77,91 +120,109 @@ export class Manifest {
     const files = new Files(source, options)
     const path = files.label('manifest.json')
     const text = new TextDecoder().decode(await files.read('manifest.json'))
-    /** @type {any} */
+    /** @type {ManifestTree} */
     let tree
     try {
       tree = JSON.parse(text)
     } catch (error) {
-      throw new BundleError(`${path}: not readable JSON: ${/** @type {Error} */ (error).message}`)
+      throw new BundleError(`${path}: not valid JSON: ${/** @type {Error} */ (error).message}`)
     }
     if (tree?.format !== FORMAT) throw new BundleError(`${path}: format is ${tree?.format}, expected ${FORMAT}`)
-    if (tree.version !== VERSION) throw new BundleError(`${path}: version is ${tree.version}, this reads ${VERSION}`)
-    return new Manifest(tree, files, options, backendOf(options) !== 'webgpu' || (await computesInHalf()))
+    if (tree.version !== VERSION) throw new BundleError(`${path}: version is ${tree.version}, expected ${VERSION}`)
+    return new Manifest(tree, files, options, backendOf(options) !== 'webgpu' || (await gpuHasFloat16()))
   }
 
   /**
-   * One entry, which must have these fields.
+   * One entry of manifest.json; throws BundleError where it lacks a field.
    *
-   * @param {string} entry
-   * @param {string[]} fields
-   * @returns {any}
+   * @template {'model' | 'defaults' | 'graphs'} E
+   * @param {E} entry
+   * @param {(keyof ManifestTree[E] & string)[]} fields
+   * @returns {ManifestTree[E]}
    */
-  need(entry, ...fields) {
+  require(entry, ...fields) {
     const found = this.tree[entry] ?? {}
     const missing = fields.filter((field) => !(field in found))
     if (missing.length) {
-      const path = this.files.label('manifest.json')
-      throw new BundleError(`${path}: ${entry} lacks ${missing.join(', ')}; export it again`)
+      throw new BundleError(`${this.path}: "${entry}" lacks ${missing.join(', ')}; export the bundle again`)
     }
     return found
   }
 
+  /** How lm_inference updates its cache. @returns {CacheUpdate} */
+  requireCacheUpdate() {
+    const { cache_update } = this.tree
+    if (CACHE_UPDATES.includes(cache_update)) return cache_update
+    throw new BundleError(`${this.path}: cache_update is ${cache_update}, expected one of ${CACHE_UPDATES.join(', ')}`)
+  }
+
   /**
-   * One graph, its session not yet open.
+   * A graph of the bundle; its session opens with its first use.
    *
    * @param {string} name
-   * @param {Backend} [backend] where it runs, if not where the rest does
+   * @param {Backend} [backend] where it runs; default: where all the others do
    */
   graph(name, backend) {
-    const entry = this.need('graphs')[name]
+    const entry = this.require('graphs')[name]
     if (!entry) {
-      const held = Object.keys(this.tree.graphs).join(', ')
-      throw new BundleError(`${this.files.label('manifest.json')}: holds no ${name}, only ${held}`)
+      const available = Object.keys(this.tree.graphs).join(', ')
+      throw new BundleError(`${this.path}: expected the graph ${name}, the bundle contains ${available}`)
     }
     return new Graph(this, entry, backend ?? this.backend)
   }
 
   /**
-   * The files of a graph: the model, and the weights beside it.
+   * Names of a graph's files: the model, and the weights beside it.
    *
    * @param {GraphEntry} entry
    */
   filesOf(entry) {
-    const parts = [entry.file, entry.data ?? entry.file]
-    return Object.keys(this.tree.files).filter((file) => parts.some((part) => file.startsWith(part)))
+    const prefixes = [entry.file, entry.data ?? entry.file]
+    return Object.keys(this.tree.files).filter((file) => prefixes.some((prefix) => file.startsWith(prefix)))
   }
 
   /**
-   * Tell how much will be read.
+   * Count files towards the total that onProgress reports.
    *
    * @param {string[]} names
    */
-  expect(names) {
-    for (const name of new Set(names)) this.total += this.tree.files[name].bytes
+  addToTotal(names) {
+    for (const name of new Set(names)) this.bytesTotal += this.tree.files[name].bytes
   }
 
   /**
-   * A file's content, checked.
+   * The content of a file, compared with its size and hash.
    *
    * @param {string} name
    */
-  async content(name) {
-    return this.files.read(name, this.tree.files[name], (bytes) => this.progress(bytes, name))
+  async read(name) {
+    return this.files.read(name, this.tree.files[name], (bytes) => this.reportProgress(bytes, name))
   }
 
   /**
-   * @param {number} bytes
+   * Compare a file on a disk with its size and hash.
+   *
    * @param {string} name
    */
-  progress(bytes, name) {
+  async verify(name) {
+    const expected = this.tree.files[name]
+    await this.files.verify(name, expected)
+    this.reportProgress(expected.bytes, name)
+  }
+
+  /**
+   * @param {number} bytes read since the last report
+   * @param {string} name
+   */
+  reportProgress(bytes, name) {
     this.options.signal?.throwIfAborted()
-    this.read += bytes
-    this.options.onProgress?.(this.read, Math.max(this.read, this.total), name)
+    this.bytesRead += bytes
+    this.options.onProgress?.(this.bytesRead, Math.max(this.bytesRead, this.bytesTotal), name)
   }
 }
 
 /**
- * Which backend runs the graphs: what the manifest chooses a variant for.
+ * The backend that runs the graphs; the manifest prefers variants by it.
  *
  * @param {LoadOptions} options
  * @returns {Backend}
@@ -170,178 +231,15 @@ function backendOf({ ort, executionProviders }) {
   const first = executionProviders?.[0]
   const name = typeof first === 'object' ? first.name : first
   if (name === 'webgpu' || name === 'wasm') return name
-  // onnxruntime-web registers "wasm" as a version of its own, the others "node" or "react-native"
+  // onnxruntime-web registers a version "web"; the other packages register "node" or "react-native"
   return name === undefined && 'web' in (ort.env?.versions ?? {}) ? 'wasm' : 'cpu'
 }
 
-/** @param {{ graphs: Record<string, GraphEntry> }} variant */
-const isHalf = (variant) => variant.graphs.lm_inference.inputs.some(({ dtype }) => dtype === 'float16')
+/** Whether a variant's KV cache or activations are float16. @param {VariantEntry} variant */
+const isFloat16 = (variant) => variant.graphs.lm_inference.inputs.some(({ dtype }) => dtype === 'float16')
 
-/** Whether this browser's GPU has shaders for float16. */
-async function computesInHalf() {
+/** Whether this browser's GPU has float16 shaders. */
+async function gpuHasFloat16() {
   const adapter = await /** @type {any} */ (globalThis.navigator)?.gpu?.requestAdapter()
   return Boolean(adapter?.features.has('shader-f16'))
-}
-
-/** A graph and its tensors by name, with symbolic sizes as strings. */
-export class Graph {
-  /**
-   * @param {Manifest} manifest
-   * @param {GraphEntry} entry
-   * @param {Backend} backend
-   */
-  constructor(manifest, entry, backend) {
-    this.manifest = manifest
-    this.entry = entry
-    this.backend = backend
-    this.ort = manifest.options.ort
-    this.inputs = Object.fromEntries(entry.inputs.map((port) => [port.name, port]))
-    this.outputs = Object.fromEntries(entry.outputs.map((port) => [port.name, port]))
-    /** @type {Promise<Session> | undefined} */
-    this.opening = undefined
-  }
-
-  /** The session, opened when first asked for: whoever gives no texts never loads what reads them. */
-  session() {
-    this.opening ??= this._open()
-    return this.opening
-  }
-
-  /** @returns {Promise<Session>} */
-  async _open() {
-    const { files, options } = this.manifest
-    const names = this.manifest.filesOf(this.entry)
-    const { executionProviders, sessionOptions } = options
-    const chosen = this.backend === this.manifest.backend ? executionProviders : [this.backend]
-    const settings = {
-      ...(chosen && { executionProviders: chosen }),
-      logSeverityLevel: /** @type {3} */ (3),
-      ...sessionOptions,
-    }
-    const path = this.manifest.backend === 'cpu' ? await files.path(this.entry.file) : null
-    let session
-    try {
-      if (path !== null) {
-        for (const name of names) {
-          await files.check(name, this.manifest.tree.files[name])
-          this.manifest.progress(this.manifest.tree.files[name].bytes, name)
-        }
-        session = await this.ort.InferenceSession.create(path, settings)
-      } else {
-        const model = await this.manifest.content(this.entry.file)
-        const externalData = []
-        for (const name of names.filter((name) => name !== this.entry.file)) {
-          externalData.push({ path: name.replace(/.*\//, ''), data: await this.manifest.content(name) })
-        }
-        session = await this.ort.InferenceSession.create(model, { ...settings, externalData })
-      }
-    } catch (error) {
-      options.signal?.throwIfAborted()
-      if (error instanceof BundleError) throw error
-      const { message } = /** @type {Error} */ (error)
-      const hint = /alloc|memory|out of bounds/i.test(message) ? '; too little memory: take a smaller variant' : ''
-      throw new BundleError(`${files.label(this.entry.file)}: ONNX Runtime does not load it: ${message}${hint}`)
-    }
-    return session
-  }
-
-  /**
-   * A tensor for one input or output, its symbolic sizes taken from `sizes`, filled with zeros.
-   *
-   * @param {string} name
-   * @param {Sizes} sizes
-   * @returns {Tensor}
-   */
-  zeros(name, sizes) {
-    const { dtype, dims } = this.port(name, sizes)
-    const size = dims.reduce((product, n) => product * n, 1)
-    return this._tensor(dtype, new (arrayOf(dtype))(size), dims)
-  }
-
-  /**
-   * A tensor for one input, with these values.
-   *
-   * @param {string} name
-   * @param {ArrayLike<number>} values
-   * @param {Sizes} [sizes]
-   * @returns {Tensor}
-   */
-  tensor(name, values, sizes = {}) {
-    const { dtype, dims } = this.port(name, sizes)
-    if (dtype === 'int64') return this._tensor(dtype, BigInt64Array.from(values, BigInt), dims)
-    const floats = values instanceof Float32Array ? values : Float32Array.from(values)
-    return this._tensor(dtype, dtype === 'float16' ? toFloat16(floats) : floats, dims)
-  }
-
-  /**
-   * @param {TensorType} dtype
-   * @param {any} data
-   * @param {number[]} dims
-   * @returns {Tensor}
-   */
-  _tensor(dtype, data, dims) {
-    const half = dtype === 'float16' && /** @type {any} */ (globalThis).Float16Array
-    return new this.ort.Tensor(dtype, half ? new half(data.buffer, data.byteOffset, data.length) : data, dims)
-  }
-
-  /**
-   * @param {string} name
-   * @param {Sizes} sizes
-   * @returns {{ dtype: TensorType, dims: number[] }}
-   */
-  port(name, sizes) {
-    const { dtype, shape } = this.inputs[name] ?? this.outputs[name]
-    return { dtype, dims: shape.map((size) => (typeof size === 'string' ? sizes[size] : size)) }
-  }
-
-  /**
-   * Run, and give the outputs by name.
-   *
-   * @param {Record<string, Tensor>} feeds
-   * @param {string[]} [outputs]
-   * @returns {Promise<Record<string, Tensor>>}
-   */
-  async run(feeds, outputs = Object.keys(this.outputs)) {
-    const session = await this.session()
-    return session.run(feeds, outputs)
-  }
-
-  /** Free its memory. */
-  async release() {
-    const opening = this.opening
-    this.opening = undefined
-    await (await opening)?.release()
-  }
-}
-
-/** @param {TensorType} dtype */
-const arrayOf = (dtype) => ARRAYS[/** @type {keyof typeof ARRAYS} */ (dtype)]
-
-/**
- * The values of a tensor as floats, whatever its precision.
- *
- * @param {Tensor} tensor
- * @returns {Promise<Float32Array>}
- */
-export async function floats(tensor) {
-  const data = /** @type {any} */ (await tensor.getData())
-  if (data instanceof Uint16Array) return fromFloat16(data)
-  return data instanceof Float32Array ? data : Float32Array.from(data)
-}
-
-/**
- * The values of a tensor of codes [rows, K, T] as [rows][K] -> T.
- *
- * @param {Tensor} tensor
- * @returns {Promise<Int32Array[][]>}
- */
-export async function codesOf(tensor) {
-  const data = /** @type {BigInt64Array} */ (await tensor.getData())
-  const [rows, codebooks, frames = 1] = tensor.dims
-  return Array.from({ length: rows }, (_, b) =>
-    Array.from({ length: codebooks }, (_, k) => {
-      const at = (b * codebooks + k) * frames
-      return Int32Array.from(data.subarray(at, at + frames), Number)
-    }),
-  )
 }

@@ -1,88 +1,94 @@
-/** audiocraft's MusicGen over a bundle: sound in, sound out. */
+/** audiocraft's MusicGen on a bundle: audio, descriptions and melodies in, audio out. */
 
-import { ahead } from './ahead.js'
 import { convertAudio } from './audio.js'
-import { Codec } from './codec.js'
-import { LanguageModel, randomSeed } from './lm.js'
+import { Codec } from './audio_codec.js'
+import { melodyConditioning, mertFeatures, styleConditioning } from './conditioning.js'
+import { BundleError } from './files.js'
+import { LanguageModel, randomSeed } from './language_model.js'
 import { Manifest } from './manifest.js'
-import { melody, mertFeatures, style } from './self_wav.js'
-import { BundleError } from './source.js'
-import { TextConditioner } from './text.js'
+import { prefetch } from './prefetch.js'
+import { TextConditioner } from './text_encoder.js'
 
 /**
- * @typedef {import('./codec.js').Sound} Sound
+ * @typedef {import('./audio.js').AudioChannels} AudioChannels
  * @typedef {import('./generation.js').Generation} Generation
+ * @typedef {{ generation: Generation, seed: number | bigint }} Started
  *
  * @typedef {object} GenerateOptions
- * @property {string | null} [description] none, null or "" for no description
- * @property {number} [duration] seconds in all, the prompt included; the bundle's where not given
- * @property {number} [topK] 0: off
- * @property {number} [topP] 0: off
- * @property {number} [temperature] 0: the most probable codes
- * @property {number} [cfgCoef] classifier-free guidance
+ * @property {string | null} [description] null or "": none
+ * @property {number} [duration] seconds in all, the prompt included; default: the bundle's
+ * @property {number} [topK] sample from the k most probable codes; 0: from all
+ * @property {number} [topP] sample from the most probable codes up to this sum of probabilities; 0: off
+ * @property {number} [temperature] 0: always the most probable code
+ * @property {number} [cfgCoef] classifier-free guidance; 1: none
  * @property {number | null} [cfgCoefBeta] double guidance of melody and style models
- * @property {number} [extendStride] seconds from one window to the next, where the sound is longer than one
- * @property {number} [maxDuration] seconds of a window, what the model was trained on where not given
- * @property {number | bigint} [seed] the same seed is the same take in every language; drawn where not given
- * @property {number} [takes] how many are generated at once; take b is drawn with seed + b
- * @property {Float32Array | Sound} [melody] what melody models follow and style models sound like
- * @property {number} [melodySampleRate]
- * @property {number} [evalQ] style models: how many levels of quantisation are kept, the fewer, the freer; 3
- * @property {number} [excerptLength] style models: seconds that are heard; 3
- * @property {number} [excerptStart] style models: where from; drawn with the seed where not given
- * @property {AbortSignal} [signal] cancels: the promise is rejected with its reason
- * @property {(done: number, total: number) => void} [onProgress] columns drawn
- * @property {(codes: Int32Array[]) => void} [onCodes] of a stream: the codes of its next frames, the prompt's first
+ * @property {number} [extendStride] seconds from one window to the next, where the duration is longer than one
+ * @property {number} [maxDuration] seconds of a window; default: what the model was trained on
+ * @property {number | bigint} [seed] the same seed gives the same take in every language; default: a random one
+ * @property {number} [takes] how many are generated at once; take b has seed + b
+ * @property {Float32Array | AudioChannels} [melody] the melody that melody models follow, or the audio whose style style
+ *   models take on
+ * @property {number} [melodySampleRate] required with a melody
+ * @property {number} [evalQ] style models: how many levels of quantization are kept, fewer are freer; default 3
+ * @property {number} [excerptLength] style models: seconds of the melody that are used; default 3
+ * @property {number} [excerptStart] style models: where they begin; default: chosen by the seed
+ * @property {AbortSignal} [signal] cancels: the promise is rejected with the signal's reason
+ * @property {(done: number, total: number) => void} [onProgress] called with the columns sampled so far and their total
+ * @property {(codes: Int32Array[]) => void} [onCodes] streams: called with the codes of the next frames, the prompt's
+ *   first
  *
  * @typedef {object} Take
- * @property {Sound} audio one array a channel
+ * @property {AudioChannels} audio
  * @property {Int32Array[]} codes one array a codebook
  * @property {number | bigint} seed
  *
  * @typedef {Take & { sampleRate: number, takes: Take[] }} Generated the first take, and all of them
  */
 
-/** Longer than maxDuration is generated in windows: each begins with the last one's frames from extendStride on. */
+/**
+ * Generates and continues audio. What is longer than maxDuration is generated in windows, each of which begins with what
+ * the one before generated after extendStride.
+ */
 export class MusicGen {
   /**
    * @param {Manifest} manifest
-   * @param {import('./text.js').TokenizerFactory} [tokenizer]
+   * @param {import('./text_encoder.js').TokenizerFactory} [tokenizer]
    */
   constructor(manifest, tokenizer) {
-    const graphs = manifest.need('graphs')
+    const graphs = manifest.require('graphs')
     this.manifest = manifest
     this.lm = new LanguageModel(manifest)
     this.codec = new Codec(manifest)
     this.text = 'text_encoder' in graphs ? new TextConditioner(manifest, tokenizer) : null
     this.mert = 'style_features' in graphs ? manifest.graph('style_features') : null
-    /** @type {number} */
-    this.duration = manifest.need('defaults', 'duration').duration
+    this.duration = manifest.require('defaults', 'duration').duration
   }
 
   /**
-   * Open a bundle: a folder (Node), the URL of one, files by their names, or a function of a name.
+   * Load a bundle. Throws BundleError where it cannot be used.
    *
-   * @param {import('./source.js').Source} source
-   * @param {import('./manifest.js').LoadOptions & { tokenizer?: import('./text.js').TokenizerFactory, lazy?: boolean }} options
-   *   tokenizer: in place of @huggingface/tokenizers; lazy: what reads texts and melodies is opened when it is first
-   *   asked for, as where not given from a folder on a disk, but not from elsewhere
+   * @param {import('./files.js').Source} source a folder's path (Node) or URL, files by name, or a function that returns
+   *   a file by its name
+   * @param {import('./manifest.js').LoadOptions & { tokenizer?: import('./text_encoder.js').TokenizerFactory, lazy?: boolean }} options
+   *   tokenizer: default @huggingface/tokenizers; lazy: load what encodes texts and melodies with its first use; default:
+   *   true for a folder on a disk (Node), false otherwise
    */
   static async load(source, options) {
     const manifest = await Manifest.open(source, options)
     const model = new MusicGen(manifest, options.tokenizer)
     const { lazy = manifest.files.folder !== null } = options
-    const graphs = lazy ? [model.lm.graph, model.codec.encoder, model.codec.stream] : model.graphs()
-    manifest.expect(graphs.flatMap(({ entry }) => manifest.filesOf(entry)))
-    if (model.text && !lazy) manifest.expect(['tokenizer.json'])
-    for (const graph of graphs) await graph.session() // one after the other: the memory of one download at a time
+    const graphs = lazy ? [model.lm.graph, model.codec.encoder, model.codec.streamDecoder] : model.graphs()
+    manifest.addToTotal(graphs.flatMap(({ entry }) => manifest.filesOf(entry)))
+    if (model.text && !lazy) manifest.addToTotal(['tokenizer.json'])
+    for (const graph of graphs) await graph.session() // one by one, so that only one download is in memory
     if (!lazy) await model.text?.tokenizer()
     return model
   }
 
-  /** All that a generation may ask for. */
+  /** All graphs that a generation may use. */
   graphs() {
     const { lm, codec, text, mert } = this
-    const graphs = [lm.graph, lm.condition, lm.wav, codec.encoder, codec.stream, text?.graph, mert]
+    const graphs = [lm.graph, lm.conditionGraph, lm.selfWavGraph, codec.encoder, codec.streamDecoder, text?.graph, mert]
     return graphs.filter((graph) => graph !== null && graph !== undefined)
   }
 
@@ -108,46 +114,46 @@ export class MusicGen {
   }
 
   /**
-   * Continue sound to `duration` seconds in all, the prompt included, as the codec renders it.
+   * Continue audio up to `duration` seconds in all. The result begins with the prompt, as the codec decodes it.
    *
-   * @param {Float32Array | Sound} audio the prompt: mono, or one array a channel
-   * @param {number} sampleRate its own, any
+   * @param {Float32Array | AudioChannels} audio the prompt: mono, or one array a channel
+   * @param {number} sampleRate of the prompt, any
    * @param {GenerateOptions} [options]
    * @returns {Promise<Generated>}
    */
   async generateContinuation(audio, sampleRate, options = {}) {
-    return this._finish(await this._continue(audio, sampleRate, options), options)
+    return this._complete(await this._continue(audio, sampleRate, options), options)
   }
 
   /**
-   * Music from a description, a melody or nothing.
+   * Generate audio from a description, a melody or nothing.
    *
    * @param {GenerateOptions} [options]
    * @returns {Promise<Generated>}
    */
   async generate(options = {}) {
-    return this._finish(await this._begin(options, null), options)
+    return this._complete(await this._begin(options, null), options)
   }
 
   /**
-   * generateContinuation's sound in chunks, while it is still being generated; those of the prompt come at once.
+   * What generateContinuation returns, in chunks while it is being generated; the prompt's own chunks come at once.
    *
-   * It is generated ahead of whoever takes the chunks, until the iterator ends, as `break` ends it, or the signal does.
+   * Generation does not wait for the consumer. It ends when the consumer leaves the loop, or when the signal aborts.
    *
-   * @param {Float32Array | Sound} audio
+   * @param {Float32Array | AudioChannels} audio
    * @param {number} sampleRate
-   * @param {GenerateOptions & { chunkSeconds?: number }} [options] chunkSeconds: of a chunk, 1 where not given
-   * @returns {AsyncGenerator<Sound, void, void>}
+   * @param {GenerateOptions & { chunkSeconds?: number }} [options] chunkSeconds: length of a chunk; default 1
+   * @returns {AsyncGenerator<AudioChannels, void, void>}
    */
   async *streamContinuation(audio, sampleRate, options = {}) {
     yield* this._stream(() => this._continue(audio, sampleRate, options), options)
   }
 
   /**
-   * generate's sound in chunks.
+   * What generate returns, in chunks while it is being generated.
    *
    * @param {GenerateOptions & { chunkSeconds?: number }} [options]
-   * @returns {AsyncGenerator<Sound, void, void>}
+   * @returns {AsyncGenerator<AudioChannels, void, void>}
    */
   async *stream(options = {}) {
     yield* this._stream(() => this._begin(options, null), options)
@@ -156,40 +162,38 @@ export class MusicGen {
   /**
    * @param {() => Promise<Started>} start
    * @param {GenerateOptions & { chunkSeconds?: number }} options
-   * @returns {AsyncGenerator<Sound, void, void>}
+   * @returns {AsyncGenerator<AudioChannels, void, void>}
    */
   async *_stream(start, { chunkSeconds = 1, takes = 1, onProgress, onCodes }) {
     const size = Math.round(chunkSeconds * this.frameRate)
     if (!(size >= 1)) {
       throw new RangeError(`chunkSeconds: got ${chunkSeconds}, expected ${1 / this.frameRate} (a frame) or more`)
     }
-    if (takes !== 1) throw new RangeError(`takes: got ${takes}, a stream is one; start several, one after the other`)
+    if (takes !== 1) throw new RangeError(`takes: got ${takes}, expected 1: a stream has one take; start one for each`)
     const { generation } = await start()
-    const codes = parts(generation, size, onProgress, onCodes)
-    for await (const [sound] of ahead(this.codec.decodeStream(codes, size))) yield sound
+    const codes = streamCodes(generation, size, onProgress, onCodes)
+    for await (const [audio] of prefetch(this.codec.decodeStream(codes, size))) yield audio
   }
 
   /**
-   * @param {Float32Array | Sound} audio
+   * @param {Float32Array | AudioChannels} audio
    * @param {number} sampleRate
    * @param {GenerateOptions} options
    */
   async _continue(audio, sampleRate, options) {
-    const prompt = checked('audio', audio, sampleRate)
+    const prompt = validateAudio('audio', audio, sampleRate)
     const { duration = this.duration, maxDuration = this.maxDuration } = options
     const [seconds, longest] = [prompt[0].length / sampleRate, Math.min(duration, maxDuration)]
     if (Math.ceil(seconds * this.frameRate) >= Math.trunc(longest * this.frameRate)) {
-      const what = duration <= maxDuration ? 'the duration of' : 'a window of'
-      throw new RangeError(`audio: got ${seconds.toFixed(2)} s, expected less than ${what} ${longest} s`)
+      const limit = duration <= maxDuration ? 'duration' : 'maxDuration'
+      throw new RangeError(`audio: got ${seconds.toFixed(2)} s, expected less than ${limit}, ${longest} s`)
     }
     return this._begin(options, convertAudio(prompt, sampleRate, this.sampleRate, this.channels))
   }
 
   /**
-   * @typedef {{ generation: Generation, seed: number | bigint }} Started
-   *
    * @param {GenerateOptions} options
-   * @param {Sound | null} prompt at the codec's rate
+   * @param {AudioChannels | null} prompt at the codec's rate
    * @returns {Promise<Started>}
    */
   async _begin(options, prompt) {
@@ -199,8 +203,9 @@ export class MusicGen {
     if (!(duration > 0 && duration < Infinity))
       throw new RangeError(`duration: got ${duration} s, expected more than 0`)
     if (description && !this.text) {
-      const path = this.manifest.files.label('manifest.json')
-      throw new BundleError(`${path}: has no text encoder for a description; export it with --text`)
+      throw new BundleError(
+        `${this.manifest.path}: got a description, but the bundle contains no text encoder; export it again with --text`,
+      )
     }
     const selfWav = await this._selfWav(options, takes, duration, seed)
     const states = (await this.text?.encode(description)) ?? null
@@ -226,7 +231,7 @@ export class MusicGen {
   }
 
   /**
-   * A melody or a style as the model takes it; null where there is none.
+   * The melody or style of each window; null where none is given.
    *
    * @param {GenerateOptions} options
    * @param {number} takes
@@ -235,33 +240,36 @@ export class MusicGen {
    */
   async _selfWav(options, takes, duration, seed) {
     if (!options.melody) return null
-    const { wav, kind } = this.lm
-    if (!wav) throw new TypeError('melody: this model takes no melody: it has no conditioners.self_wav')
+    const { selfWavGraph, selfWavKind } = this.lm
+    if (!selfWavGraph) throw new TypeError('melody: this model takes no melody; load a melody or style model')
     const rate = options.melodySampleRate ?? 0
-    const sound = checked('melody', options.melody, rate)
-    const converted = convertAudio(sound, rate, this.sampleRate, this.channels) // by way of its channels, as audiocraft
-    const [heard] = convertAudio(converted, this.sampleRate, this.sampleRate, 1)
-    if (kind === 'melody') {
+    const audio = validateAudio('melody', options.melody, rate)
+    const converted = convertAudio(audio, rate, this.sampleRate, this.channels) // to the model's channels first, as audiocraft
+    const [mono] = convertAudio(converted, this.sampleRate, this.sampleRate, 1)
+    if (selfWavKind === 'melody') {
       const { maxDuration = this.maxDuration } = options
-      return melody(wav, heard, takes, this.sampleRate, duration > maxDuration ? maxDuration : null)
+      const window = duration > maxDuration ? maxDuration : null
+      return melodyConditioning(selfWavGraph, mono, takes, this.sampleRate, window)
     }
     const { evalQ = 3, excerptLength = 3, excerptStart } = options
-    const levels = this.manifest.need('model').style_levels ?? 0
-    if (!(evalQ >= 1 && evalQ <= levels)) throw new RangeError(`evalQ: got ${evalQ}, this model has ${levels} levels`)
+    const levels = this.manifest.require('model').style_levels ?? 0
+    if (!(evalQ >= 1 && evalQ <= levels)) throw new RangeError(`evalQ: got ${evalQ}, expected 1 to ${levels}`)
     if (!this.mert) {
-      const path = this.manifest.files.label('manifest.json')
-      throw new BundleError(`${path}: has no MERT to hear a style with; export it with --mert`)
+      throw new BundleError(`${this.manifest.path}: the bundle contains no MERT; export it again with --mert`)
     }
     const excerpt = { seed, excerptLength, excerptStart }
-    return style(wav, await mertFeatures(this.mert, heard, this.sampleRate, excerpt), takes, evalQ)
+    const features = await mertFeatures(this.mert, mono, this.sampleRate, excerpt)
+    return styleConditioning(selfWavGraph, features, takes, evalQ)
   }
 
   /**
+   * Run a generation to its end and decode all takes.
+   *
    * @param {Started} started
    * @param {GenerateOptions} options
    * @returns {Promise<Generated>}
    */
-  async _finish({ generation, seed }, { onProgress }) {
+  async _complete({ generation, seed }, { onProgress }) {
     for await (const done of generation) onProgress?.(done, generation.total)
     /** @type {Take[]} */
     const takes = []
@@ -274,51 +282,51 @@ export class MusicGen {
 }
 
 /**
- * A generation's frames, `size` or more at a time, those of the prompt before anything is generated.
+ * Run a generation, and give its codes at least `size` frames at a time. The prompt's come before anything is generated.
  *
  * @param {Generation} generation
  * @param {number} size
  * @param {GenerateOptions['onProgress']} onProgress
  * @param {GenerateOptions['onCodes']} onCodes
  */
-async function* parts(generation, size, onProgress, onCodes) {
-  let given = 0
+async function* streamCodes(generation, size, onProgress, onCodes) {
+  let start = 0
   const next = () => {
-    const codes = generation.codes(given)
-    given = generation.frames
+    const codes = generation.codes(start)
+    start = generation.frames
     onCodes?.(codes[0])
     return codes
   }
   if (generation.frames) yield next()
   for await (const done of generation) {
     onProgress?.(done, generation.total)
-    if (generation.frames >= given + size || done === generation.total) {
+    if (generation.frames >= start + size || done === generation.total) {
       yield next()
     }
   }
 }
 
 /**
- * Sound as one array a channel; throws where it is none.
+ * Audio as one array a channel; throws where it is empty, not finite, or has no sample rate.
  *
- * @param {string} name
- * @param {Float32Array | Sound} audio
+ * @param {'audio' | 'melody'} name of the argument
+ * @param {Float32Array | AudioChannels} audio
  * @param {number} sampleRate
- * @returns {Sound}
+ * @returns {AudioChannels}
  */
-function checked(name, audio, sampleRate) {
-  const sound = audio instanceof Float32Array ? [audio] : audio
-  const samples = sound?.[0]?.length
-  if (!Array.isArray(sound) || !samples || sound.some((c) => !(c instanceof Float32Array) || c.length !== samples)) {
-    throw new TypeError(`${name}: expected a Float32Array, or one a channel of equal length, not empty`)
+function validateAudio(name, audio, sampleRate) {
+  const channels = audio instanceof Float32Array ? [audio] : audio
+  const samples = channels?.[0]?.length
+  const isChannel = (/** @type {unknown} */ c) => c instanceof Float32Array && c.length === samples
+  if (!Array.isArray(channels) || !samples || !channels.every(isChannel)) {
+    throw new TypeError(`${name}: expected a Float32Array, or a list of one per channel, of equal length and not empty`)
   }
-  if (sound.some((channel) => channel.some((sample) => !Number.isFinite(sample)))) {
+  if (channels.some((channel) => channel.some((sample) => !Number.isFinite(sample)))) {
     throw new RangeError(`${name}: got NaN or infinity, expected finite samples`)
   }
   if (!(sampleRate >= 1)) {
-    throw new RangeError(
-      `${name === 'audio' ? 'sampleRate' : `${name}SampleRate`}: got ${sampleRate}, expected samples a second`,
-    )
+    const option = name === 'audio' ? 'sampleRate' : 'melodySampleRate'
+    throw new RangeError(`${option}: got ${sampleRate}, expected samples per second`)
   }
-  return sound
+  return channels
 }

@@ -1,14 +1,13 @@
 /**
- * Uniform draws that every language can repeat: Philox4x32-10, a counter-based generator of 32-bit integers.
- *
- * Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Draw number n needs no draw before it.
+ * Uniform random numbers that are equal in every language: Philox4x32-10, a counter-based generator of 32-bit integers
+ * (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). No number depends on an earlier one.
  */
 
 const MULTIPLIERS = [0xd2511f53n, 0xcd9e8d57n]
 const WEYL = [0x9e3779b9, 0xbb67ae85]
 
 /**
- * Ten rounds.
+ * One block of four random words: ten rounds on the counter.
  *
  * @param {number[]} counter four 32-bit words
  * @param {number[]} key two 32-bit words
@@ -37,9 +36,9 @@ const high = (word) => Number(word >> 32n)
 const low = (word) => Number(word & 0xffffffffn)
 
 /**
- * The draws of one take, multiples of 2^-24 in [0, 1).
+ * The uniform numbers of one take: multiples of 2^-24 in [0, 1).
  *
- * Draw k of step s is word k % 4 of the block with counter (s, k div 4, 0, 0) and key (seed's low, high 32 bits).
+ * Number k of step s is word k % 4 of the block with counter (s, k div 4, 0, 0) and key (seed's low, high 32 bits).
  *
  * @param {number | bigint} seed 0 .. 2^64 - 1
  * @param {number} steps

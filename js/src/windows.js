@@ -1,27 +1,27 @@
 /**
- * Windows: how a sound longer than the model was trained on is generated, each window continuing the one before.
+ * Audio longer than the model was trained on is generated in windows, each of which continues the one before.
  *
  *     frames   0         10        20        30        40        50
  *     window 0 ==========--------------------                          = known: the prompt
  *     window 1           ==========--------------------                - generated
  *     window 2                     ==========----------...             here: 30 frames at most, a stride of 10
  *
- * @typedef {object} Window frames of a generation that the model reads and draws without forgetting any
- * @property {number} start its first frame in the whole
- * @property {number} known its first frames, which are not generated
- * @property {number} frames of it in all
+ * @typedef {object} Window frames that are generated with one KV cache
+ * @property {number} start index of its first frame in the whole generation
+ * @property {number} known how many of its frames are given: the prompt, or what the window before generated
+ * @property {number} frames how many it has in all
  */
 
 /**
- * The windows of `duration` seconds that begin with `prompt` known frames; none where those are all.
+ * The windows of a generation; an empty list where the prompt is already as long as the whole.
  *
- * audiocraft's arithmetic, in its own floats: the whole may come out a frame short of duration * frameRate.
+ * This is audiocraft's arithmetic with its rounding: the whole may come out a frame short of duration * frameRate.
  *
- * @param {number} duration
- * @param {number} maxDuration
- * @param {number} extendStride
- * @param {number} frameRate
- * @param {number} prompt
+ * @param {number} duration seconds in all
+ * @param {number} maxDuration seconds of a window
+ * @param {number} extendStride seconds from one window's start to the next one's
+ * @param {number} frameRate frames a second
+ * @param {number} prompt frames
  * @returns {Window[]}
  */
 export function windows(duration, maxDuration, extendStride, frameRate, prompt) {
@@ -30,8 +30,8 @@ export function windows(duration, maxDuration, extendStride, frameRate, prompt) 
   const stride = Math.trunc(frameRate * extendStride)
   if (!(stride > 0 && stride < Math.trunc(maxDuration * frameRate))) {
     throw new RangeError(
-      `extendStride: got ${extendStride} s, expected ${1 / frameRate} s (a frame) or more, ` +
-        `less than ${maxDuration} s (a window)`,
+      `extendStride: got ${extendStride} s, expected at least ${1 / frameRate} s (a frame) ` +
+        `and less than ${maxDuration} s (a window)`,
     )
   }
   const found = []
@@ -40,8 +40,9 @@ export function windows(duration, maxDuration, extendStride, frameRate, prompt) 
     const frames = Math.trunc(Math.min(duration - start / frameRate, maxDuration) * frameRate)
     if (frames <= known) {
       throw new RangeError(
-        `${prompt} frames of a prompt, windows of ${maxDuration} s every ${extendStride} s, ${duration} s in all: ` +
-          `a window has ${frames} frames, ${known} of them known: expected more than those`,
+        `got a window of ${frames} frames that are all known, expected more than ${known} (prompt of ${prompt} frames, ` +
+          `duration ${duration} s, maxDuration ${maxDuration} s, extendStride ${extendStride} s); ` +
+          'give a shorter prompt or a longer maxDuration',
       )
     }
     found.push({ start, known, frames })

@@ -5,14 +5,14 @@ import { convertAudio, decodeWav, encodeWav, resample } from '../src/audio.js'
 import { fromFloat16, toFloat16 } from '../src/float16.js'
 import { clip } from './kit.js'
 
-test('a WAV file is read as it was written', () => {
+test('encodeWav and decodeWav agree within half a 16-bit step', () => {
   const audio = clip(0.1, 8000)
   const read = decodeWav(encodeWav(audio, 8000))
   assert.equal(read.sampleRate, 8000)
   read.audio.forEach((channel, c) => channel.forEach((x, i) => assert.ok(Math.abs(x - audio[c][i]) <= 0.5 / 32768)))
 })
 
-test('a WAV file clips what is beyond full scale', () => {
+test('encodeWav clips at full scale', () => {
   const { audio } = decodeWav(encodeWav([Float32Array.of(2, -2, 0)], 8000))
   assert.deepEqual([...audio[0]], [32767 / 32768, -1, 0])
 })
@@ -29,7 +29,7 @@ function wav(format, bits, data) {
   view.setUint16(22, 1, true)
   view.setUint32(24, 8000, true)
   view.setUint16(34, bits, true)
-  put(36, 'odd ') // a chunk that is not known, of odd length, and its padding
+  put(36, 'odd ') // an unknown chunk of odd length, and its padding byte
   view.setUint32(40, 1, true)
   put(46, 'data')
   view.setUint32(50, data.length, true)
@@ -37,7 +37,7 @@ function wav(format, bits, data) {
   return file
 }
 
-test('WAV files of every sample format', () => {
+test('decodeWav reads every sample format, and says what it does not read', () => {
   const cases = /** @type {[number, number, number[], number[]][]} */ ([
     [1, 8, [0, 128, 192], [-1, 0, 0.5]],
     [1, 16, [0, 128, 0, 64], [-1, 0.5]],
@@ -49,17 +49,20 @@ test('WAV files of every sample format', () => {
   for (const [format, bits, data, expected] of cases) {
     assert.deepEqual([...decodeWav(wav(format, bits, data)).audio[0]], expected, `${format}/${bits}`)
   }
-  assert.throws(() => decodeWav(wav(6, 8, [1])), /WAV format 6 with 8 bits is not read; convert it to 16-bit PCM/)
+  assert.throws(() => decodeWav(wav(6, 8, [1])), /WAV format 6 with 8 bits is not supported; convert it to 16-bit PCM/)
   assert.throws(() => decodeWav(new Uint8Array(100)), /not a WAV file: no RIFF header/)
-  assert.throws(() => decodeWav(wav(1, 16, []).subarray(0, 45)), /not a WAV file: it has no data/)
+  assert.throws(() => decodeWav(wav(1, 16, []).subarray(0, 45)), /not a WAV file: no data chunk/)
 })
 
-test('channels and rates that cannot be converted', () => {
-  assert.throws(() => convertAudio([...clip(1, 100), ...clip(1, 100)], 100, 100, 5), /4 channels, 5 are wanted/)
+test('channels and rates that cannot be converted are refused', () => {
+  assert.throws(
+    () => convertAudio([...clip(1, 100), ...clip(1, 100)], 100, 100, 5),
+    /audio: got 4 channels, expected 1, or 5 or more/,
+  )
   assert.throws(() => resample(new Float32Array(9), 0.5, 100), /sample rates: got 0.5 and 100/)
 })
 
-test('half precision is the nearest, ties to even', () => {
+test('toFloat16 rounds to the nearest, ties to even', () => {
   const cases = [
     [0, 0],
     [-0, 0x8000],
@@ -73,9 +76,9 @@ test('half precision is the nearest, ties to even', () => {
     [1 + 3 * 2 ** -11, 0x3c02], // a tie, up to even
     [2 ** -14, 0x0400],
     [2 ** -24, 0x0001],
-    [2 ** -25, 0x0000], // a tie between 0 and the least
+    [2 ** -25, 0x0000], // a tie between 0 and the smallest subnormal
     [3 * 2 ** -25, 0x0002],
-    [2 ** -14 - 2 ** -26, 0x0400], // rounds up to the least that is normal
+    [2 ** -14 - 2 ** -26, 0x0400], // rounds up to the smallest normal number
   ]
   assert.deepEqual(
     [...toFloat16(Float32Array.from(cases, ([value]) => value))],

@@ -1,13 +1,13 @@
 /**
- * The demo page in a real Chromium, without a window: WASM, and WebGPU computed in software.
+ * The demo page in headless Chromium, with WASM, and with WebGPU on a software adapter.
  *
  *     CHROMIUM=/path/to/chromium node --test js/test/browser.test.js
  *
- * SCREENSHOTS=folder keeps what it looked like.
+ * SCREENSHOTS=folder keeps screenshots there.
  */
 
 import assert from 'node:assert/strict'
-import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { mkdirSync, readFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { after, before, describe, test } from 'node:test'
@@ -16,11 +16,12 @@ import { chromium } from 'playwright-core'
 import { backendFor, explain, memoryNote, variantFor } from '../demo/machine.js'
 import { serve } from '../demo/serve.js'
 import { decodeWav } from '../src/index.js'
+import { executablePath, FLAGS, skip } from './chromium.js'
 import { KIT } from './kit.js'
 
 /**
  * @typedef {import('playwright-core').Page} Page
- * @typedef {{ codes: number[][], samples: number[][], seam: number, state: string }} Taken a take, as the page gives it
+ * @typedef {{ codes: number[][], samples: number[][], seam: number, state: string }} TakeResult a take's result in the page
  */
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..')
@@ -28,26 +29,10 @@ const bundles = ['text', 'stereo'].map((name) => join(KIT, 'bundles', name))
 const loop = join(root, 'demo/loop.wav')
 const shots = process.env.SCREENSHOTS ?? join(tmpdir(), 'clean-lm-page')
 
-const places = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome']
-const executablePath = places.find((path) => path && existsSync(path))
-const skip = executablePath
-  ? false
-  : `no Chromium in ${places.filter(Boolean).join(', ')}: install one, or set CHROMIUM`
-
-const FLAGS = [
-  '--no-sandbox',
-  '--no-first-run',
-  '--disable-quic',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-  '--use-fake-device-for-media-stream', // a microphone that beeps
-  '--use-fake-ui-for-media-stream',
-]
 const SOFTWARE_GPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-unsafe-swiftshader']
 const SLOW = { timeout: 120_000 }
 
-/** A case of the conformance kit: what is given, and Python's codes and sound. @param {string} name */
+/** A case of the conformance kit: its arguments, and the expected codes and audio. @param {string} name */
 function kitCase(name) {
   const { cases } = JSON.parse(readFileSync(join(KIT, 'cases.json'), 'utf8'))
   const { given, expected } = cases.find((/** @type {any} */ one) => one.name === name)
@@ -61,7 +46,7 @@ function kitCase(name) {
 }
 
 /**
- * An array of the kit as nested ones, the last axis typed.
+ * Nest an array of the kit, with typed arrays for the last axis.
  *
  * @param {{ dtype: string, shape: number[], at: number }} array
  * @param {ArrayBuffer} arrays
@@ -73,7 +58,7 @@ function rows({ dtype, shape: [first, ...rest], at }, arrays) {
   return Array.from({ length: first }, (_, i) => rows({ dtype, shape: rest, at: at + i * bytes }, arrays))
 }
 
-/** A WAV file of floats, so that nothing is rounded. @param {Float32Array[]} audio @param {number} rate */
+/** A WAV file of floats, so that samples are not rounded. @param {Float32Array[]} audio @param {number} rate */
 function floatWav(audio, rate) {
   const [channels, samples] = [audio.length, audio[0].length]
   const file = Buffer.alloc(44 + 4 * channels * samples)
@@ -103,7 +88,7 @@ async function open(page, url, query) {
   await page.getByText('The model is ready').waitFor(SLOW)
 }
 
-/** Give the page what a case gives. @param {Page} page @param {any} given */
+/** Fill the form with a case's arguments. @param {Page} page @param {any} given */
 async function fill(page, { description, seed, duration, sampling }) {
   await page.locator('#file').setInputFiles(clip)
   await page.getByText('the coloured part is continued').waitFor()
@@ -119,8 +104,8 @@ async function fill(page, { description, seed, duration, sampling }) {
   for (const [id, value] of Object.entries(fields)) await page.locator(`#${id}`).fill(String(value))
 }
 
-/** Wait for a take. @param {Page} page @param {number} number @returns {Promise<Taken>} */
-async function taken(page, number) {
+/** Wait until a take is complete. @param {Page} page @param {number} number @returns {Promise<TakeResult>} */
+async function takeResult(page, number) {
   await page.waitForFunction((n) => Reflect.get(window, 'cleanLm').lastTake?.number === n, number, SLOW)
   return page.evaluate(() => {
     const { codes, samples, seam, state } = Reflect.get(window, 'cleanLm').lastTake
@@ -129,7 +114,7 @@ async function taken(page, number) {
   })
 }
 
-/** @param {Taken} take @param {any} expected @param {number} row */
+/** @param {TakeResult} take @param {any} expected @param {number} row */
 function assertTake({ codes, samples }, expected, row) {
   assert.deepEqual(
     codes,
@@ -147,7 +132,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
   let browser
   /** @type {Awaited<ReturnType<typeof serve>>} */
   let server
-  /** @type {Page} what most tests go on with, as a visitor does */
+  /** @type {Page} shared by most tests, each of which goes on where the one before ended */
   let page
   /** @type {string[]} */
   const failures = []
@@ -166,7 +151,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     server?.close()
   })
 
-  test('without WebGPU it says so, and runs on WASM with threads', async () => {
+  test('without WebGPU the page says so, and runs on WASM with threads', async () => {
     await open(page, server.url, 'bundle=text')
     assert.match(await page.locator('#note').innerText(), /No WebGPU in this browser: the model runs on the processor/)
     assert.match(await page.locator('#chip-backend').innerText(), /^WebAssembly, [2-4] threads$/)
@@ -177,20 +162,20 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     await shot(page, 'empty')
   })
 
-  test('what is no sound is refused by its name', async () => {
-    const notes = { name: 'notes.txt', mimeType: 'text/plain', buffer: Buffer.from('no sound') }
+  test('a file that is not audio is refused by name', async () => {
+    const notes = { name: 'notes.txt', mimeType: 'text/plain', buffer: Buffer.from('not audio') }
     await page.locator('#file').setInputFiles(notes)
     await page.locator('#alert').waitFor()
-    assert.match(await page.locator('#alert').innerText(), /“notes.txt” is not a sound that this browser can read/)
+    assert.match(await page.locator('#alert').innerText(), /This browser cannot read “notes.txt” as audio/)
     assert.equal(await page.locator('#generate').isDisabled(), true)
   })
 
-  test('two takes are those that Python draws, and are heard', async () => {
+  test('two takes equal those of Python, and are played', async () => {
     await fill(page, DRAWN)
     assert.equal(await page.locator('#alert').isHidden(), true)
     await page.locator('#takes').selectOption('2')
     await page.locator('#generate').click()
-    assertTake(await taken(page, 2), DRAWN, 1)
+    assertTake(await takeResult(page, 2), DRAWN, 1)
     const first = await page.evaluate(() =>
       Reflect.get(window, 'cleanLm').takes[0].codes.map((/** @type {Int32Array} */ row) => [...row]),
     )
@@ -200,16 +185,16 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     )
     assert.equal(await page.locator('#seed').inputValue(), '3')
     assert.match(await page.locator('.numbers').innerText(), /WebAssembly, \d threads[^]*MB[^]*\d ms[^]*\d×/)
-    await page.waitForFunction(() => Reflect.get(window, 'cleanLm').player.state === 'paused') // it came to its end
+    await page.waitForFunction(() => Reflect.get(window, 'cleanLm').player.state === 'paused') // it has played to its end
   })
 
   test('the seam is drawn where the loop ends', async () => {
     await fill(page, GREEDY)
     await page.locator('#takes').selectOption('1')
     await page.locator('#generate').click()
-    const take = await taken(page, 3)
+    const take = await takeResult(page, 3)
     assertTake(take, GREEDY, 0)
-    await page.waitForTimeout(200) // a frame is drawn
+    await page.waitForTimeout(200) // until a frame is drawn
     const { left, colours } = await page.evaluate(() => {
       const canvas = /** @type {HTMLCanvasElement} */ (document.querySelector('#canvas'))
       const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'))
@@ -230,7 +215,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     await shot(page, 'takes')
   })
 
-  test('A and B switch at the same place', async () => {
+  test('A and B switch at the same position', async () => {
     await page.getByRole('button', { name: 'Compare as A: take 1' }).click()
     await page.getByRole('button', { name: 'Compare as B: take 3' }).click()
     await page.evaluate(() => {
@@ -256,7 +241,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     assert.equal(audio[0].length, GREEDY.duration * 32_000)
   })
 
-  test('a generation is stopped at once, and what there is of it stays', async () => {
+  test('a generation is stopped at once, and its samples are kept', async () => {
     await page.locator('#duration').fill('30')
     await page.locator('#generate').click()
     const more = () => Reflect.get(window, 'cleanLm').takes[3]?.filled > 64_000
@@ -277,7 +262,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     assert.equal(await page.evaluate(() => document.activeElement?.id), 'generate', 'where the focus is')
   })
 
-  test('what cannot be asked for is said, and where', async () => {
+  test('a wrong field is named and marked', async () => {
     await page.locator('#duration').fill('0.1')
     await page.locator('#generate').click()
     assert.match(await page.locator('#status').innerText(), /more than the 0.2 s of the loop/)
@@ -303,7 +288,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     await page.getByRole('heading', { name: 'dropped.wav' }).waitFor()
   })
 
-  test('a bundle is opened from a folder; what is none is refused', async () => {
+  test('a bundle is opened from a folder; another folder is refused', async () => {
     await page.locator('#folder').setInputFiles(join(root, 'demo'))
     await page.locator('#alert').waitFor()
     assert.match(await page.locator('#alert').innerText(), /no manifest.json/)
@@ -311,10 +296,10 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     await page.getByText('this model stays in its folder').waitFor(SLOW)
     await fill(page, GREEDY)
     await page.locator('#generate').click()
-    assertTake(await taken(page, 5), GREEDY, 0)
+    assertTake(await takeResult(page, 5), GREEDY, 0)
   })
 
-  test('a keyboard is enough', async () => {
+  test('the page works with the keyboard alone', async () => {
     /** @param {string} selector */
     const tabTo = async (selector) => {
       for (let presses = 0; presses < 60; presses++) {
@@ -336,10 +321,10 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     const outline = () => getComputedStyle(/** @type {Element} */ (document.activeElement)).outlineStyle
     assert.equal(await page.evaluate(outline), 'solid')
     await page.keyboard.press('Enter')
-    const { samples } = await taken(page, 1)
+    const { samples } = await takeResult(page, 1)
     assert.equal(samples.length, 2)
     await tabTo('#wave')
-    await page.waitForFunction(() => Reflect.get(window, 'cleanLm').player.state === 'paused') // it came to its end
+    await page.waitForFunction(() => Reflect.get(window, 'cleanLm').player.state === 'paused') // it has played to its end
     await page.keyboard.press('End')
     assert.equal(await page.locator('#wave').getAttribute('aria-valuenow'), '0.6')
     await page.keyboard.press('Home')
@@ -359,9 +344,9 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     assert.deepEqual(unnamed, [])
   })
 
-  test('no script of the page has failed', () => assert.deepEqual(failures, []))
+  test('the page has thrown no errors', () => assert.deepEqual(failures, []))
 
-  test('without its server it goes on working', async () => {
+  test('without its server the page still works', async () => {
     const own = await serve({ bundles, loop, port: 0 })
     const visitor = await browser.newPage()
     await visitor.goto(`${own.url}?backend=wasm`)
@@ -372,11 +357,11 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     await visitor.getByText('The model is ready').waitFor(SLOW)
     await fill(visitor, GREEDY)
     await visitor.locator('#generate').click()
-    assertTake(await taken(visitor, 1), GREEDY, 0)
+    assertTake(await takeResult(visitor, 1), GREEDY, 0)
     await visitor.close()
   })
 
-  test('on a phone nothing is cut off, and everything is large enough for a thumb', async () => {
+  test('on a phone nothing is cut off, and all controls are large enough', async () => {
     const context = await browser.newContext({
       viewport: { width: 375, height: 740 },
       deviceScaleFactor: 2,
@@ -392,7 +377,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     await phone.getByText('the coloured part is continued').waitFor()
     await phone.locator('#duration').fill('5')
     await phone.locator('#generate').tap()
-    await taken(phone, 1)
+    await takeResult(phone, 1)
     const { wide, small } = await phone.evaluate(() => {
       const controls = [
         ...document.querySelectorAll('button, select, input:not(.sr), label.button, summary, [role=slider]'),
@@ -409,7 +394,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     await context.close()
   })
 
-  test('by plain http it works with less, and says so', async () => {
+  test('over plain http the page works with less, and says so', async () => {
     const own = await chromium.launch({
       executablePath,
       args: [...FLAGS, '--host-resolver-rules=MAP lan.test 127.0.0.1'],
@@ -421,7 +406,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
       assert.match(await visitor.locator('#note').innerText(), /plain http: no WebGPU, one thread, no microphone/)
       await fill(visitor, GREEDY)
       await visitor.locator('#generate').click()
-      assertTake(await taken(visitor, 1), GREEDY, 0)
+      assertTake(await takeResult(visitor, 1), GREEDY, 0)
       await visitor.locator('#loop-fields [data-record]').click()
       assert.match(await visitor.locator('#alert').innerText(), /cannot record/)
     } finally {
@@ -430,7 +415,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     }
   })
 
-  test('sound that comes late is waited for, and its pieces follow without a gap', async () => {
+  test('the player waits for late samples, and leaves no gap between pieces', async () => {
     const { states, pieces } = await page.evaluate(async () => {
       const { Player } = await import(/** @type {any} */ ('/demo/player.js'))
       const [rate, states, pieces] = [8000, /** @type {string[]} */ ([]), /** @type {number[][]} */ ([])]
@@ -469,7 +454,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     assert.equal(gaps.filter((gap) => gap !== 0).length, 1, `gaps of ${gaps} samples: one, where sound was waited for`)
   })
 
-  test('too little memory is said in words', async () => {
+  test('too little memory is explained', async () => {
     const context = await browser.newContext({ serviceWorkers: 'block' })
     const poor = await context.newPage()
     const body = `
@@ -480,11 +465,11 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
     await poor.route('**/ort.wasm.min.mjs', (route) => route.fulfill({ contentType: 'text/javascript', body, headers }))
     await poor.goto(`${server.url}?backend=wasm`)
     await poor.locator('#alert').waitFor(SLOW)
-    assert.match(await poor.locator('#alert').innerText(), /Too little memory for this model. Choose smaller weights/)
+    assert.match(await poor.locator('#alert').innerText(), /Not enough memory for this model. Choose smaller weights/)
     await context.close()
   })
 
-  test('on WebGPU the codes are the same', async (t) => {
+  test('WebGPU generates the same codes', async (t) => {
     const own = await chromium.launch({ executablePath, args: [...FLAGS, ...SOFTWARE_GPU] })
     try {
       const gpu = await own.newPage()
@@ -493,7 +478,7 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
         return t.skip('this Chromium has no WebGPU in software')
       await fill(gpu, GREEDY)
       await gpu.locator('#generate').click()
-      assertTake(await taken(gpu, 1), GREEDY, 0)
+      assertTake(await takeResult(gpu, 1), GREEDY, 0)
       await shot(gpu, 'webgpu')
     } finally {
       await own.close()
@@ -501,8 +486,8 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
   })
 })
 
-describe('its server', () => {
-  test('gives what it lists, and nothing else', async () => {
+describe('the demo server', () => {
+  test('serves the listed files, and nothing else', async () => {
     const server = await serve({ bundles, loop, port: 0 })
     try {
       const { origin } = new URL(server.url)
@@ -522,11 +507,11 @@ describe('its server', () => {
   })
 })
 
-describe('what a machine can run', () => {
+describe('the choice of backend and variant', () => {
   const plain = { secure: true, threads: 2, gpu: null, memory: 2e9 }
   const strong = { secure: true, threads: 4, gpu: { name: 'a gpu', half: false }, memory: undefined }
 
-  test('WebGPU where there is one, else WASM with the reason', () => {
+  test('WebGPU where it is available, otherwise WASM with the reason', () => {
     assert.deepEqual(backendFor('auto', strong), { backend: 'webgpu', note: '' })
     assert.equal(backendFor('wasm', strong).backend, 'wasm')
     assert.match(backendFor('webgpu', plain).note, /No WebGPU/)
@@ -534,7 +519,7 @@ describe('what a machine can run', () => {
     assert.match(backendFor('auto', { ...plain, threads: 1 }).note, /headers/)
   })
 
-  test('a GPU without float16 gets weights that it computes', () => {
+  test('a GPU without float16 gets other weights', () => {
     const graphs = (/** @type {string} */ dtype) => ({ lm_inference: { file: '', inputs: [{ name: 'key', dtype }] } })
     const variants = { fp16: { graphs: graphs('float16') }, fp32: { graphs: graphs('float32') } }
     const int8 = { graphs: graphs('float32'), cache: 'int8' }
@@ -549,11 +534,11 @@ describe('what a machine can run', () => {
     assert.equal(variantFor(tree, 'wasm', strong), 'int8')
   })
 
-  test('memory is counted before, and named after', () => {
+  test('too little memory is predicted, and explained', () => {
     assert.equal(memoryNote(1e8, 'wasm', plain), '')
-    assert.match(memoryNote(1e9, 'wasm', plain), /needs about 2.8 GB/)
+    assert.match(memoryNote(1e9, 'wasm', plain), /needs about 2.8 GB of memory/)
     assert.match(memoryNote(2e9, 'wasm', strong), /may not fit/)
-    assert.match(explain(new Error('std::bad_alloc')), /Too little memory/)
+    assert.match(explain(new Error('std::bad_alloc')), /Not enough memory/)
     assert.match(explain(new TypeError('Failed to fetch')), /does not answer/)
     assert.equal(explain(new Error('as it is')), 'as it is')
   })

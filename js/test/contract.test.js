@@ -1,7 +1,7 @@
 /**
- * The JavaScript loop of export/CONTRACT.md runs and gives the conformance kit's codes, upstream's where it has them.
+ * The JavaScript loop of export/CONTRACT.md generates the codes that the conformance kit expects.
  *
- * CLEAN_LM_KIT is another folder of the same form: tests/test_contract.py has bundles in it that the kit has no room for.
+ * CLEAN_LM_KIT names another folder of the same form: tests/test_contract.py has one with bundles too large for the kit.
  */
 
 import assert from 'node:assert/strict'
@@ -22,14 +22,14 @@ const { generate } = await import(`data:text/javascript,${encodeURIComponent(blo
 const { cases } = JSON.parse(await readFile(`${KIT}/cases.json`, 'utf8'))
 const { buffer } = new Uint8Array(await readFile(`${KIT}/arrays.bin`))
 
-/** What the loop takes: one window, and texts of one length or none. */
-const fits = (/** @type {any} */ { texts, frames }) =>
+/** Whether the loop can run a case: it has one window, and texts of equal length or none. */
+const canRun = (/** @type {any} */ { texts, frames }) =>
   frames && (!texts || texts.every((/** @type {any} */ text) => String(text?.shape) === String(texts[0]?.shape)))
 
-test('one loop', () => assert.deepEqual(others, []))
+test('the contract has one JavaScript block', () => assert.deepEqual(others, []))
 
 for (const one of cases) {
-  if (one.do !== 'generate' || !fits(one.given)) continue
+  if (one.do !== 'generate' || !canRun(one.given)) continue
   for (const bundle of one.bundles) {
     test(`${one.name} [${bundle}]`, async () => {
       const { given, expected } = stored(one, buffer)
@@ -58,7 +58,7 @@ async function loop(bundle, { prompt, texts, self_wav, batch, frames, sampling, 
   if (prefixed) {
     const wavs = self_wav && self_wav.map((/** @type {any} */ wav) => wav && wav.data)
     const all = { ...lm.sampling, ...options, cfgCoefBeta: sampling.cfg_coef_beta }
-    options.prefix = (await lm.conditions.told(rows ?? Array(batch).fill(null), wavs, all)).prefix
+    options.prefix = (await lm.conditioning.build(rows ?? Array(batch).fill(null), wavs, all)).prefix
   }
   return generate(
     ort,
@@ -71,17 +71,19 @@ async function loop(bundle, { prompt, texts, self_wav, batch, frames, sampling, 
   )
 }
 
-/** Texts of one length as the manifest has them. @param {Manifest} manifest @param {any[]} texts */
+/** Texts of equal length in the type that the manifest names. @param {Manifest} manifest @param {any[]} texts */
 function tensor(manifest, texts) {
-  const { dtype } = manifest.tree.graphs.lm_condition.inputs.find(
-    (/** @type {any} */ { name }) => name === 'text_states',
-  )
+  const { dtype = 'float32' } =
+    manifest.tree.graphs.lm_condition.inputs.find(({ name }) => name === 'text_states') ?? {}
   const states = Float32Array.from(texts.flatMap(({ data }) => [...data]))
-  return new ort.Tensor(dtype, dtype === 'float16' ? toFloat16(states) : states, [texts.length, ...texts[0].shape])
+  return new ort.Tensor(/** @type {any} */ (dtype), dtype === 'float16' ? toFloat16(states) : states, [
+    texts.length,
+    ...texts[0].shape,
+  ])
 }
 
 /**
- * [steps] of [B x K], zeros where there is no seed.
+ * Uniform numbers as [steps] of [B x K]; zeros without a seed.
  *
  * @param {string | null} seed
  * @param {number} batch

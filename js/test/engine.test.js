@@ -18,19 +18,19 @@ before(() => {
 })
 after(() => engine.close())
 
-test('the chunks are the sound that the model gives', async () => {
+test('the chunks are the audio that the model generates', async () => {
   /** @type {Float32Array[][]} */
   const chunks = []
   /** @type {number[][]} */
   const columns = []
-  const how = { duration: 1, seed: 4, description: 'slow house' }
+  const options = { duration: 1, seed: 4, description: 'slow house' }
   const listen = {
     onChunk: (/** @type {Float32Array[]} */ chunk) => chunks.push(chunk),
     onProgress: (/** @type {number[]} */ ...done) => columns.push(done),
   }
-  await engine.continue(PROMPT, 44100, { ...how, chunkSeconds: 0.4 }, listen)
+  await engine.continue(PROMPT, 44100, { ...options, chunkSeconds: 0.4 }, listen)
   const model = await MusicGen.load(BUNDLE, { ort: /** @type {any} */ (ort) })
-  const { audio } = await model.generateContinuation(PROMPT, 44100, how)
+  const { audio } = await model.generateContinuation(PROMPT, 44100, options)
   const all = chunks.flatMap((chunk) => [...chunk[0]])
   assert.equal(all.length, audio[0].length)
   all.forEach((x, i) => assert.ok(Math.abs(x - audio[0][i]) < 1e-5))
@@ -39,7 +39,7 @@ test('the chunks are the sound that the model gives', async () => {
   assert.equal((await engine.ready).sampleRate, model.sampleRate)
 })
 
-test('two at a time', async () => {
+test('two generations at a time', async () => {
   const lengths = await Promise.all(
     [0.5, 0.8].map(async (duration) => {
       let samples = 0
@@ -50,7 +50,7 @@ test('two at a time', async () => {
   assert.deepEqual(lengths, [0.5, 0.8])
 })
 
-test('it is cancelled, and goes on', async () => {
+test('a generation is cancelled, and the next one runs', async () => {
   const controller = new AbortController()
   const listen = {
     signal: controller.signal,
@@ -61,14 +61,14 @@ test('it is cancelled, and goes on', async () => {
   await engine.continue(PROMPT, 44100, { duration: 0.4 })
 })
 
-test('errors come through', async () => {
+test('errors reach the caller', async () => {
   await assert.rejects(engine.continue([], 44100, {}), /audio: expected a Float32Array/)
   const none = new Engine('nowhere')
   await assert.rejects(none.continue(PROMPT, 44100, {}), /nowhere.*manifest\.json: not found/)
   await none.close()
 })
 
-test('what runs when it is closed is told so', async () => {
+test('closing the engine rejects what is running', async () => {
   const closed = new Engine(BUNDLE)
   await closed.ready
   const running = closed.continue(PROMPT, 44100, { duration: 20 })

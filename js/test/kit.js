@@ -1,4 +1,4 @@
-/** What the tests share: the conformance kit's bundles, and a clip. */
+/** Shared by the tests: the conformance kit's bundles, and a short clip. */
 
 import { readFile, readdir } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
@@ -14,7 +14,7 @@ export async function bundleFiles(folder = BUNDLE) {
   return files
 }
 
-/** Seconds of two decaying tones, left and right. @param {number} seconds @param {number} rate */
+/** Two decaying tones, left and right. @param {number} seconds @param {number} rate */
 export function clip(seconds, rate) {
   return [220, 330].map((hertz) =>
     Float32Array.from(

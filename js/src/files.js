@@ -1,18 +1,19 @@
 /**
- * Where a bundle's files come from.
+ * Reads a bundle's files: from a disk, a web server or memory.
  *
- * @typedef {string | Uint8Array | ArrayBuffer | Blob} FileLike a string: a path or URL that `ort` itself opens
+ * @typedef {string | Uint8Array | ArrayBuffer | Blob} FileLike a string: a URL, which is fetched
  * @typedef {string | URL | Map<string, FileLike> | Record<string, FileLike> | ((name: string) => FileLike | Response | Promise<FileLike | Response>)} Source
- *   a folder (Node), the URL of one, files by their names, or a function of a name
- * @typedef {(done: number, total: number, file: string) => void} LoadProgress bytes
- * @typedef {{ path: string } | { bytes: Uint8Array }} Found
+ *   a folder's path (Node) or URL, files by name, or a function that returns a file by its name
+ * @typedef {(done: number, total: number, file: string) => void} LoadProgress done and total in bytes
  */
 
-// Node's own modules come from process.getBuiltinModule: bundlers for the web would look for an import of them.
+// Node's modules are loaded by process.getBuiltinModule: bundlers for the web try to resolve every import.
 const isNode = typeof process !== 'undefined' && Boolean(process.versions?.node)
-const isUrl = /^[a-z][a-z0-9+.-]+:\/\// // and no C:\\
+const isUrl = /^[a-z][a-z0-9+.-]+:\/\// // does not match C:\\
 
 /**
+ * The folder that a source names; null where it is not on a disk.
+ *
  * @param {Source} source
  * @returns {string | URL | null}
  */
@@ -27,25 +28,26 @@ function folderOf(source) {
 export class Files {
   /**
    * @param {Source} source
-   * @param {{ cache?: Cache, signal?: AbortSignal, hashes?: boolean }} [options] cache: of the browser, where downloads stay
+   * @param {{ cache?: Cache, signal?: AbortSignal, hashes?: boolean }} [options] cache: a browser's, where downloads are
+   *   kept; hashes: whether SHA-256 is compared
    */
   constructor(source, { cache, signal, hashes = true } = {}) {
     this.source = source
     this.cache = cache
     this.signal = signal
     this.hashes = hashes
-    /** in Node, the folder on a disk */
+    /** in Node, the folder where the bundle is on a disk */
     this.folder = isNode ? folderOf(source) : null
   }
 
-  /** How errors call a file. @param {string} name */
+  /** A file's name in error messages. @param {string} name */
   label(name) {
     const { source } = this
     return typeof source === 'string' || source instanceof URL ? `${String(source).replace(/\/$/, '')}/${name}` : name
   }
 
   /**
-   * Where a file lies, without reading it; null where it is not on a disk.
+   * The absolute path of a file; null where it is not on a disk.
    *
    * @param {string} name
    * @returns {Promise<string | null>}
@@ -58,57 +60,62 @@ export class Files {
   }
 
   /**
-   * A file's content, whole. Throws BundleError where it is missing or not what the manifest says.
+   * The whole content of a file. Throws BundleError where it is missing, or differs from the manifest.
    *
    * @param {string} name
    * @param {{ bytes: number, sha256: string }} [expected]
-   * @param {(bytes: number) => void} [onProgress] bytes that have come since
+   * @param {(bytes: number) => void} [onProgress] called with the bytes read since the last call
    * @returns {Promise<Uint8Array>}
    */
   async read(name, expected, onProgress) {
     const key = expected && this.cache && this._url(name, expected.sha256)
-    const kept = key && (await this.cache?.match(key))
-    const bytes = kept ? new Uint8Array(await kept.arrayBuffer()) : await this._read(name, onProgress)
-    if (kept) onProgress?.(bytes.length)
-    if (expected && bytes.length !== expected.bytes) {
-      throw new BundleError(`${this.label(name)}: ${bytes.length} bytes, manifest.json says ${expected.bytes}`)
-    }
-    if (expected && this.hashes && !kept) await this._compare(name, await sha256(bytes), expected.sha256)
-    if (key && !kept) await this.cache?.put(key, new Response(/** @type {BodyInit} */ (bytes)))
+    const cached = key && (await this.cache?.match(key))
+    const bytes = cached ? new Uint8Array(await cached.arrayBuffer()) : await this._read(name, onProgress)
+    if (cached) onProgress?.(bytes.length)
+    if (expected) this._compareSize(name, bytes.length, expected.bytes)
+    if (expected && this.hashes && !cached) this._compareHash(name, await sha256(bytes), expected.sha256)
+    if (key && !cached) await this.cache?.put(key, new Response(/** @type {BodyInit} */ (bytes)))
     return bytes
   }
 
   /**
-   * Check a file that stays on the disk, read in pieces.
+   * Compare a file on the disk with the manifest, without holding all of it in memory. Throws BundleError.
    *
    * @param {string} name
    * @param {{ bytes: number, sha256: string }} expected
    */
-  async check(name, expected) {
+  async verify(name, expected) {
     const { createReadStream } = process.getBuiltinModule('node:fs')
     const { stat } = process.getBuiltinModule('node:fs/promises')
     const { createHash } = process.getBuiltinModule('node:crypto')
     const path = /** @type {string} */ (await this.path(name))
-    const found = await stat(path).catch(() => {
-      throw new BundleError(`${path}: listed in manifest.json, but not there; copy the bundle again`)
+    const { size } = await stat(path).catch(() => {
+      throw new BundleError(`${path}: listed in manifest.json, but missing; copy the bundle again`)
     })
-    if (found.size !== expected.bytes) {
-      throw new BundleError(`${path}: ${found.size} bytes, manifest.json says ${expected.bytes}`)
-    }
+    this._compareSize(name, size, expected.bytes)
     if (!this.hashes) return
     const hash = createHash('sha256')
     for await (const part of createReadStream(path, { highWaterMark: 2 ** 20, signal: this.signal })) hash.update(part)
-    await this._compare(name, hash.digest('hex'), expected.sha256)
+    this._compareHash(name, hash.digest('hex'), expected.sha256)
+  }
+
+  /** @param {string} name @param {number} found @param {number} expected */
+  _compareSize(name, found, expected) {
+    if (found === expected) return
+    throw new BundleError(
+      `${this.label(name)}: got ${found} bytes, expected ${expected} (manifest.json); copy the bundle again`,
+    )
   }
 
   /** @param {string} name @param {string} found @param {string} expected */
-  async _compare(name, found, expected) {
-    if (found !== expected) {
-      throw new BundleError(`${this.label(name)}: sha256 is ${found}, manifest.json says ${expected}; copy it again`)
-    }
+  _compareHash(name, found, expected) {
+    if (found === expected) return
+    throw new BundleError(
+      `${this.label(name)}: SHA-256 is ${found}, expected ${expected} (manifest.json); copy the bundle again`,
+    )
   }
 
-  /** @param {string} name @param {string} [version] */
+  /** The URL of a file; null where the source has none. @param {string} name @param {string} [version] for caches */
   _url(name, version) {
     const { source } = this
     if (typeof source !== 'string' && !(source instanceof URL)) return null
@@ -129,17 +136,15 @@ export class Files {
       const { readFile } = process.getBuiltinModule('node:fs/promises')
       const bytes = await readFile(path, { signal: this.signal }).catch((error) => {
         if (error.code !== 'ENOENT') throw error
-        throw new BundleError(`${path}: not found; a bundle is the folder that export/bundle.py writes`)
+        throw new BundleError(`${path}: not found; expected a bundle: a folder that export/bundle.py wrote`)
       })
       onProgress?.(bytes.length)
       return bytes
     }
-    const found = await this._find(name)
-    if (found instanceof Response) return this._download(found, name, onProgress)
+    const file = await this._find(name)
+    if (file instanceof Response) return this._download(file, name, onProgress)
     const bytes =
-      found instanceof Uint8Array
-        ? found
-        : new Uint8Array(found instanceof ArrayBuffer ? found : await found.arrayBuffer())
+      file instanceof Uint8Array ? file : new Uint8Array(file instanceof ArrayBuffer ? file : await file.arrayBuffer())
     onProgress?.(bytes.length)
     return bytes
   }
@@ -153,7 +158,7 @@ export class Files {
     if (typeof source === 'function') found = await source(name)
     else if (source instanceof Map) found = source.get(name)
     else found = /** @type {Record<string, FileLike>} */ (source)[name]
-    if (found === undefined) throw new BundleError(`${name}: not among the files given; a bundle has all of its folder`)
+    if (found === undefined) throw new BundleError(`${name}: not among the given files; give all files of the bundle`)
     return typeof found === 'string' ? fetch(found, { signal }) : found
   }
 
@@ -179,7 +184,7 @@ export class Files {
   }
 }
 
-/** A bundle that cannot be used: says which file, what was found and what was expected. */
+/** A bundle that cannot be used. The message names the file, what it got, and what it expected. */
 export class BundleError extends Error {
   name = 'BundleError'
 }
@@ -188,8 +193,8 @@ export class BundleError extends Error {
 async function sha256(bytes) {
   if (!globalThis.crypto?.subtle) {
     throw new BundleError(
-      'sha256: this page is not a secure context (https or localhost), where browsers have no crypto.subtle: ' +
-        'serve it so, or pass { hashes: false }',
+      'SHA-256: crypto.subtle is missing, because this page is not a secure context; ' +
+        'serve it over https or from localhost, or pass { hashes: false }',
     )
   }
   const digest = await crypto.subtle.digest('SHA-256', /** @type {BufferSource} */ (bytes))

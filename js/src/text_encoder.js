@@ -1,7 +1,7 @@
-/** Descriptions to text states: what generateCodes takes for `texts`. */
+/** Encodes descriptions: text to the states that the language model is conditioned on. */
 
-import { floats } from './manifest.js'
-import { BundleError } from './source.js'
+import { BundleError } from './files.js'
+import { floatsOf } from './session.js'
 
 const TOKENIZER = 'tokenizer.json'
 
@@ -10,16 +10,15 @@ const TOKENIZER = 'tokenizer.json'
  * @typedef {(tokenizerJson: object) => Tokenizer | Promise<Tokenizer>} TokenizerFactory
  */
 
-/** text_encoder and tokenizer.json of a bundle. */
+/** A bundle's T5 encoder with its tokenizer. It is not called TextEncoder, as every JavaScript runtime has one. */
 export class TextConditioner {
   /**
    * @param {import('./manifest.js').Manifest} manifest
-   * @param {TokenizerFactory} [factory] in place of @huggingface/tokenizers
+   * @param {TokenizerFactory} [factory] makes the tokenizer; default: @huggingface/tokenizers
    */
   constructor(manifest, factory = huggingface) {
     if (!manifest.tree.files[TOKENIZER]) {
-      const path = manifest.files.label('manifest.json')
-      throw new BundleError(`${path}: holds no ${TOKENIZER}; export the text encoder again`)
+      throw new BundleError(`${manifest.path}: the bundle lacks ${TOKENIZER}; export the text encoder again`)
     }
     this.manifest = manifest
     this.factory = factory
@@ -28,10 +27,10 @@ export class TextConditioner {
     this.opening = undefined
   }
 
-  /** The tokenizer, read when first asked for. */
+  /** The tokenizer, read with its first use. */
   tokenizer() {
     const open = async () => {
-      const json = new TextDecoder().decode(await this.manifest.content(TOKENIZER))
+      const json = new TextDecoder().decode(await this.manifest.read(TOKENIZER))
       return this.factory(JSON.parse(json))
     }
     this.opening ??= open()
@@ -39,7 +38,7 @@ export class TextConditioner {
   }
 
   /**
-   * A text's tokens, the eos token last.
+   * Token ids of a text, the last one T5's end of sequence.
    *
    * @param {string} text
    */
@@ -48,9 +47,9 @@ export class TextConditioner {
   }
 
   /**
-   * The text encoder's last hidden state [N x E]; null for null text: nothing, null or "". " " is a text like any other.
+   * Text -> T5's last hidden state [N x E]; null for no text: undefined, null or "", but not " ".
    *
-   * Nothing is cut off, however long a text is: audiocraft does not either, though T5 was trained on 512 tokens.
+   * Long texts are not truncated, as in audiocraft, although T5 was trained on 512 tokens.
    *
    * @param {string | null | undefined} text
    * @returns {Promise<Float32Array | null>}
@@ -60,7 +59,7 @@ export class TextConditioner {
   }
 
   /**
-   * Tokens -> states [N x E]. One text at a time: nothing is padded, and so nothing needs a mask.
+   * Token ids -> states [N x E]. One text at a time, so that nothing is padded: the mask is all ones.
    *
    * @param {number[]} ids
    * @returns {Promise<Float32Array>}
@@ -71,7 +70,7 @@ export class TextConditioner {
       input_ids: this.graph.tensor('input_ids', ids, sizes),
       attention_mask: this.graph.tensor('attention_mask', Array(ids.length).fill(1), sizes),
     })
-    return floats(states)
+    return floatsOf(states)
   }
 }
 

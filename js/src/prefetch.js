@@ -1,23 +1,23 @@
 /**
- * What an iterator gives, computed without waiting for whoever takes it: a player hears one chunk while the next ones
- * are made. Ends the iterator where whoever takes it ends.
+ * Pull items from an iterator without waiting for the consumer: a player plays one chunk while the next ones are
+ * generated. When the consumer stops, so does the iterator, after the item it is working on.
  *
  * @template T
  * @param {AsyncIterable<T>} items
  * @returns {AsyncGenerator<T, void, void>}
  */
-export async function* ahead(items) {
+export async function* prefetch(items) {
   /** @type {T[]} */
-  const computed = []
+  const ready = []
   let [closed, finished] = [false, false]
   /** @type {unknown} */
   let failure
   let wake = () => {}
-  const work = (async () => {
+  const producer = (async () => {
     try {
       for await (const item of items) {
         if (closed) return
-        computed.push(item)
+        ready.push(item)
         wake()
       }
     } catch (error) {
@@ -29,13 +29,13 @@ export async function* ahead(items) {
   })()
   try {
     while (true) {
-      if (computed.length) yield /** @type {T} */ (computed.shift())
+      if (ready.length) yield /** @type {T} */ (ready.shift())
       else if (failure) throw failure
       else if (finished) return
       else await new Promise((resolve) => (wake = () => resolve(undefined)))
     }
   } finally {
     closed = true
-    await work
+    await producer
   }
 }

@@ -1,5 +1,6 @@
 /**
- * The delay pattern: codebook k lags by delays[k] columns, so that it is drawn after the codebooks below it.
+ * The delay pattern: codebook k lags by delays[k] columns, so that its code of a frame is sampled after those of the
+ * codebooks with smaller delays.
  *
  *     column s  0 1 2 3 4 5 6 7      codebook k at column s holds frame t = s - 1 - delays[k]
  *     k=0       # 0 1 2 3 # # #      # = special token, where t < 0 or t >= T
@@ -8,16 +9,16 @@
  *     k=3       # # # # 0 1 2 3
  */
 
-/** A code that is still to be generated. */
+/** A code that is not generated yet. */
 export const UNKNOWN = -1
 
 /**
- * Lay P known frames out in columns: [K][P] -> [K][T + max(delays) + 1].
+ * Lay out P known frames in columns: [K][P] -> [K][T + max(delays) + 1].
  *
  * @param {ArrayLike<ArrayLike<number>>} codes known frames of every codebook
  * @param {number[]} delays
- * @param {number} frames T, of which those after the known ones are UNKNOWN
- * @param {number} special what stands where no frame is
+ * @param {number} frames T; those after the P known ones become UNKNOWN
+ * @param {number} special token for places without a frame
  * @returns {Int32Array[]}
  */
 export function delay(codes, delays, frames, special) {
@@ -31,7 +32,7 @@ export function delay(codes, delays, frames, special) {
 }
 
 /**
- * Read the frames back: [K][T + max(delays) + 1] -> [K][T].
+ * The inverse: columns back to frames, [K][T + max(delays) + 1] -> [K][T].
  *
  * @param {Int32Array[]} columns
  * @param {number[]} delays
@@ -42,7 +43,7 @@ export function undelay(columns, delays) {
 }
 
 /**
- * How many columns a prompt of P frames makes known before the first that has a frame to generate.
+ * How many columns the first call reads: all before the first one with a code to generate.
  *
  * @param {number} promptFrames
  * @param {number[]} delays

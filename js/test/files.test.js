@@ -14,7 +14,7 @@ import { BundleError, MusicGen } from '../src/index.js'
 import { BUNDLE, bundleFiles, clip, KIT } from './kit.js'
 
 const ort = /** @type {any} */ (node)
-const HOW = { duration: 0.4, temperature: 0 }
+const OPTIONS = { duration: 0.4, temperature: 0 }
 
 /** @type {string} */
 let expected
@@ -25,12 +25,12 @@ before(async () => {
 
 /** @param {MusicGen} model */
 async function codes(model) {
-  const found = await model.generateContinuation(clip(0.2, 44100), 44100, { ...HOW, description: 'drums' })
+  const found = await model.generateContinuation(clip(0.2, 44100), 44100, { ...OPTIONS, description: 'drums' })
   await model.release()
   return JSON.stringify(found.codes)
 }
 
-/** The bundle behind a web server. @param {(url: string) => Promise<void>} use @param {number} [status] */
+/** Serve the conformance kit while `use` runs. @param {(url: string) => Promise<void>} use @param {number} [status] */
 async function served(use, status = 200) {
   const server = createServer((request, response) => {
     response.statusCode = status
@@ -50,7 +50,7 @@ async function served(use, status = 200) {
   }
 }
 
-test('a folder by its URL', async () => {
+test('a folder by its file URL', async () => {
   assert.equal(await codes(await MusicGen.load(pathToFileURL(`${BUNDLE}/`), { ort })), expected)
 })
 
@@ -61,22 +61,22 @@ test('files in memory, as a map, as an object, by a function', async () => {
   for (const source of [files, blobs, read]) assert.equal(await codes(await MusicGen.load(source, { ort })), expected)
 })
 
-test('a web server, with progress', async () => {
+test('a web server, with progress reports', async () => {
   await served(async (url) => {
     /** @type {number[][]} */
-    const said = []
+    const reports = []
     const model = await MusicGen.load(`${url}/bundles/text`, {
       ort,
-      onProgress: (read, all) => said.push([read, all]),
+      onProgress: (read, all) => reports.push([read, all]),
     })
     assert.equal(await codes(model), expected)
-    const done = said.map(([read]) => read)
+    const done = reports.map(([read]) => read)
     assert.deepEqual(
       done,
       [...done].sort((a, b) => a - b),
     )
-    assert.equal(said[said.length - 1][0], said[0][1])
-    assert.ok(said.every(([, total]) => total === said[0][1]))
+    assert.equal(reports[reports.length - 1][0], reports[0][1])
+    assert.ok(reports.every(([, total]) => total === reports[0][1]))
   })
 })
 
@@ -88,13 +88,13 @@ test('a bundle that shares files with another', async () => {
   })
 })
 
-test('WASM reads a folder too', async () => {
+test('WASM loads a folder too', async () => {
   const model = await MusicGen.load(BUNDLE, { ort: /** @type {any} */ (web), executionProviders: ['wasm'] })
   assert.equal(model.manifest.backend, 'wasm')
   assert.equal(await codes(model), expected)
 })
 
-test('a browser keeps what it has downloaded', async () => {
+test('the browser cache keeps downloads', async () => {
   /** @type {Map<string, Response>} */
   const kept = new Map()
   const cache = /** @type {any} */ ({
@@ -126,32 +126,36 @@ after(() => rm(join(folder, '..'), { recursive: true }))
 
 /** @type {[string, (files: Map<string, any>) => void, RegExp][]} */
 const BROKEN = [
-  ['no manifest', (files) => files.delete('manifest.json'), /manifest\.json: not (found|among the files given)/],
-  ['no JSON', (files) => files.set('manifest.json', Buffer.from('{')), /manifest\.json: not readable JSON/],
-  ['another format', (files) => change(files, { format: 'gguf' }), /format is gguf, expected clean_lm/],
-  ['a later version', (files) => change(files, { version: 2 }), /version is 2, this reads 1/],
+  ['no manifest.json', (files) => files.delete('manifest.json'), /manifest\.json: not (found|among the given files)/],
   [
-    'no graph',
+    'a manifest that is not JSON',
+    (files) => files.set('manifest.json', Buffer.from('{')),
+    /manifest\.json: not valid JSON/,
+  ],
+  ['another format', (files) => change(files, { format: 'gguf' }), /format is gguf, expected clean_lm/],
+  ['a later version', (files) => change(files, { version: 2 }), /version is 2, expected 1/],
+  [
+    'no lm_inference',
     (files) => change(files, { graphs: {}, variants: {}, variant: undefined, backends: {} }),
-    /holds no lm_inference, only/,
+    /expected the graph lm_inference, the bundle contains/,
   ],
   [
-    'no caches',
+    'an unknown cache_update',
     (files) => change(files, { cache_update: 'sideways', variants: {}, variant: undefined, backends: {} }),
     /cache_update is sideways/,
   ],
   [
     'a short file',
     (files) => files.set('lm_inference.onnx.data', Buffer.alloc(9)),
-    /lm_inference\.onnx\.data: 9 bytes, manifest\.json says \d+/,
+    /lm_inference\.onnx\.data: got 9 bytes, expected \d+/,
   ],
   [
     'a changed file',
     (files) => (files.get('lm_inference.onnx.data')[5] ^= 1),
-    /sha256 is [0-9a-f]{64}, manifest\.json says/,
+    /SHA-256 is [0-9a-f]{64}, expected [0-9a-f]{64}/,
   ],
   [
-    'a lost file',
+    'a missing file',
     (files) => files.delete('compression_encode.onnx'),
     /compression_encode\.onnx: (listed in manifest|not among)/,
   ],
@@ -181,7 +185,7 @@ for (const [name, breaks, message] of BROKEN) {
   })
 }
 
-test('hashes are not compared where that is asked', async () => {
+test('hashes: false skips the comparison', async () => {
   const files = await bundleFiles()
   const data = Buffer.from(files.get('lm_inference.onnx.data'))
   data[data.length - 1] ^= 1
@@ -189,13 +193,13 @@ test('hashes are not compared where that is asked', async () => {
   await MusicGen.load(files, { ort, hashes: false })
 })
 
-test('what is not given or not there', async () => {
+test('a missing ort, variant or server file is refused', async () => {
   await assert.rejects(MusicGen.load(BUNDLE, /** @type {any} */ ({})), /ort: expected ONNX Runtime/)
-  await assert.rejects(MusicGen.load(BUNDLE, { ort, variant: 'int3' }), /holds no variant "int3", only fp32/)
+  await assert.rejects(MusicGen.load(BUNDLE, { ort, variant: 'int3' }), /got variant "int3", the bundle contains fp32/)
   await served((url) => assert.rejects(MusicGen.load(url, { ort }), /manifest\.json: not found \(HTTP 404\)/), 404)
 })
 
-test('what reads texts is opened when it is asked for, or at once', async () => {
+test('the text encoder is opened with its first use, or at once', async () => {
   for (const [lazy, opened] of /** @type {const} */ ([
     [undefined, false],
     [false, true],
@@ -206,13 +210,13 @@ test('what reads texts is opened when it is asked for, or at once', async () => 
   }
 })
 
-test('loading is cancelled', async () => {
+test('a signal cancels loading', async () => {
   const controller = new AbortController()
   const onProgress = () => controller.abort(new Error('enough'))
   await assert.rejects(MusicGen.load(BUNDLE, { ort, onProgress, signal: controller.signal }), /enough/)
 })
 
-test('the variant is the one for the backend', async () => {
+test('the variant is the one that the bundle prefers for the backend', async () => {
   const files = await bundleFiles()
   const tree = JSON.parse(String(files.get('manifest.json')))
   const other = { ...tree.variants.fp32, cache: 'int8' }
@@ -221,5 +225,5 @@ test('the variant is the one for the backend', async () => {
   const wasm = await MusicGen.load(files, { ort: /** @type {any} */ (web), executionProviders: ['wasm'] })
   assert.equal(wasm.manifest.variant, 'other')
   const gpu = { ort: /** @type {any} */ (web), executionProviders: ['webgpu'], variant: 'other' }
-  await assert.rejects(MusicGen.load(files, gpu), /"other" has int8 caches, which WebGPU does not take/)
+  await assert.rejects(MusicGen.load(files, gpu), /"other" has an int8 KV cache, which WebGPU does not support/)
 })

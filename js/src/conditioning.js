@@ -1,0 +1,277 @@
+/** Conditioning: texts, melodies and styles as inputs of lm_inference. */
+
+import { convertAudio } from './audio.js'
+import { uniforms } from './philox.js'
+import { floatsOf } from './session.js'
+
+/**
+ * @typedef {import('./session.js').Graph} Graph
+ * @typedef {import('./session.js').Tensor} Tensor
+ * @typedef {import('./generation.js').Sampling} Sampling
+ * @typedef {(Float32Array | null)[]} PerRow [N x width] for each row of a batch, without padding; null: unconditional
+ * @typedef {(start: number) => PerRow | Promise<PerRow>} SelfWav melody or style as the prefix's first part [F x dim]
+ *   per row, in the window that starts at so many seconds
+ *
+ * @typedef {object} Conditioning what lm_inference is conditioned on
+ * @property {number} rows R: conditioned rows, then unconditional ones. B without guidance, 2B with it; 3B with double
+ *   guidance, which has rows of melody or style without text between them
+ * @property {Record<string, Tensor>} cross cross-attention's keys and values of the texts, for every layer
+ * @property {Tensor | null} prefix [R, M, dim], read before the first column; melody and style models have it in place
+ *   of cross-attention
+ */
+
+/** Builds a Conditioning with lm_condition, and with lm_melody or lm_style where the model has one. */
+export class ConditioningBuilder {
+  /**
+   * @param {Graph} graph lm_inference
+   * @param {Graph} conditionGraph lm_condition
+   * @param {Graph | null} selfWavGraph lm_melody or lm_style
+   * @param {number} textDim E
+   */
+  constructor(graph, conditionGraph, selfWavGraph, textDim) {
+    this.graph = graph
+    this.conditionGraph = conditionGraph
+    this.selfWavGraph = selfWavGraph
+    this.textDim = textDim
+    /** @type {Promise<Float32Array | null> | undefined} */
+    this.unconditionalWav = undefined
+  }
+
+  /**
+   * @param {PerRow} texts text states [N x E]
+   * @param {PerRow | null} selfWav melody or style [F x dim]
+   * @param {Sampling} sampling guidance decides which unconditional rows are needed
+   * @returns {Promise<Conditioning>}
+   */
+  async build(texts, selfWav, sampling) {
+    this._validate(texts, selfWav, sampling)
+    const groups = rowGroups(texts, selfWav ?? none(texts.length), sampling)
+    const rows = groups.length * texts.length
+    if ('prefix' in this.graph.inputs) {
+      const [allTexts, allWavs] = [groups.flatMap((group) => group.texts), groups.flatMap((group) => group.wavs)]
+      return { rows, cross: {}, prefix: await this._prefix(allWavs, allTexts) }
+    }
+    const cross = texts.some(Boolean) ? await this._runCondition(texts) : this._noCross(rows)
+    return { rows, cross, prefix: null }
+  }
+
+  /**
+   * @param {PerRow} texts
+   * @param {PerRow | null} selfWav
+   * @param {Sampling} sampling
+   */
+  _validate(texts, selfWav, { cfgCoefBeta }) {
+    if (!this.selfWavGraph && selfWav) {
+      throw new TypeError('selfWav: this model takes no melody and no style; it has no self_wav conditioner')
+    }
+    if (!this.selfWavGraph && cfgCoefBeta !== null) {
+      throw new TypeError('cfgCoefBeta: double guidance needs a melody or style model; leave it null')
+    }
+    if (selfWav && selfWav.length !== texts.length) {
+      throw new RangeError(
+        `selfWav: got ${selfWav.length} melodies or styles, expected one for each of ${texts.length} rows`,
+      )
+    }
+    for (const text of texts) {
+      if (text && (!text.length || text.length % this.textDim)) {
+        throw new RangeError(`texts: got ${text.length} numbers, expected N x ${this.textDim} with N > 0`)
+      }
+    }
+  }
+
+  /**
+   * Keys and values of no text. WebGPU's attention refuses empty tensors: one key and value of zeros add exactly zero.
+   *
+   * @param {number} rows
+   */
+  _noCross(rows) {
+    const names = Object.keys(this.graph.inputs).filter((name) => name.startsWith('cross_key_values.'))
+    const sizes = { texts: this.graph.backend === 'webgpu' ? rows : 0, text: 1 }
+    return Object.fromEntries(names.map((name) => [name, this.graph.zeros(name, sizes)]))
+  }
+
+  /**
+   * [melody or style | text] of every row; shorter ones are padded with zeros.
+   *
+   * @param {PerRow} wavs
+   * @param {PerRow} texts
+   */
+  async _prefix(wavs, texts) {
+    const dim = Number(this.graph.inputs.prefix.shape[2])
+    const unconditionalWav = await this._unconditionalWav()
+    const wavParts = wavs.map((row) => row ?? unconditionalWav)
+    const textParts = await this._projectTexts(texts, dim)
+    // Where no row has any, longest() is 1: audiocraft leaves one place of zeros.
+    const [wavPlaces, textPlaces] = [this.selfWavGraph ? longest(wavParts, dim) : 0, longest(textParts, dim)]
+    const places = wavPlaces + textPlaces
+    const values = new Float32Array(wavs.length * places * dim)
+    wavParts.forEach((row, r) => row && values.set(row, r * places * dim))
+    textParts.forEach((row, r) => row && values.set(row, (r * places + wavPlaces) * dim))
+    return this.graph.tensor('prefix', values, { rows: wavs.length, prefix: places })
+  }
+
+  /**
+   * Text states [N x E] -> their part of the prefix [N x dim]; null for no text.
+   *
+   * @param {PerRow} rows
+   * @param {number} dim
+   * @returns {Promise<PerRow>}
+   */
+  async _projectTexts(rows, dim) {
+    const texts = rows.filter((row) => row !== null)
+    if (!texts.length) return rows
+    const { description } = await this._runCondition(texts)
+    const [values, places] = [await floatsOf(description), description.dims[1]]
+    let next = 0
+    return rows.map((row) => {
+      if (!row) return null
+      const at = next++ * places * dim
+      return values.subarray(at, at + (row.length / this.textDim) * dim)
+    })
+  }
+
+  /** A row without melody [F x dim]: what lm_melody makes of silence. null in style models, where it is zeros. */
+  _unconditionalWav() {
+    const encodeSilence = async () => {
+      const graph = this.selfWavGraph
+      if (!graph || !('audio' in graph.inputs)) return null
+      const { self_wav } = await graph.run({ audio: graph.tensor('audio', [0], { melodies: 1, samples: 1 }) })
+      return floatsOf(self_wav)
+    }
+    this.unconditionalWav ??= encodeSilence()
+    return this.unconditionalWav
+  }
+
+  /**
+   * lm_condition on texts (null: no text). Gives the keys and values of every layer, or the texts' part of a prefix.
+   *
+   * Texts are padded with zeros to the longest. Nothing masks the padding later: it is part of the model.
+   *
+   * @param {PerRow} texts
+   */
+  async _runCondition(texts) {
+    const { conditionGraph: graph, textDim } = this
+    const sizes = { texts: texts.length, text: longest(texts, textDim) }
+    const states = new Float32Array(sizes.texts * sizes.text * textDim)
+    const mask = new Int32Array(sizes.texts * sizes.text)
+    texts.forEach((text, row) => {
+      if (!text) return
+      states.set(text, row * sizes.text * textDim)
+      mask.fill(1, row * sizes.text, row * sizes.text + text.length / textDim)
+    })
+    return graph.run({
+      text_states: graph.tensor('text_states', states, sizes),
+      text_mask: graph.tensor('text_mask', mask, sizes),
+    })
+  }
+}
+
+/**
+ * Groups of B rows each: conditioned, then unconditional; with double guidance, melody or style alone between them.
+ *
+ * Unconditional rows are left out where guidance changes nothing: with coefficient 1, or without any conditioning.
+ *
+ * @param {PerRow} texts
+ * @param {PerRow} wavs
+ * @param {Sampling} sampling
+ */
+function rowGroups(texts, wavs, { cfgCoef, cfgCoefBeta }) {
+  const nothing = none(texts.length)
+  const [conditioned, unconditional] = [
+    { texts, wavs },
+    { texts: nothing, wavs: nothing },
+  ]
+  if (cfgCoefBeta !== null && texts.some(Boolean)) return [conditioned, { texts: nothing, wavs }, unconditional]
+  if (cfgCoef !== 1 && [...texts, ...wavs].some(Boolean)) return [conditioned, unconditional]
+  return [conditioned]
+}
+
+/** @param {number} batch @returns {PerRow} */
+const none = (batch) => Array(batch).fill(null)
+
+/**
+ * The length of the longest row [N x width], at least 1.
+ *
+ * @param {PerRow} rows
+ * @param {number} width
+ */
+const longest = (rows, width) => Math.max(1, ...rows.map((row) => (row ? row.length / width : 0)))
+
+/**
+ * A melody for lm_melody, the same for all takes.
+ *
+ * @param {Graph} graph lm_melody
+ * @param {Float32Array} wav mono, at the model's rate
+ * @param {number} takes
+ * @param {number} sampleRate
+ * @param {number | null} window seconds of a window; in each, the melody goes on where it was, and starts again where it
+ *   ends, as in audiocraft. null: there is one window only, and lm_melody repeats a short melody
+ * @returns {SelfWav}
+ */
+export function melodyConditioning(graph, wav, takes, sampleRate, window) {
+  return async (start) => {
+    const first = Math.trunc(start * sampleRate)
+    const samples = window === null ? wav.length : Math.trunc(window * sampleRate)
+    const audio =
+      window === null ? wav : Float32Array.from({ length: samples }, (_, i) => wav[(first + i) % wav.length])
+    const { self_wav } = await graph.run({ audio: graph.tensor('audio', audio, { melodies: 1, samples }) })
+    return Array(takes).fill(await floatsOf(self_wav))
+  }
+}
+
+/**
+ * A style for lm_style, the same for all takes and windows; encoded once.
+ *
+ * @param {Graph} graph lm_style
+ * @param {Float32Array} features MERT's [F x width]
+ * @param {number} takes
+ * @param {number} evalQ how many levels of quantization are kept: fewer leave the model more freedom
+ * @returns {SelfWav}
+ */
+export function styleConditioning(graph, features, takes, evalQ) {
+  const spec = graph.inputs.features
+  const frames = features.length / Number(spec.shape[2])
+  const sizes = Object.fromEntries(spec.shape.slice(0, 2).map((size, axis) => [size, axis ? frames : 1]))
+  const encode = async () => {
+    const { self_wav } = await graph.run({
+      features: graph.tensor('features', features, sizes),
+      eval_q: graph.tensor('eval_q', [evalQ]),
+    })
+    return Array(takes).fill(await floatsOf(self_wav))
+  }
+  /** @type {Promise<PerRow> | undefined} */
+  let rows
+  return () => (rows ??= encode())
+}
+
+/**
+ * MERT's features [F x width] of an excerpt.
+ *
+ * @param {Graph} mert style_features
+ * @param {Float32Array} wav mono
+ * @param {number} sampleRate its own
+ * @param {{ seed: number | bigint, excerptLength: number, excerptStart?: number }} excerpt in seconds; without a start,
+ *   the seed chooses one
+ */
+export async function mertFeatures(mert, wav, sampleRate, { seed, excerptLength, excerptStart }) {
+  const samples = Math.trunc(excerptLength * sampleRate)
+  const last = wav.length - samples
+  const start = Math.trunc(
+    excerptStart === undefined ? uniforms(seed, 1, 1)[0] * (last + 1) : excerptStart * sampleRate,
+  )
+  if (!(start >= 0 && start <= last)) {
+    const from = excerptStart === undefined ? '' : ` from ${excerptStart} s on`
+    throw new RangeError(
+      `style: got ${(wav.length / sampleRate).toFixed(2)} s of audio, too short for an excerpt of ${excerptLength} s${from}`,
+    )
+  }
+  const model = mert.manifest.require('model', 'style_sample_rate', 'style_receptive_field')
+  const { style_sample_rate: rate, style_receptive_field: least } = model
+  const [audio] = convertAudio([wav.slice(start, start + samples)], sampleRate, rate, 1)
+  if (audio.length < least) {
+    throw new RangeError(`excerptLength: got ${excerptLength} s, MERT needs ${(least / rate).toFixed(3)} s or more`)
+  }
+  const sizes = Object.fromEntries(mert.inputs.audio.shape.map((size, axis) => [size, axis ? audio.length : 1]))
+  const { features } = await mert.run({ audio: mert.tensor('audio', audio, sizes) })
+  return floatsOf(features)
+}

@@ -1,0 +1,187 @@
+/** ONNX Runtime's sessions, and tensors as their graphs expect them. */
+
+import { BundleError } from './files.js'
+import { fromFloat16, toFloat16 } from './float16.js'
+
+/**
+ * @typedef {typeof import('onnxruntime-common')} Ort
+ * @typedef {import('onnxruntime-common').InferenceSession} Session
+ * @typedef {import('onnxruntime-common').Tensor} Tensor
+ * @typedef {import('onnxruntime-common').Tensor.Type} TensorType
+ * @typedef {{ name: string, dtype: TensorType, shape: (number | string)[] }} TensorSpec a string is a symbolic size
+ * @typedef {Record<string, number>} Sizes values of symbolic sizes
+ * @typedef {import('./manifest.js').Manifest} Manifest
+ */
+
+const ARRAYS = { float32: Float32Array, float16: Uint16Array, int64: BigInt64Array, int8: Int8Array }
+
+/** A graph of a bundle: its inputs and outputs by name, and its session. */
+export class Graph {
+  /**
+   * @param {Manifest} manifest
+   * @param {import('./manifest.js').GraphEntry} entry
+   * @param {import('./manifest.js').Backend} backend
+   */
+  constructor(manifest, entry, backend) {
+    this.manifest = manifest
+    this.entry = entry
+    this.backend = backend
+    this.ort = manifest.options.ort
+    this.inputs = Object.fromEntries(entry.inputs.map((spec) => [spec.name, spec]))
+    this.outputs = Object.fromEntries(entry.outputs.map((spec) => [spec.name, spec]))
+    /** @type {Promise<Session> | undefined} */
+    this.opening = undefined
+  }
+
+  /** The session. It opens with its first use: without texts, the text encoder is never loaded. */
+  session() {
+    this.opening ??= this._open()
+    return this.opening
+  }
+
+  /** @returns {Promise<Session>} */
+  async _open() {
+    const { files, options } = this.manifest
+    const { executionProviders, sessionOptions } = options
+    const providers = this.backend === this.manifest.backend ? executionProviders : [this.backend]
+    const settings = {
+      ...(providers && { executionProviders: providers }),
+      logSeverityLevel: /** @type {3} */ (3), // errors only
+      ...sessionOptions,
+    }
+    try {
+      const path = this.manifest.backend === 'cpu' ? await files.path(this.entry.file) : null
+      return await (path === null ? this._fromMemory(settings) : this._fromDisk(path, settings))
+    } catch (error) {
+      options.signal?.throwIfAborted()
+      if (error instanceof BundleError) throw error
+      const { message } = /** @type {Error} */ (error)
+      const hint = /alloc|memory|out of bounds/i.test(message) ? '; not enough memory: load a smaller variant' : ''
+      throw new BundleError(`${files.label(this.entry.file)}: ONNX Runtime cannot load it: ${message}${hint}`)
+    }
+  }
+
+  /**
+   * ONNX Runtime opens the file itself and maps its weights, so they are not copied into memory.
+   *
+   * @param {string} path
+   * @param {object} settings
+   */
+  async _fromDisk(path, settings) {
+    for (const name of this.manifest.filesOf(this.entry)) await this.manifest.verify(name)
+    return this.ort.InferenceSession.create(path, settings)
+  }
+
+  /** @param {object} settings */
+  async _fromMemory(settings) {
+    const { manifest, entry } = this
+    const model = await manifest.read(entry.file)
+    const externalData = []
+    for (const name of manifest.filesOf(entry).filter((name) => name !== entry.file)) {
+      externalData.push({ path: name.replace(/.*\//, ''), data: await manifest.read(name) })
+    }
+    return this.ort.InferenceSession.create(model, { ...settings, externalData })
+  }
+
+  /**
+   * A tensor of zeros for an input or output.
+   *
+   * @param {string} name
+   * @param {Sizes} sizes
+   * @returns {Tensor}
+   */
+  zeros(name, sizes) {
+    const { dtype, dims } = this.resolve(name, sizes)
+    const size = dims.reduce((product, n) => product * n, 1)
+    return this._tensor(dtype, new (arrayOf(dtype))(size), dims)
+  }
+
+  /**
+   * A tensor for an input, converted to the type that the graph expects.
+   *
+   * @param {string} name
+   * @param {ArrayLike<number>} values
+   * @param {Sizes} [sizes]
+   * @returns {Tensor}
+   */
+  tensor(name, values, sizes = {}) {
+    const { dtype, dims } = this.resolve(name, sizes)
+    if (dtype === 'int64') return this._tensor(dtype, BigInt64Array.from(values, BigInt), dims)
+    const floats = values instanceof Float32Array ? values : Float32Array.from(values)
+    return this._tensor(dtype, dtype === 'float16' ? toFloat16(floats) : floats, dims)
+  }
+
+  /**
+   * @param {TensorType} dtype
+   * @param {any} data float16 as bits, in a Uint16Array
+   * @param {number[]} dims
+   * @returns {Tensor}
+   */
+  _tensor(dtype, data, dims) {
+    const Half = dtype === 'float16' && /** @type {any} */ (globalThis).Float16Array
+    return new this.ort.Tensor(dtype, Half ? new Half(data.buffer, data.byteOffset, data.length) : data, dims)
+  }
+
+  /**
+   * The type and shape of an input or output with its symbolic sizes filled in.
+   *
+   * @param {string} name
+   * @param {Sizes} sizes
+   * @returns {{ dtype: TensorType, dims: number[] }}
+   */
+  resolve(name, sizes) {
+    const { dtype, shape } = this.inputs[name] ?? this.outputs[name]
+    return { dtype, dims: shape.map((size) => (typeof size === 'string' ? sizes[size] : size)) }
+  }
+
+  /**
+   * Run the graph.
+   *
+   * @param {Record<string, Tensor>} feeds inputs by name
+   * @param {string[]} [outputs] default: all
+   * @returns {Promise<Record<string, Tensor>>} outputs by name
+   */
+  async run(feeds, outputs = Object.keys(this.outputs)) {
+    const session = await this.session()
+    return session.run(feeds, outputs)
+  }
+
+  /** Free the session's memory; the next run opens it again. */
+  async release() {
+    const opening = this.opening
+    this.opening = undefined
+    await (await opening)?.release()
+  }
+}
+
+/** @param {TensorType} dtype */
+const arrayOf = (dtype) => ARRAYS[/** @type {keyof typeof ARRAYS} */ (dtype)]
+
+/**
+ * A float tensor's values in float32.
+ *
+ * @param {Tensor} tensor
+ * @returns {Promise<Float32Array>}
+ */
+export async function floatsOf(tensor) {
+  const data = /** @type {any} */ (await tensor.getData())
+  if (data instanceof Uint16Array) return fromFloat16(data)
+  return data instanceof Float32Array ? data : Float32Array.from(data)
+}
+
+/**
+ * A tensor of codes [B, K, T], or [B, K] for one frame, as nested arrays.
+ *
+ * @param {Tensor} tensor
+ * @returns {Promise<Int32Array[][]>} [B][K] -> T
+ */
+export async function codesOf(tensor) {
+  const data = /** @type {BigInt64Array} */ (await tensor.getData())
+  const [rows, codebooks, frames = 1] = tensor.dims
+  return Array.from({ length: rows }, (_, b) =>
+    Array.from({ length: codebooks }, (_, k) => {
+      const at = (b * codebooks + k) * frames
+      return Int32Array.from(data.subarray(at, at + frames), Number)
+    }),
+  )
+}
