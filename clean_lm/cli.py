@@ -26,6 +26,7 @@ from clean_lm import __version__, audio, audio_files, loudness
 from clean_lm.audio import AudioError
 from clean_lm.audio_codec import Codec
 from clean_lm.cli_checks import (
+    in_flags,
     reference_audio,
     require_free,
     sampling,
@@ -163,7 +164,8 @@ def run_continue(args: argparse.Namespace) -> None:
     if args.splice:
         prompt = audio.whole_frames(prompt, rate, codec.sample_rate, codec.hop, at_end)
     track = track if at_end else prompt
-    chosen = audio.pick_channel(prompt, args.channel)
+    with in_flags():
+        chosen = audio.pick_channel(prompt, args.channel)
     validate_prompt(args, manifest, prompt, rate)
     wav = reference_audio(args, codec)
     converted = audio.convert_audio(chosen, rate, codec.sample_rate, codec.channels)
