@@ -88,7 +88,9 @@ class GenerationOptions(TypedDict, total=False):
     takes: int  # of every prompt, which is read once for all of them; default: 1
     sampling: Sampling | None  # None: the bundle's defaults
     negative_states: Sequence[np.ndarray | None] | None  # a text per prompt for its unconditional row; default: none
-    seed: int | Sequence[int] | None  # row b is drawn with seed + b, or its own of a list; None: a new one each time
+    seed: (
+        int | Sequence[int] | np.ndarray | None
+    )  # row b is drawn with seed + b, or its own of a list; None: a new one each time
     uniform: np.ndarray | None  # float32 [steps, B, K] in [0, 1) in place of a seed
 
 

@@ -193,7 +193,7 @@ class LanguageModel:
         return [Window(0, prompt, frames)]
 
     def _uniform(
-        self, uniform: np.ndarray | None, seed: int | Sequence[int] | None, steps: int, batch: int
+        self, uniform: np.ndarray | None, seed: int | Sequence[int] | np.ndarray | None, steps: int, batch: int
     ) -> np.ndarray:
         if uniform is None:
             drawn = secrets.randbits(32) if seed is None else seed

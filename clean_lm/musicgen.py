@@ -25,7 +25,9 @@ from clean_lm.windows import plan
 
 Progress = Callable[[int, int], None]
 Descriptions = Sequence[str | None]
-Seed = int | Sequence[int] | None  # row b is drawn with seed + b, or its own of a list; None: a new one each time
+Seed = (
+    int | Sequence[int] | np.ndarray | None
+)  # row b is drawn with seed + b, or its own of a list; None: a new one each time
 Prompt = np.ndarray | Sequence[np.ndarray]  # [B, channels, samples], [channels, samples], or a list of the latter
 Result = np.ndarray | tuple[np.ndarray, np.ndarray]  # audio, or audio and codes
 

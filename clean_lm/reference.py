@@ -28,7 +28,11 @@ class Reference:
     excerpt: Excerpt
 
     def of_audio(
-        self, descriptions: Descriptions, wavs: Wavs, from_rate: int | None, seed: int | Sequence[int] | None
+        self,
+        descriptions: Descriptions,
+        wavs: Wavs,
+        from_rate: int | None,
+        seed: int | Sequence[int] | np.ndarray | None,
     ) -> SelfWav | None:
         """Melodies, or audio of a style, as the model takes them; None if there are none. Raises ValueError."""
         if self.lm.self_wav is None:
@@ -58,7 +62,9 @@ class Reference:
                 raise ValueError(f"style_features: got {list(row.shape)}, expected finite numbers [F, {width}], F > 0")
         return None if all(row is None for row in features) else style(self.lm.self_wav, features, self.excerpt.eval_q)
 
-    def style_features(self, wav: np.ndarray, from_rate: int, seed: int | Sequence[int] | None) -> np.ndarray:
+    def style_features(
+        self, wav: np.ndarray, from_rate: int, seed: int | Sequence[int] | np.ndarray | None
+    ) -> np.ndarray:
         """MERT's features [F, width] of an excerpt of audio [channels, samples]."""
         info = self.lm.manifest.style
         if self.mert is None or info.style_receptive_field is None:

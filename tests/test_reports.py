@@ -71,8 +71,9 @@ def test_an_mp3_without_a_count_and_with_a_tag(tmp_path, tag):
     bare, _ = audio_files.read(path)
     delay = bare.shape[1] - whole.shape[1]
     assert 0 <= delay < 2 * 1152 + 529
-    difference = min(np.abs(bare[:, d : d + whole.shape[1]] - whole)[:, 3000:].max() for d in range(delay + 1))
-    assert difference < 1e-6
+    part = slice(3000, 5000)
+    found = min(range(delay + 1), key=lambda d: np.abs(bare[:, d:][:, part] - whole[:, part]).max())
+    assert np.abs(bare[:, found : found + whole.shape[1]] - whole)[:, 3000:].max() < 1e-6
 
 
 def test_splice_keeps_an_mp3s_samples(music, tmp_path, capsys):
@@ -101,9 +102,9 @@ def test_truncated_files_are_refused(tmp_path, name):
     assert audio_files.read(path)[0].shape == (2, 5 * 44100)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    for part in ({}, {"seconds": 1}, {"seconds": 1, "from_end": True}):
+    for seconds, from_end in ((None, False), (1, False), (1, True)):
         with pytest.raises(AudioError, match=rf"{name}: truncated.*; copy it again"):
-            audio_files.read(path, **part)
+            audio_files.read(path, seconds=seconds, from_end=from_end)
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])
@@ -218,15 +219,26 @@ def test_codes_that_are_none_are_refused(model, arguments, message):
 def test_numpys_integers_are_seeds(music):
     lm = LanguageModel.load(music("text"))
     expected = lm.generate_codes(frames=9, seed=7, batch=2)
-    given = (np.int64(7), np.uint8(7), [np.int32(7), 8], np.array([7, 8]), (7, np.uint64(8)), range(7, 9))
+    given: tuple[Any, ...] = (
+        np.int64(7),
+        np.uint8(7),
+        [np.int32(7), 8],
+        np.array([7, 8]),
+        (7, np.uint64(8)),
+        range(7, 9),
+    )
     for seed in given:
         np.testing.assert_array_equal(lm.generate_codes(frames=9, seed=seed, batch=2), expected)
-    for seed in ("7", 7.0, True, [7, "8"], [7], np.array([7.0, 8.0]), 2**64 - 1):
-        with pytest.raises(ValueError, match="seed: got .*, expected a whole number from 0 to 2"):
+    wrong: tuple[Any, ...] = ("7", 7.0, True, [7, "8"], [7], np.array([7.0, 8.0]), 2**64 - 1)
+    for seed in wrong:
+        with pytest.raises(ValueError, match=r"seed: got .*, expected a whole number from 0 to 2"):
             lm.generate_codes(frames=9, seed=seed, batch=2)
 
 
 # Options
+
+
+WRONG: Any = "no"  # no type that is expected
 
 
 @pytest.mark.parametrize(
@@ -238,17 +250,17 @@ def test_numpys_integers_are_seeds(music):
         ({"batch": "2"}, "batch: got '2', expected a whole number"),
         ({"frames": True}, "frames: got True, expected a whole number"),
         ({"sampling": Sampling(temperature=1e-40)}, r"temperature: got 1e-40, expected 0 \(greedy\) or at least 1e-06"),
-        ({"sampling": Sampling(temperature="1")}, "temperature: got '1'"),
+        ({"sampling": Sampling(temperature=WRONG)}, "temperature: got 'no'"),
         ({"sampling": Sampling(top_k=2**63)}, f"top_k: got {2**63}, expected a whole number from 0"),
         ({"sampling": Sampling(top_k=True)}, "top_k: got True"),
         ({"sampling": Sampling(cfg_coef=1e39)}, r"cfg_coef: got 1e\+39, expected a finite number, 1e\+06 at most"),
-        ({"sampling": Sampling(use_sampling="no")}, "use_sampling: got 'no', expected True or False"),
+        ({"sampling": Sampling(use_sampling=WRONG)}, "use_sampling: got 'no', expected True or False"),
     ],
 )
 def test_options_are_refused_by_name(music, options, message):
-    lm = LanguageModel.load(music("text"))
+    lm, request = LanguageModel.load(music("text")), {"frames": 9, **options}
     with pytest.raises(ValueError, match=message):
-        lm.generate_codes(**{"frames": 9, **options})
+        lm.generate_codes(**request)
 
 
 @pytest.mark.parametrize("least", [1e-6, 1e6])
