@@ -91,7 +91,7 @@ def as_batch(wav: Any, name: str) -> np.ndarray:
             )
         return np.stack(pieces)
     array = as_array(wav, name)
-    return check(array[None] if array.ndim == 2 else array, name, BATCH)
+    return check(array, name, ONE)[None] if array.ndim == 2 else check(array, name, BATCH)
 
 
 def convert_audio(wav: np.ndarray, from_rate: int, to_rate: int, to_channels: int) -> np.ndarray:
