@@ -16,8 +16,8 @@ demo: $(VENV)/.installed
 	rm -rf build/bundle
 	$(BIN)/python export/bundle.py --lm demo/state_dict.bin --text demo/t5 --out build/bundle
 	$(BIN)/clean-lm continue demo/loop.wav -o build/continued.wav --bundle build/bundle --text "drum and bass" \
-		--prompt-seconds 4 --duration 10 --temperature 0.4 --seed 1
-	$(BIN)/clean-lm plot build/continued.wav --seam 4
+		--prompt-seconds 4 --duration 10 --temperature 0.4 --seed 1 --overwrite
+	$(BIN)/clean-lm plot build/continued.wav --seam 4 --overwrite
 
 web: build/bundle/manifest.json js/node_modules/.package-lock.json
 	node js/demo/serve.js --bundle build/bundle --loop demo/loop.wav

@@ -4,11 +4,20 @@ read -> convert_audio -> (the model) -> to_source -> splice -> write
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 ZEROS, ROLLOFF = 24, 0.945  # of the windowed sinc: zero crossings to a side, and the cutoff under Nyquist's
-ONE = "[channels, samples]"  # the axes of one piece of audio
+ONE, BATCH = "[channels, samples]", "[B, channels, samples]"  # the axes of one piece of audio, and of several
+PCM_SCALES = {
+    "int16": "divide int16 by 32768",
+    "int32": "divide int32 by 2147483648",
+    "uint8": "subtract 128 from uint8 and divide by 128",
+}
+CHANNELS = ("left", "right", "mix")
+MOST_GAIN_DB = 12.0  # how far a level is brought to another
+NEAR_SILENCE = 1e-4  # RMS, -80 dB, under which there is no level to match
 PHASES, WINDOW_FLOATS = 128, 2**19  # how much of a resampling is one matrix product
 
 
@@ -16,22 +25,73 @@ class AudioError(ValueError):
     """Audio that cannot be used: says which, what was found and what to do."""
 
 
-def check(wav: np.ndarray, name: str, axes: str | None = None) -> np.ndarray:
-    """The audio as float32. Raises AudioError unless it is one finite float or more.
+def as_array(wav: Any, name: str) -> np.ndarray:
+    """A numpy array of an array, of nested lists, or of a torch tensor on any device, whose gradient is left behind.
 
-    axes: "[channels, samples]" or "[B, channels, samples]"; None: any number of axes before the last two.
+    Raises AudioError for lists of several lengths.
     """
-    wav = np.asarray(wav)
+    if hasattr(wav, "detach"):  # torch's, without importing it; numpy knows no bfloat16
+        wav = wav.detach().cpu()
+        wav = (wav.float() if wav.dtype.is_floating_point else wav).numpy()
+    try:
+        return np.asarray(wav)
+    except ValueError as error:  # numpy's "inhomogeneous shape"
+        raise AudioError(f"{name}: got lists of several lengths ({error}); cut them to one length") from None
+
+
+def check(wav: Any, name: str, axes: str | None = None) -> np.ndarray:
+    """The audio as float32: an array, nested lists or a torch tensor of floats. Raises AudioError.
+
+    axes: "[channels, samples]" or "[B, channels, samples]"; None: any number of axes before the last two. Refused are
+    integers, arrays with more channels than samples, which have their axes the other way round, and NaN.
+    """
+    wav = as_array(wav, name)
     if wav.dtype.kind != "f":
-        raise AudioError(f"{name}: got {wav.dtype}, expected floats; divide int16 by 32768")
+        scale = PCM_SCALES.get(str(wav.dtype), "divide PCM by its full scale: int16 by 32768")
+        raise AudioError(f"{name}: got {wav.dtype}, expected floats; {scale}")
     if wav.ndim < 2 or (axes and wav.ndim != axes.count(",") + 1):
-        expected = axes or "[channels, samples]"
+        expected = axes or ONE
         raise AudioError(f"{name}: got shape {list(wav.shape)}, expected {expected}; for mono add [None]")
+    channels, samples = wav.shape[-2:]
+    if channels > max(samples, 2) and samples:
+        turned = [*wav.shape[:-2], samples, channels]
+        turn = ".T" if wav.ndim == 2 else ".swapaxes(-1, -2)"
+        raise AudioError(
+            f"{name}: got shape {list(wav.shape)}, {channels} channels of {samples} samples; expected {axes or ONE}, "
+            f"here {turned}: give {name}{turn} (soundfile reads [samples, channels]: .T)"
+        )
+    return check_samples(wav, name)
+
+
+def check_samples(wav: np.ndarray, name: str) -> np.ndarray:
+    """Floats as float32. Raises AudioError if there are none, or one is not finite."""
     if not wav.size:
         raise AudioError(f"{name}: no samples, shape {list(wav.shape)}; give audio that is not empty")
+    with np.errstate(over="ignore"):
+        wav = wav.astype(np.float32, copy=False)
     if bad := int(np.count_nonzero(~np.isfinite(wav))):
         raise AudioError(f"{name}: {bad} of {wav.size} samples are NaN or infinite; render the audio again")
-    return wav.astype(np.float32, copy=False)
+    return wav
+
+
+def as_batch(wav: Any, name: str) -> np.ndarray:
+    """Prompts as float32 [B, channels, samples]: an array of that, one [channels, samples], or a list of the latter.
+
+    Raises AudioError, for a list of several shapes too: the prompts of one call are columns of one batch.
+    """
+    if isinstance(wav, (list, tuple)) and any(hasattr(piece, "shape") for piece in wav):
+        pieces = [check(piece, f"{name}[{number}]", ONE) for number, piece in enumerate(wav)]
+        lengths, channels = [piece.shape[1] for piece in pieces], {len(piece) for piece in pieces}
+        if len(channels) > 1:
+            raise AudioError(f"{name}: got {sorted(channels)} channels in one list, expected one number of channels")
+        if len(set(lengths)) > 1:
+            raise AudioError(
+                f"{name}: got lengths of {', '.join(map(str, lengths))} samples, expected one length: cut each to its "
+                f"last {min(lengths)} samples (wav[:, -{min(lengths)}:]), or call once per prompt"
+            )
+        return np.stack(pieces)
+    array = as_array(wav, name)
+    return check(array, name, ONE)[None] if array.ndim == 2 else check(array, name, BATCH)
 
 
 def convert_audio(wav: np.ndarray, from_rate: int, to_rate: int, to_channels: int) -> np.ndarray:
@@ -174,6 +234,65 @@ def splice(
     before, after = source[:, seam_samples - fade : seam_samples], generated[:, lead - fade : lead]
     middle = before + rise * (after - before)  # where both are equal, their bits too
     return np.concatenate([source[:, : seam_samples - fade], middle, generated[:, lead:]], axis=1)
+
+
+def match_level(source: np.ndarray, generated: np.ndarray, seam: int, lead: int, rate: int) -> float:
+    """How many dB `generated` must gain to be as loud at the seam as the source: float [channels, n], [channels, m].
+
+    Both have the prompt there, the source as it is and `generated` as the codec renders it, so that the RMS over all
+    channels of the last second before the seam can be compared: source[:, :seam] and generated[:, :lead].
+    At most MOST_GAIN_DB up or down; 0 where either is as good as silent.
+    """
+    samples = min(rate, seam, lead)
+    if not samples:
+        return 0.0
+    wanted, found = rms(source[:, seam - samples : seam]), rms(generated[:, lead - samples : lead])
+    if min(wanted, found) < NEAR_SILENCE:
+        return 0.0
+    return max(-MOST_GAIN_DB, min(MOST_GAIN_DB, 20 * math.log10(wanted / found)))
+
+
+def amplify(wav: np.ndarray, gain_db: float) -> np.ndarray:
+    """The audio, louder by so many dB."""
+    return wav * np.float32(10 ** (gain_db / 20))
+
+
+def rms(wav: np.ndarray) -> float:
+    """The root of the mean square of all samples."""
+    return float(np.sqrt(np.mean(np.square(wav, dtype=np.float64))))
+
+
+def mix_loss(wav: np.ndarray) -> float:
+    """By how many dB the mono mix of [channels, samples] is quieter than its channels on average, at most 120.
+
+    0 for equal channels, 3 for two that have nothing in common, more where they cancel each other.
+    """
+    channels, mix = rms(wav), rms(wav.mean(axis=0))
+    return min(120.0, max(0.0, 20 * math.log10(channels / mix))) if mix > channels * 1e-6 else 120.0 * (channels > 0)
+
+
+def pick_channel(wav: np.ndarray, channel: str) -> np.ndarray:
+    """[channels, samples] -> all of them ("mix"), or "left" or "right" alone [1, samples]. Raises AudioError."""
+    if channel not in CHANNELS:
+        raise AudioError(f"channel: got {channel!r}, expected one of {', '.join(CHANNELS)}")
+    if channel == "mix":
+        return wav
+    if len(wav) < 2:
+        raise AudioError(f"channel: got {channel!r}, expected mix: the audio has 1 channel")
+    return wav[[CHANNELS.index(channel)]]
+
+
+def fade_out(wav: np.ndarray, samples: int) -> np.ndarray:
+    """The audio [channels, n], its last samples brought down to silence along half a period of a cosine.
+
+    Raises AudioError unless 0 <= samples <= n.
+    """
+    if not 0 <= samples <= wav.shape[1]:
+        raise AudioError(f"fade_out: got {samples} samples, expected 0 .. {wav.shape[1]}, the length of the audio")
+    fall = 0.5 + 0.5 * np.cos(np.pi * (np.arange(samples) + 1) / max(samples, 1))
+    return np.concatenate([wav[:, : wav.shape[1] - samples], wav[:, wav.shape[1] - samples :] * fall], axis=1).astype(
+        np.float32
+    )
 
 
 def whole_frames(prompt: np.ndarray, rate: int, codec_rate: int, hop: int, at_end: bool) -> np.ndarray:

@@ -4,17 +4,18 @@ import math
 import os
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 import soundfile as sf
 
 from clean_lm import atomic
-from clean_lm.audio import ONE, AudioError, check
+from clean_lm.audio import ONE, AudioError, check, check_samples
+from clean_lm.audio_containers import Cut, Sequential, Uncounted, open_sound, truncated
 from clean_lm.loudness import normalize
 
 CHUNK = 65536  # frames read or written at once; libsndfile's Vorbis encoder overflows its stack on long arrays
-KNOWN_LENGTH = 2**40  # libsndfile says 2^63 - 1 frames if a header does not tell
+MP3_SLACK = 2 * 1152 + 529  # samples that the last frames may lack: the encoder's delay and padding
 
 # extension: libsndfile's format, its subtype, and settings of the encoder
 FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -31,8 +32,9 @@ def read(
     """A part of an audio file -> (float32 [channels, samples], sample rate). Any format that libsndfile reads.
 
     The part begins `start` seconds into the file and lasts `seconds` (None: all the rest), or what there is of it.
-    from_end: it ends `start` seconds before the file does. Only that part is read, except of MP3 and Ogg, which are
-    decoded from the beginning: their lengths are estimates, and Ogg seeks wrongly near the end. Raises AudioError.
+    from_end: it ends `start` seconds before the file does. Only that part is read, except of MP3, Ogg and other
+    compressed formats, which are decoded from the beginning, without a seek: sample for sample what one uninterrupted
+    decode gives. A file that ends before its header says is refused. Raises AudioError.
     """
     path = Path(path)
     if not 0 <= start < math.inf or (seconds is not None and not 0 < seconds < math.inf):
@@ -40,15 +42,13 @@ def read(
     if not path.is_file():
         raise AudioError(f"{path}: {'not a file' if path.exists() else 'not found'}; give the path of an audio file")
     try:
-        with path.open("rb") as file, open_sound(file) as audio:
-            rate, found = audio.samplerate, audio.frames
-            skip, wanted = round(start * rate), None if seconds is None else max(1, round(seconds * rate))
-            if audio.format in ("MP3", "OGG") or found > KNOWN_LENGTH:
-                wav, found = decode(audio, skip, wanted, from_end)
-            else:
-                begin, end = part(found, skip, wanted, from_end)
-                audio.seek(begin)
-                wav = audio.read(end - begin, dtype="float32", always_2d=True)
+        with path.open("rb") as file:
+            cut = truncated(file)
+            with open_sound(file) as sound:
+                if cut:
+                    raise too_short(path, sound, cut)
+                wav, found = read_part(path, sound, start, seconds, from_end)
+                rate = sound.samplerate
     except OSError as error:
         raise AudioError(f"{path}: cannot be read: {error.strerror or error}; check the path and its rights") from None
     except (sf.LibsndfileError, TypeError) as error:  # TypeError: .raw, which has no header
@@ -56,7 +56,55 @@ def read(
         raise AudioError(f"{path}: not readable as audio ({found}); convert it to WAV, or copy it again") from None
     if found and not len(wav):
         raise AudioError(f"{path}: {found / rate:.3f} s long, nothing is left after {start} s; give a smaller start")
-    return check(np.ascontiguousarray(wav.T), str(path), ONE), rate
+    return check_samples(np.ascontiguousarray(wav.T), str(path)), rate
+
+
+def read_part(
+    path: Path, sound: sf.SoundFile, start: float, seconds: float | None, from_end: bool
+) -> tuple[np.ndarray, int]:
+    """`read`'s part [samples, channels], and how many frames the file has or were decoded. Raises AudioError."""
+    rate, frames = sound.samplerate, sound.frames
+    skip, wanted = round(start * rate), None if seconds is None else max(1, round(seconds * rate))
+    if isinstance(sound, Sequential):
+        wav, decoded = decode(sound, skip, wanted, from_end)
+        ended = from_end or wanted is None or decoded < skip + wanted
+        counted = sound.format == "MP3" and not isinstance(sound, Uncounted)
+        if ended and counted and frames - decoded > MP3_SLACK:
+            raise too_short(path, sound, Cut(decoded / frames))
+        return wav, decoded
+    if sound.format == "FLAC" and frames:
+        require_last_sample(path, sound)
+    begin, end = part(frames, skip, wanted, from_end)
+    sound.seek(begin)
+    return sound.read(end - begin, dtype="float32", always_2d=True), frames
+
+
+def require_last_sample(path: Path, sound: sf.SoundFile) -> None:
+    """Raise AudioError if a FLAC file ends before its last sample."""
+    try:
+        sound.seek(sound.frames - 1)
+        whole = len(sound.read(1)) == 1
+    except sf.LibsndfileError:
+        whole = False
+    if not whole:
+        raise AudioError(
+            f"{path}: truncated or damaged, not readable as audio to its end: its header says "
+            f"{sound.frames / sound.samplerate:.1f} s; copy it again"
+        )
+
+
+def too_short(path: Path, sound: sf.SoundFile, cut: Cut) -> AudioError:
+    """The error for a truncated file; of what is there, libsndfile counts the frames."""
+    there, rate = sound.frames, sound.samplerate
+    if cut.share is None:
+        return AudioError(f"{path}: truncated: it ends in the middle of a page, {there / rate:.1f} s; copy it again")
+    if sound.format == "MP3":
+        whole, there = there, there * cut.share
+    else:
+        whole = there / max(cut.share, 1e-9)
+    return AudioError(
+        f"{path}: truncated: its header says {whole / rate:.1f} s, {there / rate:.1f} s are there; copy it again"
+    )
 
 
 def part(frames: int, skip: int, wanted: int | None, from_end: bool) -> tuple[int, int]:
@@ -67,12 +115,18 @@ def part(frames: int, skip: int, wanted: int | None, from_end: bool) -> tuple[in
     return min(skip, frames), frames if wanted is None else min(skip + wanted, frames)
 
 
-def decode(audio: sf.SoundFile, skip: int, wanted: int | None, from_end: bool) -> tuple[np.ndarray, int]:
+def excerpt(wav: np.ndarray, rate: int, seconds: float, from_end: bool) -> np.ndarray:
+    """What `read` gives of a file's first or last `seconds`, of the whole file [channels, samples]."""
+    begin, end = part(wav.shape[1], 0, max(1, round(seconds * rate)), from_end)
+    return wav[:, begin:end]
+
+
+def decode(sound: sf.SoundFile, skip: int, wanted: int | None, from_end: bool) -> tuple[np.ndarray, int]:
     """Decode from the beginning -> (the part, float32 [samples, channels]; frames decoded). Holds little more."""
-    blocks: list[np.ndarray] = [np.zeros((0, audio.channels), np.float32)]
+    blocks: list[np.ndarray] = [np.zeros((0, sound.channels), np.float32)]
     dropped = seen = 0
     while from_end or wanted is None or seen < skip + wanted:
-        block = np.asarray(audio.read(CHUNK, dtype="float32", always_2d=True), np.float32)
+        block = np.asarray(sound.read(CHUNK, dtype="float32", always_2d=True), np.float32)
         if not len(block):
             break
         blocks.append(block)
@@ -82,50 +136,6 @@ def decode(audio: sf.SoundFile, skip: int, wanted: int | None, from_end: bool) -
             dropped += len(blocks.pop(0))
     begin, end = part(seen, skip, wanted, from_end)
     return np.concatenate(blocks)[begin - dropped : end - dropped], seen
-
-
-def open_sound(file: BinaryIO) -> sf.SoundFile:
-    """libsndfile on an open file; an MP3 that does not tell its length is opened as one without end."""
-    audio = sf.SoundFile(file)
-    if audio.format == "MP3" and not tells_length(file):
-        audio.close()
-        return sf.SoundFile(cast(BinaryIO, Endless(file)))
-    file.seek(0)
-    return sf.SoundFile(file)
-
-
-def tells_length(file: BinaryIO) -> bool:
-    """Whether an MP3 begins with the Xing or Info frame that counts its frames."""
-    file.seek(0)
-    head = file.read(10)
-    size = int("".join(f"{byte:07b}" for byte in head[6:]), 2) + 10 if head[:3] == b"ID3" else 0
-    file.seek(size)
-    head = file.read(4096)
-    at = max(head.find(b"Xing"), head.find(b"Info"))
-    return at >= 0 and bool(head[at + 7 : at + 8] and head[at + 7] & 1)  # flag 1: the count is there
-
-
-class Endless:
-    """A file that seems 64 times as long. libsndfile guesses the length of an MP3 without a count from its size and its
-    first frame's bit rate, and stops there: a variable rate then lost 62 % of a file. Reading still ends at the end.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.at, self.size = file, 0, file.seek(0, os.SEEK_END)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.at = offset + (0, self.at, self.size * 64)[whence]
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-    def read(self, size: int) -> bytes:
-        """The file's bytes, nothing after its end, and zeros where the decoder looks for a tag: the last 128."""
-        self.file.seek(self.at)
-        data = self.file.read(size) if self.at < self.size * 64 - 128 else bytes(size)
-        self.at += len(data)
-        return data
 
 
 def write(

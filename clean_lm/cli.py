@@ -21,17 +21,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from clean_lm import __version__, audio, audio_files, loudness
 from clean_lm.audio import AudioError
 from clean_lm.audio_codec import Codec
-from clean_lm.generation import Sampling
-from clean_lm.manifest import BundleError, LanguageModelInfo, Manifest
+from clean_lm.cli_checks import (
+    in_flags,
+    reference_audio,
+    require_free,
+    sampling,
+    validate,
+    validate_format,
+    validate_outputs,
+    validate_prompt,
+    validate_threads,
+)
+from clean_lm.cli_output import Bar, replaced, write_takes
+from clean_lm.manifest import BundleError, Manifest
 from clean_lm.musicgen import MusicGen
-from clean_lm.windows import plan
 
 CROSSFADE = 0.02  # seconds: short enough not to smear a beat, long enough not to click
+QUIET_MIX_DB = 6.0  # a mono mix quieter than its channels by more is warned of; two unlike channels lose 3
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         args.run(args)
     except (AudioError, BundleError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # ONNX Runtime's have several lines
+        return 1
+    except MemoryError as error:
+        print(f"error: not enough memory ({error}); give fewer --takes or a shorter --duration", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing more was written", file=sys.stderr)
@@ -70,6 +83,10 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--from", dest="side", choices=("end", "start"), default="end", help="which end of it")
     add.add_argument("--splice", action="store_true", help="join the new part to the untouched track, "
                      "in place of returning the prompt as the codec renders it")  # fmt: skip
+    add.add_argument("--no-match-level", action="store_true", help="with --splice, leave the new part's level as the "
+                     "model gives it, in place of the track's at the seam")  # fmt: skip
+    add.add_argument("--channel", choices=audio.CHANNELS, default="mix", help="what a mono model is given of a track "
+                     "with several channels")  # fmt: skip
     add.add_argument("--rate", choices=("source", "codec"), default="source", help="whose sample rate and channels")
 
     add = commands.add_parser("generate", help="make music from a text", formatter_class=Help)
@@ -91,20 +108,27 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("input", type=Path)
     add.add_argument("-o", "--output", type=Path, help="default: the input's name with .png")
     add.add_argument("--seam", type=float, help="seconds at which to draw a line: where the prompt ends")
+    add_overwrite(add)
     return top
 
 
 def add_bundle(command: argparse.ArgumentParser) -> None:
     command.add_argument("-o", "--output", type=Path, required=True, help=".wav, .flac, .ogg or .mp3")
     command.add_argument("--bundle", type=Path, required=True, help="the folder that export/bundle.py wrote")
+    add_overwrite(command)
     command.add_argument("--threads", type=int, help="default: one per physical core")
     command.add_argument("--json", action="store_true", help="progress and result as lines of JSON")
+
+
+def add_overwrite(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
 
 
 def add_generation(command: argparse.ArgumentParser) -> None:
     add_bundle(command)
     command.add_argument("--variant", help="int4, fp32, ...: one that clean-lm info lists; default: the bundle's")
     command.add_argument("--text", help="a description")
+    command.add_argument("--negative-text", help="a description to lead away from")
     command.add_argument("--melody", nargs="+", type=Path, metavar="FILE", help="melody models: what to follow; "
                          "several files are stems, which are added up")  # fmt: skip
     command.add_argument("--style", type=Path, metavar="FILE", help="style models: audio whose style to take")
@@ -124,6 +148,7 @@ def add_generation(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cfg-coef", type=float, default=3.0, help="guidance: how much the text counts")
     command.add_argument("--cfg-coef-beta", type=float, help="double guidance: how much more the text counts than a "
                          "melody or style; audiocraft suggests 5")  # fmt: skip
+    command.add_argument("--fade-out", type=float, default=0.0, metavar="SECONDS", help="bring the end down to silence")
     command.add_argument("--strategy", choices=tuple(loudness.HEADROOM_DB), help="level, as in audiocraft's "
                          "audio_write; default: clip, with --splice the track's own")  # fmt: skip
 
@@ -133,78 +158,77 @@ def run_continue(args: argparse.Namespace) -> None:
         raise ValueError(f"--prompt-seconds: got {args.prompt_seconds}, expected more than 0")
     if args.splice and args.rate == "codec":
         raise ValueError("--splice keeps the track as it is, its rate too: leave --rate codec out")
-    at_end = args.side == "end"
-    prompt, rate = audio_files.read(args.input, seconds=args.prompt_seconds, from_end=at_end)
-    manifest = validate(args, prompt.shape[1] / rate, rate, len(prompt))
-    codec = manifest.codec
+    manifest = validate(args)
+    codec, at_end = manifest.codec, args.side == "end"
+    track, prompt, rate = read_track(args)
     if args.splice:
         prompt = audio.whole_frames(prompt, rate, codec.sample_rate, codec.hop, at_end)
-    converted = audio.convert_audio(prompt, rate, codec.sample_rate, codec.channels)
-    takes, summary = generate(args, load(args), converted)
+    track = track if at_end else prompt
+    with in_flags():
+        chosen = audio.pick_channel(prompt, args.channel)
+    validate_prompt(args, manifest, prompt, rate)
+    wav = reference_audio(args, codec)
+    converted = audio.convert_audio(chosen, rate, codec.sample_rate, codec.channels)
+    warned = warn_of_quiet_mix(args, chosen) if codec.channels == 1 else {}
+    takes, summary = generate(args, load(args), converted, wav)
+    summary |= warned
     if args.rate == "codec":
-        return write_takes(args, takes, summary)
+        return write_takes(args, faded(args, takes, summary), summary)
     takes = [audio.to_source(take, summary["sample_rate"], rate, len(prompt)) for take in takes]
     summary["sample_rate"] = rate
     if not args.splice:
-        return write_takes(args, takes, summary)
-    track = audio_files.read(args.input)[0] if at_end else prompt
-    seam, fade = track.shape[1], round(CROSSFADE * rate)
-    takes = [audio.splice(track, take, seam, fade, lead_samples=prompt.shape[1]) for take in takes]
-    summary["seam"] = seam / rate
+        return write_takes(args, faded(args, takes, summary), summary)
+    takes = splice(args, takes, summary, track, prompt.shape[1])
     subtype = audio_files.lossless_subtype(args.input, args.output)
-    return write_takes(args, takes, summary, strategy=None, subtype=subtype)
+    return write_takes(args, faded(args, takes, summary), summary, strategy=None, subtype=subtype)
+
+
+def read_track(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, int]:
+    """The track, the prompt in it, both [channels, samples], and their rate. Only --splice needs all of the track."""
+    at_end = args.side == "end"
+    part = {} if args.splice and at_end else {"seconds": args.prompt_seconds, "from_end": at_end}
+    track, rate = audio_files.read(args.input, **part)
+    return track, audio_files.excerpt(track, rate, args.prompt_seconds, at_end), rate
+
+
+def splice(
+    args: argparse.Namespace, takes: list[np.ndarray], summary: dict[str, Any], track: np.ndarray, lead: int
+) -> list[np.ndarray]:
+    """The takes, whose first `lead` samples are the prompt, each joined to the end of the track at its level."""
+    rate, seam = summary["sample_rate"], track.shape[1]
+    summary["seam"] = seam / rate
+    if not args.no_match_level:
+        gain = audio.match_level(track, takes[0], seam, lead, rate)
+        takes = [audio.amplify(take, gain) for take in takes]
+        summary["level_db"] = round(gain, 2)
+    return [audio.splice(track, take, seam, round(CROSSFADE * rate), lead_samples=lead) for take in takes]
+
+
+def faded(args: argparse.Namespace, takes: list[np.ndarray], summary: dict[str, Any]) -> list[np.ndarray]:
+    """The takes with --fade-out, no longer than what is new in them."""
+    rate, samples = summary["sample_rate"], takes[0].shape[1]
+    new = samples - round(summary.get("seam", 0) * rate)
+    fade = min(round(args.fade_out * rate), new)
+    return [audio.fade_out(take, fade) for take in takes] if fade else takes
+
+
+def warn_of_quiet_mix(args: argparse.Namespace, prompt: np.ndarray) -> dict[str, Any]:
+    """Warn where a prompt's channels cancel each other in the mono mix that the model is given; for the summary."""
+    loss = audio.mix_loss(prompt)
+    if loss <= QUIET_MIX_DB:
+        return {}
+    message = f"{args.input}: the mono mix that the model is given is {loss:.1f} dB quieter than its channels, which "
+    message += "cancel each other; try --channel left"
+    print(f"warning: {message}", file=sys.stderr)
+    return {"mix_loss_db": round(loss, 1), "warnings": [message]}
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    validate(args)
-    write_takes(args, *generate(args, load(args)))
-
-
-def validate(args: argparse.Namespace, prompt: float = 0.0, rate: int = 0, channels: int = 0) -> Manifest:
-    """Raise, before anything is loaded, if the command cannot end well. Returns the bundle's manifest.
-
-    prompt: its seconds; rate, channels: the track's, 0 if there is none.
-    """
-    if args.takes < 1:
-        raise ValueError(f"--takes: got {args.takes}, expected 1 or more")
-    if args.seed is not None and not 0 <= args.seed <= 2**64 - args.takes:
-        raise ValueError(f"--seed: got {args.seed}, expected a number from 0 to 2^64 - {args.takes}")
-    validate_threads(args)
-    sampling(args).validate()
-    manifest = Manifest.read(args.bundle, variant=args.variant)
-    model, codec = manifest.language_model, manifest.codec
-    validate_conditions(args, manifest, model)
-    for name in ("duration", "extend_stride"):
-        if getattr(args, name) is None:
-            setattr(args, name, getattr(manifest.defaults, name))
-    if not 1 / codec.frame_rate <= args.duration < math.inf:
-        raise ValueError(f"--duration: got {args.duration:g} s, expected {1 / codec.frame_rate:g} s (a frame) or more")
-    known = math.ceil(prompt * codec.frame_rate)
-    plan(args.duration, model.max_duration, args.extend_stride, codec.frame_rate, known)
-    if not channels or args.rate == "codec":
-        rate, channels = model.sample_rate, model.channels
-    if 1 < model.channels < channels:
-        raise AudioError(f"{args.input}: has {channels} channels, the model {model.channels}: give --rate codec")
-    audio_files.require_writable(args.output, rate, channels)
-    return manifest
-
-
-def validate_conditions(args: argparse.Namespace, manifest: Manifest, model: LanguageModelInfo) -> None:
-    """Raise BundleError if the bundle does not take the text, melody or style that is given."""
-    if args.text and "text_encoder" not in manifest.graphs:
-        raise BundleError(f"{args.bundle}: contains no text encoder for --text; export it again with --text")
-    for kind in ("melody", "style"):
-        if getattr(args, kind) and model.self_wav != kind:
-            found = f"a {model.self_wav} model" if model.self_wav else "a model of texts alone"
-            raise BundleError(f"{args.bundle}: takes no --{kind}: it is {found}")
-    if args.style and "style_features" not in manifest.graphs:
-        raise BundleError(f"{args.bundle}: contains no MERT for --style; export it again with --mert")
-    if args.cfg_coef_beta is not None and not model.self_wav:
-        raise BundleError(f"{args.bundle}: --cfg-coef-beta is for melody and style models")
-
-
-def sampling(args: argparse.Namespace) -> Sampling:
-    return Sampling(True, args.temperature, args.top_k, args.top_p, args.cfg_coef, args.cfg_coef_beta)
+    manifest = validate(args)
+    validate_format(args, manifest)
+    wav = reference_audio(args, manifest.codec)
+    takes, summary = generate(args, load(args), None, wav)
+    write_takes(args, faded(args, takes, summary), summary)
 
 
 def load(args: argparse.Namespace) -> MusicGen:
@@ -216,30 +240,16 @@ def load(args: argparse.Namespace) -> MusicGen:
     return model
 
 
-def reference_audio(args: argparse.Namespace, model: MusicGen) -> np.ndarray | None:
-    """The melody or style [channels, samples] at the model's rate, stems added up; None if none is given."""
-    files = args.melody or ([args.style] if args.style else [])
-    stems = [audio.convert_audio(*audio_files.read(file), model.sample_rate, model.audio_channels) for file in files]
-    if not stems:
-        return None
-    mix = np.zeros((model.audio_channels, max(stem.shape[1] for stem in stems)), np.float32)
-    for stem in stems:
-        mix[:, : stem.shape[1]] += stem
-    return mix
-
-
-def validate_threads(args: argparse.Namespace) -> None:
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads: got {args.threads}, expected 1 or more")
-
-
 def generate(
-    args: argparse.Namespace, model: MusicGen, prompt: np.ndarray | None = None
+    args: argparse.Namespace, model: MusicGen, prompt: np.ndarray | None, wav: np.ndarray | None
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """The takes, each [channels, samples] at the codec's rate as the prompt, and a summary of them."""
+    """The takes, each [channels, samples] at the codec's rate as the prompt, and a summary of them.
+
+    wav: the melody or style, at that rate too.
+    """
     seed = secrets.randbits(32) if args.seed is None else args.seed
-    rate, wav = model.sample_rate, reference_audio(args, model)
-    texts, wavs, common = [args.text], None if wav is None else [wav], {"seed": seed, "takes": args.takes}
+    rate, texts, wavs = model.sample_rate, [args.text], None if wav is None else [wav]
+    common = {"seed": seed, "takes": args.takes, "negative_descriptions": [args.negative_text]}
     start = time.perf_counter()
     with Bar(args, model) as bar:
         model.set_custom_progress_callback(bar)
@@ -261,60 +271,9 @@ def generate(
     return list(found), summary
 
 
-class Bar:
-    """Progress on a terminal, or as lines of JSON."""
-
-    def __init__(self, args: argparse.Namespace, model: MusicGen):
-        self.json, self.takes, self.frame_rate = args.json, args.takes, model.frame_rate
-        layout = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
-        self.bar = tqdm(desc="generating", bar_format=layout, disable=True if self.json else None)
-        self.start, self.percent = time.perf_counter(), -1
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` columns: a frame of every take each."""
-        factor = done * self.takes / self.frame_rate / (time.perf_counter() - self.start)
-        if self.json and done * 100 // total > self.percent:
-            self.percent = done * 100 // total
-            event = {"event": "progress", "done": done, "total": total, "real_time_factor": round(factor, 3)}
-            print(json.dumps(event), flush=True)
-        self.bar.total = total
-        self.bar.set_postfix_str(f"{factor:.2f} x real time", refresh=False)
-        self.bar.update(done - self.bar.n)
-
-
-def write_takes(
-    args: argparse.Namespace,
-    takes: list[np.ndarray],
-    summary: dict[str, Any],
-    strategy: str | None = "clip",
-    subtype: str | None = None,
-) -> None:
-    """Write the takes and print what was done. strategy, subtype: audio_files.write's, unless --strategy is given."""
-    rate, files, clipped = summary["sample_rate"], [], 0
-    for number, take in enumerate(takes, start=1):
-        stem = args.output.stem if len(takes) == 1 else f"{args.output.stem}-{number}"
-        files.append(args.output.with_name(stem + args.output.suffix))
-        clipped += audio_files.write(files[-1], take, rate, strategy=args.strategy or strategy, subtype=subtype)
-    summary |= {"channels": len(takes[0]), "duration": round(takes[0].shape[1] / rate, 3)}
-    if args.json:
-        print(json.dumps({"event": "done", "files": [str(file) for file in files], "clipped": clipped, **summary}))
-        return
-    for file in files:
-        print(f"{file}: {summary['duration']} s, {rate} Hz, {summary['channels']} channels")
-    seam = f", new from {summary['seam']:.2f} s on" if "seam" in summary else ""
-    print(f"seed {summary['seed']}{seam}; {summary['seconds']:.1f} s, {summary['real_time_factor']:.2f} x real time")
-    if clipped:
-        print(f"{clipped} samples were clipped; --strategy peak keeps them")
-
-
 def run_codec(args: argparse.Namespace) -> None:
     validate_threads(args)
+    validate_outputs(args)
     wav, rate = audio_files.read(args.input)
     info = Manifest.read(args.bundle).codec
     audio_files.require_writable(args.output, info.sample_rate, info.channels)
@@ -334,11 +293,14 @@ def run_codec(args: argparse.Namespace) -> None:
         "decode_real_time_factor": round(seconds / (end - middle), 2),
         "sample_rate": codec.sample_rate,
     }
+    summary |= replaced([args.output])
     audio_files.write(args.output, decoded, codec.sample_rate)
     if args.json:
         print(json.dumps({"event": "done", "files": [str(args.output)], **summary}))
         return
-    print(f"{args.output}: {seconds:.2f} s, {codec.sample_rate} Hz, {codes.shape[2]} frames of {codes.shape[1]} codes")
+    again = " (replaced)" if "replaced" in summary else ""
+    frames = f"{codes.shape[2]} frames of {codes.shape[1]} codes"
+    print(f"{args.output}{again}: {seconds:.2f} s, {codec.sample_rate} Hz, {frames}")
     print(f"SI-SDR {summary['si_sdr_db']} dB; different codes used: {' '.join(map(str, summary['codes_used']))}")
     encode, decode = summary["encode_real_time_factor"], summary["decode_real_time_factor"]
     print(f"encoded at {encode} x real time, decoded at {decode} x")
@@ -369,8 +331,10 @@ def run_plot(args: argparse.Namespace) -> None:
     except ImportError:
         raise ValueError("plot needs matplotlib: pip install matplotlib") from None
     output = args.output or args.input.with_suffix(".png")
+    require_free(output, [args.input], args.overwrite)
+    again = " (replaced)" if output.exists() else ""
     plot(args.input, output, args.seam)
-    print(output)
+    print(f"{output}{again}")
 
 
 if __name__ == "__main__":

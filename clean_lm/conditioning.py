@@ -29,7 +29,9 @@ class Conditioning:
 
     batch: int
     passes: int
-    cross: Mapping[str, np.ndarray]  # every layer's keys and values of the texts [B or 0, H, N, D]
+    cross: Mapping[
+        str, np.ndarray
+    ]  # every layer's keys and values [X, H, N, D]; X: B, 2B with negative texts, 0 without texts
     prefix: np.ndarray | None  # [passes x B, M, dim] in melody and style models
 
     @property
@@ -53,13 +55,17 @@ class Conditioner:
         """lm: lm_inference, which says what it takes."""
         self.lm, self.condition, self.self_wav, self.text_dim = lm, condition, self_wav, text_dim
 
-    def __call__(self, texts: PerRow, self_wav: PerRow | None, guidance: str) -> Conditioning:
+    def __call__(
+        self, texts: PerRow, self_wav: PerRow | None, guidance: str, negatives: PerRow | None = None
+    ) -> Conditioning:
         """The conditions of one window.
 
         texts: the text encoder's states [N, E] of each prompt, or None for null text. self_wav: what lm_melody or
-        lm_style made [F, dim], or None. guidance: Sampling.guidance. Raises ValueError.
+        lm_style made [F, dim], or None. guidance: Sampling.guidance. negatives: texts of the unconditional rows, which
+        are null text without. Raises ValueError.
         """
         batch = len(texts)
+        negatives = negatives or [None] * batch
         if self_wav is not None and self.self_wav is None:
             raise ValueError("this model takes no melody and no style: its fuser has no self_wav")
         if guidance == "double" and self.self_wav is None:
@@ -67,13 +73,15 @@ class Conditioner:
         wavs = self_wav or [None] * batch
         if len(wavs) != batch:
             raise ValueError(f"rows: got {len(wavs)} melodies or styles for {batch} rows, expected one each")
-        self._validate(texts)
-        passes = passes_of(texts, wavs, guidance)
+        self._validate(texts, "text_states")
+        self._validate(negatives, "negative_states")
+        passes = passes_of(texts, wavs, guidance, negatives)
         if self.prefixed:
             every_text, every_wav = ([row for one in passes for row in one[part]] for part in (0, 1))
             prefix = np.concatenate([self._audio_part(every_wav), self._text_part(every_text)], axis=1)
             return Conditioning(batch, len(passes), {}, prefix)
-        return Conditioning(batch, len(passes), self.cross(texts), None)
+        attending = [*texts, *negatives] if len(passes) > 1 and some(negatives) else texts
+        return Conditioning(batch, len(passes), self.cross(attending), None)
 
     @property
     def prefixed(self) -> bool:
@@ -125,25 +133,34 @@ class Conditioner:
         projected = [None if row is None else next(found)[: len(row)] for row in rows]
         return _padded(projected, self.lm.zeros("prefix", {"rows": len(rows), "prefix": longest}))
 
-    def _validate(self, texts: PerRow) -> None:
+    def _validate(self, texts: PerRow, name: str) -> None:
         for row, text in enumerate(texts):
             if text is not None and (text.ndim != 2 or text.shape[1] != self.text_dim or not len(text)):
-                raise ValueError(f"text_states[{row}]: got {list(text.shape)}, expected [N, {self.text_dim}], N > 0")
+                raise ValueError(f"{name}[{row}]: got {list(text.shape)}, expected [N, {self.text_dim}], N > 0")
             if text is not None and not np.isfinite(text).all():
-                raise ValueError(f"text_states[{row}]: got NaN or infinity, expected finite numbers")
+                raise ValueError(f"{name}[{row}]: got NaN or infinity, expected finite numbers")
 
 
-def passes_of(texts: PerRow, wavs: PerRow, guidance: str) -> list[tuple[PerRow, PerRow]]:
+def passes_of(
+    texts: PerRow, wavs: PerRow, guidance: str, negatives: PerRow | None = None
+) -> list[tuple[PerRow, PerRow]]:
     """The texts and melodies or styles of every pass: the conditioned one first, the unconditional one last.
 
-    Without any condition both would be the same, so one is exact.
+    The unconditional one has the negative texts, where there are some. Without any text, melody or style both would be
+    the same, so one is exact.
     """
     none: PerRow = [None] * len(texts)
-    if guidance == "double" and any(text is not None for text in texts):
-        return [(texts, wavs), (none, wavs), (none, none)]
-    if guidance != "none" and any(row is not None for row in (*texts, *wavs)):
-        return [(texts, wavs), (none, none)]
+    last = none if negatives is None else negatives
+    if guidance == "double" and some(texts):
+        return [(texts, wavs), (none, wavs), (last, none)]
+    if guidance != "none" and some([*texts, *wavs, *last]):
+        return [(texts, wavs), (last, none)]
     return [(texts, wavs)]
+
+
+def some(rows: PerRow) -> bool:
+    """Whether a row has a condition."""
+    return any(row is not None for row in rows)
 
 
 def _padded(rows: PerRow, zeros: np.ndarray) -> np.ndarray:

@@ -19,10 +19,13 @@ import onnxruntime as ort
 
 from clean_lm.conditioning import Conditioning
 from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
+from clean_lm.options import flag, integer, number, shown
 from clean_lm.session import Graph
 from clean_lm.windows import Window
 
 SETTINGS = ("cfg_coef", "temperature", "top_k", "top_p")
+# Logits are divided by the temperature and multiplied by the coefficients in float32, which must not overflow.
+LEAST_TEMPERATURE, LARGEST = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,23 @@ class Sampling:
     two_step_cfg: bool = False  # the unconditional pass apart: other logits in melody and style models, see two_step.py
 
     def validate(self) -> None:
-        """Raise ValueError if a value is out of range."""
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature: got {self.temperature}, expected 0 or more")
-        if self.top_k < 0 or self.top_k != int(self.top_k):
-            raise ValueError(f"top_k: got {self.top_k}, expected a whole number from 0 (off) up")
-        if not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p: got {self.top_p}, expected 0 (off) to 1")
-        if not np.isfinite(self.cfg_coef):
-            raise ValueError(f"cfg_coef: got {self.cfg_coef}, expected a finite number")
-        if self.cfg_coef_beta is not None and not np.isfinite(self.cfg_coef_beta):
-            raise ValueError(f"cfg_coef_beta: got {self.cfg_coef_beta}, expected a finite number or None")
+        """Raise ValueError if a value has the wrong type, is out of range, or float32 cannot compute with it."""
+        flag("use_sampling", self.use_sampling)
+        flag("two_step_cfg", self.two_step_cfg)
+        least = f"0 (greedy) or at least {LEAST_TEMPERATURE:g}"
+        if number("temperature", self.temperature, least, 0, LARGEST):
+            number("temperature", self.temperature, least, LEAST_TEMPERATURE)
+        try:
+            integer("top_k", self.top_k)
+        except ValueError:
+            raise ValueError(
+                f"top_k: got {shown(self.top_k)}, expected a whole number from 0 (off) to 2^63 - 1"
+            ) from None
+        number("top_p", self.top_p, "0 (off) to 1", 0, 1)
+        number("cfg_coef", self.cfg_coef, f"a finite number, {LARGEST:g} at most", -LARGEST, LARGEST)
+        if self.cfg_coef_beta is not None:
+            expected = f"a finite number, {LARGEST:g} at most, or None"
+            number("cfg_coef_beta", self.cfg_coef_beta, expected, -LARGEST, LARGEST)
 
     @property
     def guidance(self) -> str:
@@ -78,7 +87,10 @@ class GenerationOptions(TypedDict, total=False):
     batch: int | None  # prompts, if neither prompt_codes nor text_states say how many
     takes: int  # of every prompt, which is read once for all of them; default: 1
     sampling: Sampling | None  # None: the bundle's defaults
-    seed: int | Sequence[int] | None  # row b is drawn with seed + b, or its own of a list; None: a new one each time
+    negative_states: Sequence[np.ndarray | None] | None  # a text per prompt for its unconditional row; default: none
+    seed: (
+        int | Sequence[int] | np.ndarray | None
+    )  # row b is drawn with seed + b, or its own of a list; None: a new one each time
     uniform: np.ndarray | None  # float32 [steps, B, K] in [0, 1) in place of a seed
 
 

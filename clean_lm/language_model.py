@@ -3,13 +3,15 @@
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
+from clean_lm.audio import as_array
 from clean_lm.conditioning import Conditioner, Conditioning, PerRow, SelfWav
 from clean_lm.generation import SETTINGS, Decoder, Generation, GenerationOptions, Sampling, columns_drawn
 from clean_lm.manifest import LoadOptions, Manifest
+from clean_lm.options import MOST_TAKES, integer, known, number, seconds, seeds, shown
 from clean_lm.philox import uniforms
 from clean_lm.session import Graph, open_graph
 from clean_lm.two_step import TwoStep
@@ -79,11 +81,11 @@ class LanguageModel:
         **options: Unpack[GenerationOptions],
     ) -> Generation:
         """What generate_codes iterates over, for callers that want the frames as they come."""
-        sampling, takes = options.get("sampling") or self.sampling, options.get("takes", 1)
+        known(options, GenerationOptions.__annotations__, "generate_codes")
+        sampling, negatives = options.get("sampling") or self.sampling, options.get("negative_states")
+        takes = integer("takes", options.get("takes", 1), 1, MOST_TAKES)
         sampling.validate()
-        prompts = self._prompts(prompt_codes, text_states, options.get("batch"))
-        if takes != int(takes) or takes < 1:
-            raise ValueError(f"takes: got {takes}, expected a whole number from 1 up")
+        prompts = self._prompts(prompt_codes, text_states, options.get("batch"), negatives)
         prompt = self._prompt(prompt_codes, prompts)
         windows = self._windows(prompt.shape[2], options)
         steps = columns_drawn(windows, self.delays)
@@ -91,56 +93,78 @@ class LanguageModel:
 
         def conditioning(window: Window) -> Conditioning:
             wavs = self_wav(window.start / (self.frame_rate or 1)) if self_wav else None
-            return self._first_pass(text_states or [None] * prompts, wavs, sampling)
+            return self._first_pass(text_states or [None] * prompts, wavs, sampling, negatives)
 
         first = conditioning(windows[0])
         again = conditioning if self_wav else lambda _: first
         capacity = max(w.frames for w in windows) + max(self.delays)
-        decoder = self._decoder(first, capacity, sampling, takes)
+        decoder = self._decoder(first, capacity, sampling, takes, negatives)
         return Generation(decoder, prompt, windows, self.delays, self.special_token, uniform, again, takes)
 
     def decoder(
-        self, batch: int, capacity: int, text_states: PerRow | None, sampling: Sampling, self_wav: PerRow | None = None
+        self,
+        batch: int,
+        capacity: int,
+        text_states: PerRow | None,
+        sampling: Sampling,
+        self_wav: PerRow | None = None,
+        negative_states: PerRow | None = None,
     ) -> Decoder | TwoStep:
         """Empty caches for `capacity` columns of `batch` rows, and their conditions: for a loop of your own.
 
         Raises ValueError.
         """
-        conditioning = self._first_pass(text_states or [None] * batch, self_wav, sampling)
-        return self._decoder(conditioning, capacity, sampling)
+        conditioning = self._first_pass(text_states or [None] * batch, self_wav, sampling, negative_states)
+        return self._decoder(conditioning, capacity, sampling, negatives=negative_states)
 
     def _two_step(self, sampling: Sampling) -> bool:
         return sampling.two_step_cfg and sampling.guidance != "double" and self.conditioner.prefixed
 
-    def _first_pass(self, texts: PerRow, wavs: PerRow | None, sampling: Sampling) -> Conditioning:
+    def _first_pass(
+        self, texts: PerRow, wavs: PerRow | None, sampling: Sampling, negatives: PerRow | None
+    ) -> Conditioning:
         """The conditions of all passes, or of the conditioned one if the unconditional one is apart."""
         guidance = sampling.unguided().guidance if self._two_step(sampling) else sampling.guidance
-        return self.conditioner(texts, wavs, guidance)
+        return self.conditioner(texts, wavs, guidance, negatives)
 
     def _decoder(
-        self, conditioning: Conditioning, capacity: int, sampling: Sampling, takes: int = 1
+        self,
+        conditioning: Conditioning,
+        capacity: int,
+        sampling: Sampling,
+        takes: int = 1,
+        negatives: PerRow | None = None,
     ) -> Decoder | TwoStep:
         first = Decoder(self.lm, self.in_place, conditioning, capacity, sampling, takes)
         if not self._two_step(sampling):
             return first
-        unconditional = self.conditioner([None] * conditioning.batch, None, "none")
+        unconditional = self.conditioner(negatives or [None] * conditioning.batch, None, "none")
         return TwoStep(first, Decoder(self.lm, self.in_place, unconditional, capacity, sampling, takes), sampling)
 
-    def _prompts(self, prompt: np.ndarray | None, texts: PerRow | None, batch: int | None) -> int:
+    def _prompts(
+        self, prompt: np.ndarray | None, texts: PerRow | None, batch: int | None, negatives: PerRow | None
+    ) -> int:
         """How many prompts are asked for."""
-        given = {"prompt_codes": len(prompt) if prompt is not None else None, "batch": batch}
+        given = {"prompt_codes": len(prompt) if prompt is not None else None}
+        given["batch"] = None if batch is None else integer("batch", batch)
         given["text_states"] = len(texts) if texts is not None else None
+        given["negative_states"] = len(negatives) if negatives is not None else None
         sizes = {name: size for name, size in given.items() if size is not None}
         if len(set(sizes.values())) > 1 or 0 in sizes.values():
             raise ValueError(f"rows: got {sizes}, expected one number above 0")
         return next(iter(sizes.values()), 1)
 
     def _prompt(self, codes: np.ndarray | None, prompts: int) -> np.ndarray:
-        if codes is None:
-            return np.zeros((prompts, self.codebooks, 0), dtype=np.int64)
-        codes = np.asarray(codes)
+        return np.zeros((prompts, self.codebooks, 0), np.int64) if codes is None else self.check_codes(codes)
+
+    def check_codes(self, codes: Any) -> np.ndarray:
+        """Codes of a prompt as int64 [B, K, P]. Raises ValueError."""
+        codes = as_array(codes, "prompt_codes")
         if codes.dtype.kind not in "iu":
-            raise ValueError(f"prompt_codes: got {codes.dtype}, expected integers")
+            raise ValueError(
+                f"prompt_codes: got {codes.dtype}, expected integers: the codes that return_tokens gives, or those of "
+                "Codec.encode; audio is a prompt"
+            )
         if codes.ndim != 3 or codes.shape[1] != self.codebooks:
             raise ValueError(f"prompt_codes: got shape {list(codes.shape)}, expected [B, {self.codebooks}, P]")
         if codes.size and (codes.min() < 0 or codes.max() >= self.card):
@@ -154,23 +178,26 @@ class LanguageModel:
         if duration is not None:
             if self.frame_rate is None:
                 raise ValueError("duration: this bundle does not know its frame rate (no codec in it); give frames")
-            stride = options.get("extend_stride", self.extend_stride)
-            return plan(duration, options.get("max_duration", self.max_duration), stride, self.frame_rate, prompt)
-        if frames is None or frames != int(frames):
-            raise ValueError(f"frames: got {frames}, expected a whole number")
+            frame = 1 / self.frame_rate
+            seconds("duration", duration, frame, f"{frame:g} s (a frame) or more")
+            window = options.get("max_duration", self.max_duration)
+            seconds("max_duration", window, frame, f"{frame:g} s (a frame) or more")
+            stride = number("extend_stride", options.get("extend_stride", self.extend_stride), "seconds")
+            return plan(duration, window, stride, self.frame_rate, prompt)
+        try:
+            frames = integer("frames", frames)
+        except ValueError:
+            raise ValueError(f"frames: got {shown(frames)}, expected a whole number") from None
         if frames <= prompt:
-            raise ValueError(f"frames: requested {int(frames)} frames, but the prompt already has {prompt}")
-        return [Window(0, prompt, int(frames))]
+            raise ValueError(f"frames: requested {frames} frames, but the prompt already has {prompt}")
+        return [Window(0, prompt, frames)]
 
     def _uniform(
-        self, uniform: np.ndarray | None, seed: int | Sequence[int] | None, steps: int, batch: int
+        self, uniform: np.ndarray | None, seed: int | Sequence[int] | np.ndarray | None, steps: int, batch: int
     ) -> np.ndarray:
         if uniform is None:
-            seed = secrets.randbits(32) if seed is None else seed
-            seeds = [seed + b for b in range(batch)] if isinstance(seed, int) else list(seed)
-            if len(seeds) != batch or not all(0 <= s < 2**64 for s in seeds):
-                raise ValueError(f"seed: got {seed}, expected a number from 0 to 2^64 - {batch}, or {batch} of them")
-            return np.stack([uniforms(s, steps, self.codebooks) for s in seeds], axis=1)
+            drawn = secrets.randbits(32) if seed is None else seed
+            return np.stack([uniforms(s, steps, self.codebooks) for s in seeds(drawn, batch)], axis=1)
         if uniform.shape != (steps, batch, self.codebooks):
             raise ValueError(f"uniform: got {list(uniform.shape)}, expected {[steps, batch, self.codebooks]}")
         if not ((uniform >= 0) & (uniform < 1)).all():

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
+from clean_lm.options import flag, integer, known, shown
 from clean_lm.typed_json import FieldError, convert, read_as
 
 FORMAT, VERSION = "clean_lm", 1
@@ -168,6 +169,7 @@ class Manifest:
     def parse(cls, folder: Path, document: Any, options: LoadOptions | None = None) -> "Manifest":
         """A manifest that belongs in `folder`, every entry of it checked. Raises BundleError, naming the field."""
         options = options or {}
+        check_options(options)
         path = folder / "manifest.json"
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             found = document.get("format") if isinstance(document, dict) else type(document).__name__
@@ -264,6 +266,21 @@ class Manifest:
                 raise BundleError(f"{path}: {path.stat().st_size} bytes, manifest.json says {entry.bytes}")
             if hashes and (found := sha256(path)) != entry.sha256:
                 raise BundleError(f"{path}: sha256 is {found}, manifest.json says {entry.sha256}")
+
+
+def check_options(options: LoadOptions) -> None:
+    """Raise ValueError for an option that is none of LoadOptions, or has the wrong type."""
+    known(options, LoadOptions.__annotations__, "load")
+    variant, threads, providers = (options.get(name) for name in ("variant", "threads", "providers"))
+    if not isinstance(variant, (str, type(None))):
+        raise ValueError(f"variant: got {shown(variant)}, expected the name of a variant, or None")
+    if threads is not None:
+        integer("threads", threads, 1, 1024)
+    flag("hashes", options.get("hashes", True))
+    if isinstance(providers, str) or not isinstance(providers, (Sequence, type(None))):
+        raise ValueError(
+            f'providers: got {shown(providers)}, expected a list of names, such as ["CPUExecutionProvider"]'
+        )
 
 
 def sha256(path: Path) -> str:

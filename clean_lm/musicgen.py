@@ -2,28 +2,43 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
 import numpy as np
 from tqdm import tqdm
 
-from clean_lm.audio import check, convert_audio
+from clean_lm.audio import as_batch, convert_audio
 from clean_lm.audio_codec import Codec
-from clean_lm.conditioning import Excerpt, PerRow, SelfWav, melody, style
+from clean_lm.conditioning import Excerpt, PerRow, SelfWav
 from clean_lm.generation import Generation, Sampling
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError, LoadOptions, Manifest
+from clean_lm.options import LONGEST, MOST_TAKES, integer, number, seconds, seeds, texts
+from clean_lm.options import rate as sample_rate
 from clean_lm.prefetch import prefetch
+from clean_lm.reference import Reference, Wavs
 from clean_lm.session import Graph, open_graph
 from clean_lm.text_encoder import TextEncoder
 from clean_lm.windows import plan
 
 Progress = Callable[[int, int], None]
 Descriptions = Sequence[str | None]
-Seed = int | Sequence[int] | None  # row b is drawn with seed + b, or its own of a list; None: a new one each time
-Wavs = np.ndarray | Sequence[np.ndarray | None]  # [B, channels, samples], [channels, samples], or a list of the latter
+Seed = (
+    int | Sequence[int] | np.ndarray | None
+)  # row b is drawn with seed + b, or its own of a list; None: a new one each time
+Prompt = np.ndarray | Sequence[np.ndarray]  # [B, channels, samples], [channels, samples], or a list of the latter
 Result = np.ndarray | tuple[np.ndarray, np.ndarray]  # audio, or audio and codes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt that is checked and not yet encoded."""
+
+    rows: int
+    frames: int
+    codes: Callable[[], np.ndarray]  # int64 [rows, K, frames]
 
 
 class MusicGen:
@@ -83,8 +98,9 @@ class MusicGen:
         defaults = self.lm.manifest.defaults
         duration = defaults.duration if duration is None else duration
         extend_stride = defaults.extend_stride if extend_stride is None else extend_stride
-        if not 0 < duration < np.inf:
-            raise ValueError(f"duration: got {duration} s, expected more than 0")
+        frame = 1 / self.frame_rate
+        duration = seconds("duration", duration, frame, f"more than 0: {frame:g} s (a frame) at least")
+        number("extend_stride", extend_stride, "seconds")
         if not 0 < extend_stride < self.max_duration:
             raise ValueError(
                 f"extend_stride: got {extend_stride} s, expected more than 0 and less than a window of "
@@ -101,8 +117,11 @@ class MusicGen:
         that the model is given, from excerpt_start on; None: from anywhere, drawn by the seed.
         """
         levels = self.lm.manifest.style.style_levels if self.lm.info.self_wav == "style" else 0
-        if not 1 <= eval_q <= levels:
+        if not levels or not 1 <= integer("eval_q", eval_q, 0) <= levels:
             raise ValueError(f"eval_q: got {eval_q}, this model has {levels} levels of style")
+        number("excerpt_length", excerpt_length, "seconds")
+        if excerpt_start is not None:
+            number("excerpt_start", excerpt_start, "seconds, or None")
         if not excerpt_length > 0 or (excerpt_start is not None and not excerpt_start >= 0):
             raise ValueError(f"excerpt: got {excerpt_length} s from {excerpt_start} s, expected seconds from 0 up")
         self.excerpt = Excerpt(eval_q, excerpt_length, excerpt_start)
@@ -118,15 +137,22 @@ class MusicGen:
         return_tokens: bool = False,
         seed: Seed = None,
         takes: int = 1,
+        negative_descriptions: Descriptions | None = None,
     ) -> Result:
-        """Music for each description: float32 [B, channels, samples], with return_tokens (audio, codes [B, K, T])."""
-        return self._finish(self._begin(descriptions, seed, takes), progress, return_tokens)
+        """Music for each description: float32 [B, channels, samples], with return_tokens (audio, codes [B, K, T]).
+
+        negative_descriptions: per description a text that guidance leads away from, or None: what the unconditional row
+        is conditioned on. Counts for nothing with cfg_coef 1.
+        """
+        return self._finish(
+            self._begin(descriptions, seed, takes, negatives=negative_descriptions), progress, return_tokens
+        )
 
     def generate_unconditional(
         self, num_samples: int, progress: bool = False, return_tokens: bool = False, seed: Seed = None
     ) -> Result:
         """Music without a description: float32 [num_samples, channels, samples]."""
-        return self.generate([None], progress, return_tokens, seed, takes=num_samples)
+        return self.generate([None], progress, return_tokens, seed, takes=integer("num_samples", num_samples, 1))
 
     def generate_with_chroma(
         self,
@@ -137,6 +163,7 @@ class MusicGen:
         return_tokens: bool = False,
         seed: Seed = None,
         takes: int = 1,
+        negative_descriptions: Descriptions | None = None,
     ) -> Result:
         """Music for descriptions that follows melodies, or in style models has the style of audio.
 
@@ -145,7 +172,8 @@ class MusicGen:
         demucs separates: pass the sum of those if drums or bass would drown the melody.
         """
         wavs = self._wavs(descriptions, melody_wavs, melody_sample_rate, seed)
-        return self._finish(self._begin(descriptions, seed, takes, self_wav=wavs), progress, return_tokens)
+        generation = self._begin(descriptions, seed, takes, self_wav=wavs, negatives=negative_descriptions)
+        return self._finish(generation, progress, return_tokens)
 
     def generate_with_style(
         self,
@@ -155,15 +183,17 @@ class MusicGen:
         return_tokens: bool = False,
         seed: Seed = None,
         takes: int = 1,
+        negative_descriptions: Descriptions | None = None,
     ) -> Result:
         """Music for descriptions in the style of some audio: its MERT features [F, width], or None, per description."""
-        wavs = self._features(descriptions, style_features)
-        return self._finish(self._begin(descriptions, seed, takes, self_wav=wavs), progress, return_tokens)
+        wavs = self._reference().of_features(descriptions, style_features)
+        generation = self._begin(descriptions, seed, takes, self_wav=wavs, negatives=negative_descriptions)
+        return self._finish(generation, progress, return_tokens)
 
     def generate_continuation(
         self,
-        prompt: np.ndarray,
-        prompt_sample_rate: int,
+        prompt: Prompt | None = None,
+        prompt_sample_rate: int | None = None,
         descriptions: Descriptions | None = None,
         progress: bool = False,
         return_tokens: bool = False,
@@ -171,22 +201,33 @@ class MusicGen:
         melody_wavs: Wavs | None = None,
         melody_sample_rate: int | None = None,
         takes: int = 1,
+        negative_descriptions: Descriptions | None = None,
+        prompt_codes: np.ndarray | None = None,
     ) -> Result:
         """Continue audio to `duration` seconds in all, the prompt included, as the codec renders it.
 
-        prompt: float [P, channels, samples] or [channels, samples], any rate and channels. Row b of the result is drawn
-        with seed + b. melody_wavs: as in generate_with_chroma. Returns float32 [P x takes, channels, samples], with
-        return_tokens (audio, codes [P x takes, K, T]). Raises ValueError before anything is generated.
+        prompt: float [P, channels, samples], [channels, samples], or a list of the latter of one length; any rate and
+        channels; torch tensors too. prompt_codes: in place of it int [P, K, frames], such as the codes of return_tokens
+        or the first frames of them: continued as they are, without another way through the codec.
+        Row b of the result is drawn with seed + b. melody_wavs: as in generate_with_chroma. negative_descriptions: as
+        in generate. Returns float32 [P x takes, channels, samples], with return_tokens beside it the codes
+        [P x takes, K, T]. Raises ValueError before anything is generated.
         """
+        found = self._prompt(prompt, prompt_sample_rate, prompt_codes)
         melodies = melody_wavs, melody_sample_rate
-        generation = self._continue(prompt, prompt_sample_rate, descriptions, seed, *melodies, takes)
+        generation = self._continue(found, descriptions, seed, *melodies, takes, negative_descriptions)
         return self._finish(generation, progress, return_tokens)
 
     def stream(
-        self, descriptions: Descriptions, chunk_seconds: float = 1.0, seed: Seed = None, takes: int = 1
+        self,
+        descriptions: Descriptions,
+        chunk_seconds: float = 1.0,
+        seed: Seed = None,
+        takes: int = 1,
+        negative_descriptions: Descriptions | None = None,
     ) -> Iterator[np.ndarray]:
         """generate's audio in chunks, as stream_continuation gives them."""
-        return self._stream(self._begin(descriptions, seed, takes), chunk_seconds)
+        return self._stream(self._begin(descriptions, seed, takes, negatives=negative_descriptions), chunk_seconds)
 
     def stream_with_chroma(
         self,
@@ -196,21 +237,25 @@ class MusicGen:
         chunk_seconds: float = 1.0,
         seed: Seed = None,
         takes: int = 1,
+        negative_descriptions: Descriptions | None = None,
     ) -> Iterator[np.ndarray]:
         """generate_with_chroma's audio in chunks, as stream_continuation gives them."""
         wavs = self._wavs(descriptions, melody_wavs, melody_sample_rate, seed)
-        return self._stream(self._begin(descriptions, seed, takes, self_wav=wavs), chunk_seconds)
+        generation = self._begin(descriptions, seed, takes, self_wav=wavs, negatives=negative_descriptions)
+        return self._stream(generation, chunk_seconds)
 
     def stream_continuation(
         self,
-        prompt: np.ndarray,
-        prompt_sample_rate: int,
+        prompt: Prompt | None = None,
+        prompt_sample_rate: int | None = None,
         descriptions: Descriptions | None = None,
         chunk_seconds: float = 1.0,
         seed: Seed = None,
         melody_wavs: Wavs | None = None,
         melody_sample_rate: int | None = None,
         takes: int = 1,
+        negative_descriptions: Descriptions | None = None,
+        prompt_codes: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """generate_continuation's audio in chunks, while it is still being generated.
 
@@ -218,12 +263,13 @@ class MusicGen:
         at once. A thread generates and decodes ahead of the consumer: it goes on while a chunk is played, calls the
         progress callback, and ends when the iterator is closed.
         """
+        found = self._prompt(prompt, prompt_sample_rate, prompt_codes)
         melodies = melody_wavs, melody_sample_rate
-        generation = self._continue(prompt, prompt_sample_rate, descriptions, seed, *melodies, takes)
+        generation = self._continue(found, descriptions, seed, *melodies, takes, negative_descriptions)
         return self._stream(generation, chunk_seconds)
 
     def _stream(self, generation: Generation, chunk_seconds: float) -> Iterator[np.ndarray]:
-        size = round(chunk_seconds * self.frame_rate)
+        size = round(number("chunk_seconds", chunk_seconds, "seconds", high=LONGEST) * self.frame_rate)
         if size < 1:
             raise ValueError(f"chunk_seconds: got {chunk_seconds}, expected {1 / self.frame_rate} (a frame) or more")
         return prefetch(self.codec.decode_stream(self._parts(generation, size), size))
@@ -250,29 +296,41 @@ class MusicGen:
         audio = self.codec.decode(codes)
         return (audio, codes) if return_tokens else audio
 
+    def _prompt(self, prompt: Prompt | None, rate: int | None, codes: np.ndarray | None) -> Prepared:
+        """A prompt, checked: its frames, its rows, and how to get its codes. Raises ValueError."""
+        if (prompt is None) == (codes is None):
+            raise ValueError(f"give prompt or prompt_codes: got {'neither' if prompt is None else 'both'}")
+        if prompt is None:
+            found = self.lm.check_codes(codes)
+            return Prepared(len(found), found.shape[2], lambda: found)
+        wav, from_rate = as_batch(prompt, "prompt"), sample_rate("prompt_sample_rate", rate)
+        convert = lambda: convert_audio(wav, from_rate, self.sample_rate, self.audio_channels)  # noqa: E731
+        known = math.ceil(wav.shape[2] / from_rate * self.frame_rate)
+        return Prepared(len(wav), known, lambda: self.codec.encode(convert()))
+
     def _continue(
         self,
-        prompt: np.ndarray,
-        prompt_sample_rate: int,
+        prompt: Prepared,
         descriptions: Descriptions | None,
         seed: Seed,
         melody_wavs: Wavs | None,
         melody_sample_rate: int | None,
         takes: int,
+        negatives: Descriptions | None,
     ) -> Generation:
-        prompt = np.asarray(prompt)
-        prompt = check(prompt[None] if prompt.ndim == 2 else prompt, "prompt", "[B, channels, samples]")
-        check_rate(prompt_sample_rate, "prompt_sample_rate")
-        known = math.ceil(prompt.shape[2] / prompt_sample_rate * self.frame_rate)
-        plan(self.duration, self.max_duration, self.extend_stride, self.frame_rate, known)
-        descriptions = [None] * len(prompt) if descriptions is None else descriptions
-        if len(descriptions) != len(prompt):
-            raise ValueError(f"descriptions: got {len(descriptions)} for {len(prompt)} prompts, expected one each")
+        plan(self.duration, self.max_duration, self.extend_stride, self.frame_rate, prompt.frames)
+        descriptions = texts(
+            "descriptions", [None] * prompt.rows if descriptions is None else descriptions, prompt.rows
+        )
+        if negatives is not None:
+            negatives = texts("negative_descriptions", negatives, prompt.rows)
+        takes = integer("takes", takes, 1, MOST_TAKES)
+        if seed is not None:
+            seeds(seed, prompt.rows * takes)
         wavs = None
         if melody_wavs is not None:
-            wavs = self._wavs(descriptions, melody_wavs, melody_sample_rate or 0, seed)
-        audio = convert_audio(prompt, prompt_sample_rate, self.sample_rate, self.audio_channels)
-        return self._begin(descriptions, seed, takes, self.codec.encode(audio), wavs)
+            wavs = self._wavs(descriptions, melody_wavs, melody_sample_rate, seed)
+        return self._begin(descriptions, seed, takes, prompt.codes(), wavs, negatives)
 
     def _begin(
         self,
@@ -281,17 +339,15 @@ class MusicGen:
         takes: int,
         codes: np.ndarray | None = None,
         self_wav: SelfWav | None = None,
+        negatives: Descriptions | None = None,
     ) -> Generation:
-        states = None
-        if any(descriptions):
-            if self.text is None:
-                folder = self.lm.manifest.folder
-                raise BundleError(f"{folder}: contains no text encoder for a description; export it again with --text")
-            states = self.text.encode(descriptions)
+        descriptions = texts("descriptions", descriptions)
+        negatives = None if negatives is None else texts("negative_descriptions", negatives, len(descriptions))
         return self.lm.begin(
             codes,
-            states,
+            self._states(descriptions),
             self_wav,
+            negative_states=None if negatives is None else self._states(negatives),
             duration=self.duration,
             max_duration=self.max_duration,
             extend_stride=self.extend_stride,
@@ -301,55 +357,19 @@ class MusicGen:
             seed=seed,
         )
 
-    def _wavs(self, descriptions: Descriptions, wavs: Wavs, rate: int, seed: Seed) -> SelfWav | None:
-        """Melodies, or audio of a style, as the model takes them; None if there are none."""
-        if self.lm.self_wav is None:
-            raise ValueError("melody_wavs: this model takes no melody: it has no conditioners.self_wav")
-        if isinstance(wavs, np.ndarray):
-            wavs = [wavs] if wavs.ndim == 2 else list(wavs)
-        if len(wavs) != len(descriptions):
-            raise ValueError(f"melody_wavs: got {len(wavs)} for {len(descriptions)} descriptions, expected one each")
-        wavs = [None if wav is None else check(wav, "melody", "[channels, samples]") for wav in wavs]
-        check_rate(rate, "melody_sample_rate")
-        if self.lm.info.self_wav == "style":
-            return self._features(descriptions, [None if w is None else self._excerpt(w, rate, seed) for w in wavs])
-        mono = [None if wav is None else self._mono(wav, rate) for wav in wavs]
+    def _states(self, descriptions: Descriptions) -> PerRow | None:
+        """What the text encoder makes of descriptions; None if there are none. Raises BundleError without one."""
+        if not any(descriptions):
+            return None
+        if self.text is None:
+            folder = self.lm.manifest.folder
+            raise BundleError(f"{folder}: contains no text encoder for a description; export it again with --text")
+        return self.text.encode(descriptions)
+
+    def _wavs(self, descriptions: Descriptions, wavs: Wavs, rate: int | None, seed: Seed) -> SelfWav | None:
+        return self._reference().of_audio(descriptions, wavs, rate, seed)
+
+    def _reference(self) -> Reference:
+        """How melodies and styles are read, with the settings of now."""
         window = self.max_duration if self.duration > self.max_duration else None
-        return None if all(wav is None for wav in mono) else melody(self.lm.self_wav, mono, self.sample_rate, window)
-
-    def _excerpt(self, wav: np.ndarray, rate: int, seed: Seed) -> np.ndarray:
-        """MERT's features [F, width] of an excerpt of audio [channels, samples]."""
-        info = self.lm.manifest.style
-        if self.mert is None or info.style_receptive_field is None:
-            raise BundleError(
-                f"{self.lm.manifest.folder}: contains no MERT; export it again with --mert, or pass MERT's features to "
-                "generate_with_style"
-            )
-        drawn = seed if isinstance(seed, int) or seed is None else seed[0]
-        excerpt = self.excerpt.of(self._mono(wav, rate), self.sample_rate, drawn)
-        audio = convert_audio(excerpt[None, None], self.sample_rate, info.style_sample_rate, 1)[0]
-        if audio.shape[1] < info.style_receptive_field:
-            raise ValueError(f"excerpt_length: got {self.excerpt.length:g} s, too short for one of MERT's features")
-        return self.mert.run({"audio": audio})["features"][0]
-
-    def _mono(self, wav: np.ndarray, rate: int) -> np.ndarray:
-        """Audio [channels, samples] at the model's rate, [samples]; by way of its channels, as audiocraft does."""
-        return convert_audio(wav[None], rate, self.sample_rate, self.audio_channels)[0].mean(axis=0)
-
-    def _features(self, descriptions: Descriptions, features: PerRow) -> SelfWav | None:
-        """A style as the model takes it; None if there is none."""
-        if self.lm.self_wav is None or self.lm.info.self_wav != "style":
-            raise ValueError("style_features: this model takes no style: it has no conditioners.self_wav.style")
-        if len(features) != len(descriptions):
-            raise ValueError(f"style_features: got {len(features)} for {len(descriptions)} descriptions")
-        width = self.lm.self_wav.inputs["features"].shape[2]
-        for row in (row for row in features if row is not None):
-            if row.ndim != 2 or row.shape[1] != width or not len(row) or not np.isfinite(row).all():
-                raise ValueError(f"style_features: got {list(row.shape)}, expected finite numbers [F, {width}], F > 0")
-        return None if all(row is None for row in features) else style(self.lm.self_wav, features, self.excerpt.eval_q)
-
-
-def check_rate(rate: int, name: str) -> None:
-    """Raise ValueError unless this is a sample rate."""
-    if rate < 1:
-        raise ValueError(f"{name}: got {rate}, expected samples a second")
+        return Reference(self.lm, self.mert, self.sample_rate, self.audio_channels, window, self.excerpt)

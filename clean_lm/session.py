@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from clean_lm.manifest import BundleError, GraphInfo, LoadOptions, Manifest, TensorInfo
 
+Provider = str | tuple[str, dict[str, Any]]
 DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8}
 
 
@@ -40,11 +42,13 @@ class Graph:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.options.get("threads") or 0
         options.log_severity_level = 3
-        providers = list(self.options.get("providers", ("CPUExecutionProvider",)))
+        providers = list(self.options.get("providers") or ("CPUExecutionProvider",))
+        require_providers(providers)
         try:
             session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as error:  # onnxruntime has no common base class for its own
             raise BundleError(f"{self.path}: ONNX Runtime does not load it: {error}") from None
+        require_started(providers, session.get_providers())
         differ = {tensor.name for tensor in session.get_inputs()} ^ self.inputs.keys()
         if differ:
             raise BundleError(f"{self.path}: its inputs are not those of manifest.json: {sorted(differ)}")
@@ -52,9 +56,9 @@ class Graph:
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run the graph once: arrays by input name -> arrays by output name: of `outputs`, or of all."""
-        names = list(outputs or self.outputs)
-        found = self.session.run(names, dict(feeds))
-        return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
+        wanted = list(outputs or self.outputs)
+        found = self.session.run(wanted, dict(feeds))
+        return {name: np.asarray(array) for name, array in zip(wanted, found, strict=True)}
 
     def zeros(self, name: str, sizes: Mapping[str, int]) -> np.ndarray:
         """An array for one tensor, its symbolic sizes taken from `sizes`."""
@@ -63,8 +67,33 @@ class Graph:
         return np.zeros(shape, dtype=DTYPES[tensor.dtype])
 
 
+def names(providers: Sequence[Provider]) -> list[str]:
+    """Of execution providers, which may come with their options."""
+    return [provider if isinstance(provider, str) else provider[0] for provider in providers]
+
+
+def require_providers(providers: Sequence[Provider]) -> None:
+    """Raise ValueError if the installed ONNX Runtime does not have one of them: it would take the CPU, silently."""
+    available = ort.get_available_providers()
+    if missing := [name for name in names(providers) if name not in available]:
+        raise ValueError(
+            f"providers: this ONNX Runtime has no {', '.join(missing)}, only {', '.join(available)}; install the "
+            "package of onnxruntime that has it (onnxruntime-gpu for CUDA), or leave it out"
+        )
+
+
+def require_started(providers: Sequence[Provider], started: Sequence[str]) -> None:
+    """Raise ValueError if ONNX Runtime has one of them but could not start it, and took another instead."""
+    if failed := [name for name in names(providers) if name not in started]:
+        raise ValueError(
+            f"providers: ONNX Runtime could not start {', '.join(failed)}, only {', '.join(started)}; see its message "
+            "above for what is missing (drivers, CUDA, cuDNN), or leave it out"
+        )
+
+
 def open_graph(manifest: Manifest, name: str) -> Graph:
     """One graph of a bundle, its files checked, its session not yet open. Raises FileNotFoundError, BundleError."""
+    require_providers(manifest.options.get("providers") or ())
     info = manifest.require_graph(name)
     manifest.check_files(manifest.files_of(name))
     return Graph(manifest.folder / info.file, info, manifest.options)

@@ -138,12 +138,12 @@ def test_no_silence_at_the_seam(run, music, tmp_path, monkeypatch):
     monkeypatch.setattr(
         cli.MusicGen,
         "generate_continuation",
-        lambda s, p, *a, **k: given.append(p.shape[2] / 640) or whole(s, p, *a, **k),
+        lambda s, p, *a, **k: given.append(p.shape[-1] / 640) or whole(s, p, *a, **k),
     )
     sf.write(tmp_path / "in.wav", tone(1.013, rate), rate, "PCM_16")
     for side, seam in (("end", round(1.013 * rate)), ("start", 50 * rate // 50)):
         said = run("continue", tmp_path / "in.wav", "-o", tmp_path / "out.wav", "--bundle", music("text", True),
-                   "--splice", "--from", side, "--duration", "2")  # fmt: skip
+                   "--splice", "--from", side, "--duration", "2", "--overwrite")  # fmt: skip
         assert given.pop() == 50
         assert read(tmp_path / "out.wav")[0].shape == (seam + rate, 1)
         assert said["seam"] == seam / rate
@@ -179,7 +179,7 @@ def test_stereo(run, music, track, tmp_path):
     for channels, options, found in ((1, (), 1), (2, ("--splice",), 2), (6, ("--rate", "codec"), 2)):
         sf.write(tmp_path / "in.wav", tone(1.5, 32000, channels), 32000)
         said = run("continue", tmp_path / "in.wav", "-o", tmp_path / "out.wav", "--bundle", music("stereo"), *SHORT,
-                   *options)  # fmt: skip
+                   "--overwrite", *options)  # fmt: skip
         assert said["channels"] == found == sf.info(tmp_path / "out.wav").channels
 
 
@@ -214,8 +214,10 @@ def test_codec(run, music, track, tmp_path, capsys):
     assert said["codes_used"] == [len(set(codes[0, k])) for k in range(4)]
     assert said["si_sdr_db"] == pytest.approx(audio.si_sdr(decoded, sound), abs=0.02)
     assert min(said["encode_real_time_factor"], said["decode_real_time_factor"]) > 0
-    assert cli.main(["codec", str(track), "-o", str(tmp_path / "out.wav"), "--bundle", str(bundle)]) == 0
-    assert f"out.wav: 2.50 s, 32000 Hz, 125 frames of 4 codes\nSI-SDR {said['si_sdr_db']} dB" in capsys.readouterr().out
+    assert cli.main(["codec", str(track), "-o", str(tmp_path / "said.wav"), "--bundle", str(bundle)]) == 0
+    assert (
+        f"said.wav: 2.50 s, 32000 Hz, 125 frames of 4 codes\nSI-SDR {said['si_sdr_db']} dB" in capsys.readouterr().out
+    )
 
 
 def test_si_sdr():
@@ -286,7 +288,7 @@ REFUSED = {
     "six channels": (("six.wav", "--bundle", "stereo"), "six.wav: has 6 channels, the model 2: give --rate codec"),
     "prompt": (
         ("track.wav", "--duration", "2", "--prompt-seconds", "2"),
-        "duration: requested 2 s, but the prompt already has 2 s",
+        "--duration: requested 2 s, but the prompt already has 2 s",
     ),
     "duration infinite": (
         ("track.wav", "--duration", "inf"),
@@ -299,10 +301,66 @@ REFUSED = {
     "takes": (("track.wav", "--takes", "0"), "--takes: got 0, expected 1 or more"),
     "seed": (("track.wav", "--seed", "-1"), "--seed: got -1, expected a number from 0 to 2^64 - 1"),
     "threads": (("track.wav", "--threads", "0"), "--threads: got 0, expected 1 or more"),
-    "top k": (("track.wav", "--top-k", "-1"), "top_k: got -1"),
-    "top p": (("track.wav", "--top-p", "nan"), "top_p: got nan"),
-    "temperature": (("track.wav", "--temperature", "-0.5"), "temperature: got -0.5"),
-    "guidance": (("track.wav", "--cfg-coef", "inf"), "cfg_coef: got inf"),
+    "top k": (("track.wav", "--top-k", "-1"), "--top-k: got -1, expected a whole number from 0 (off) to 2^63 - 1"),
+    "top p": (("track.wav", "--top-p", "nan"), "--top-p: got nan, expected 0 (off) to 1"),
+    "temperature": (
+        ("track.wav", "--temperature", "-0.5"),
+        "--temperature: got -0.5, expected 0 (greedy) or at least 1e-06",
+    ),
+    "guidance": (("track.wav", "--cfg-coef", "inf"), "--cfg-coef: got inf, expected a finite number"),
+    "negative text": (
+        ("track.wav", "--bundle", "mute", "--negative-text", "x"),
+        "mute: contains no text encoder for --neg",
+    ),
+    "negative text alone": (
+        ("track.wav", "--negative-text", "x", "--cfg-coef", "1"),
+        "counts for nothing with --cfg-coef 1",
+    ),
+    "takes beyond memory": (
+        ("track.wav", "--takes", "100000"),
+        "--takes: got 100000, expected 1 or more, 1000 at most",
+    ),
+    "denormal": (
+        ("track.wav", "--temperature", "1e-40"),
+        "--temperature: got 1e-40, expected 0 (greedy) or at least 1e-06",
+    ),
+    "beyond float32": (
+        ("track.wav", "--cfg-coef", "1e39"),
+        "--cfg-coef: got 1e+39, expected a finite number, 1e+06 at most",
+    ),
+    "beyond int64": (("track.wav", "--top-k", str(2**63)), f"--top-k: got {2**63}, expected a whole number from 0"),
+    "less than a frame": (
+        ("track.wav", "--duration", "0.01"),
+        "--duration: got 0.01 s, expected 0.02 s (a frame) or more",
+    ),
+    "more than a day": (
+        ("track.wav", "--duration", "1e9"),
+        "--duration: got 1e+09 s, expected 86400 s (a day) at most",
+    ),
+    "a prompt of a window": (
+        ("long.wav", "--prompt-seconds", "35", "--duration", "60"),
+        "--prompt-seconds: got 35, expected less than 30 s, the model's window, for a --duration of 60 s",
+    ),
+    "fade": (("track.wav", *SHORT, "--fade-out", "1.5"), "--fade-out: got 1.5, expected 0 to 1 s, what is new"),
+    "fade nan": (("track.wav", "--fade-out", "nan"), "--fade-out: got nan"),
+    "channel": (("high.wav", "--channel", "left"), "--channel: got 'left', expected mix: the audio has 1 channel"),
+    "nan": (("nan.wav", "--splice", "--takes", "4"), "nan.wav: 1 of 110250 samples are NaN or infinite"),
+    "truncated": (("cut.wav",), "cut.wav: truncated: its header says 2.5 s, 1.2 s are there; copy it again"),
+    "output is the input": (
+        ("track.wav", "-o", "track.wav", "--overwrite"),
+        "track.wav: is the input track.wav itself",
+    ),
+    "by a symbolic link": (("track.wav", "-o", "soft.wav", "--overwrite"), "soft.wav: is the input track.wav itself"),
+    "by a hard link": (("track.wav", "-o", "hard.wav", "--overwrite"), "hard.wav: is the input track.wav itself"),
+    "a take is the input": (
+        ("take-2.wav", "-o", "take.wav", "--takes", "2", "--overwrite"),
+        "take-2.wav: is the input",
+    ),
+    "an earlier output": (
+        ("track.wav", "-o", "six.wav"),
+        "six.wav: exists already; choose another name, or give --over",
+    ),
+    "an earlier take": (("track.wav", "-o", "take.wav", "--takes", "2"), "take-2.wav: exists already"),
     "splice": (("track.wav", "--splice", "--rate", "codec"), "--splice keeps the track as it is"),
 }
 
@@ -310,11 +368,12 @@ REFUSED = {
 def write_manifests(folder: Path, whole: Path) -> None:
     """Bundles that are manifests alone: whole, without a codec, without a text encoder, stereo."""
     tree = json.loads((whole / "manifest.json").read_text())
-    graphs = {name: graph for name, graph in tree["graphs"].items() if name != "text_encoder"}
+    mute = lambda graphs: {name: graph for name, graph in graphs.items() if name != "text_encoder"}  # noqa: E731
+    variants = {name: {**one, "graphs": mute(one["graphs"])} for name, one in tree.get("variants", {}).items()}
     for name, change in {
         "bundle": {},
         "lm": {"model": {key: value for key, value in tree["model"].items() if key != "hop"}},
-        "mute": {"graphs": graphs},
+        "mute": {"graphs": mute(tree["graphs"]), "variants": variants},
         "stereo": {"model": {**tree["model"], "channels": 2}},
     }.items():
         (folder / name).mkdir()
@@ -331,6 +390,15 @@ def test_refused_before_anything_is_loaded(music, track, tmp_path, monkeypatch, 
     Path("folder.wav").mkdir()
     sf.write("six.wav", tone(1.5, 8000, 6), 8000)
     sf.write("high.wav", tone(1.5, 192000), 192000)
+    sf.write("take-2.wav", tone(1.5, 8000), 8000)
+    sf.write("long.wav", tone(40, 8000), 8000)
+    wave = tone(2.5, 44100)
+    wave[10] = np.nan  # long before the prompt
+    sf.write("nan.wav", wave, 44100, "FLOAT")
+    content = track.read_bytes()
+    Path("cut.wav").write_bytes(content[: len(content) // 2])
+    Path("soft.wav").symlink_to("track.wav")
+    Path("hard.wav").hardlink_to("track.wav")
     before = sorted(tmp_path.rglob("*"))
     arguments, message = REFUSED[name]
     assert cli.main(["continue", "--bundle", "bundle", "-o", "out.wav", *arguments]) == 1
@@ -347,6 +415,12 @@ def test_refused_before_anything_is_loaded(music, track, tmp_path, monkeypatch, 
     [
         (("generate", "--bundle", "bundle", "-o", "out.wav", "--duration", "0.001"), "--duration: got 0.001 s"),
         (("codec", "none.wav", "--bundle", "bundle", "-o", "out.wav"), "none.wav: not found"),
+        (
+            ("codec", "track.wav", "--bundle", "bundle", "-o", "track.wav", "--overwrite"),
+            "is the input track.wav itself",
+        ),
+        (("plot", "track.wav", "-o", "track.wav", "--overwrite"), "is the input track.wav itself"),
+        (("plot", "track.wav", "-o", "bundle/manifest.json"), "manifest.json: exists already"),
         (("codec", "track.wav", "--bundle", "bundle", "-o", "out.txt"), "the extension is '.txt'"),
         (("codec", "track.wav", "--bundle", "bundle", "-o", "out.wav"), "compression_encode.onnx: listed in"),
         (("codec", "track.wav", "--bundle", "bundle", "-o", "out.wav", "--threads", "-1"), "--threads: got -1"),

@@ -126,7 +126,7 @@ def test_a_style_is_heard_by_mert(style, mert):
     """An excerpt at 24 kHz: the features that transformers has of it."""
     heard = sound(5.0, 32_000, 1)
     style.set_style_conditioner_params(excerpt_length=3.0, excerpt_start=1.0)
-    ours = style._excerpt(heard, 32_000, None)
+    ours = style._reference().style_features(heard, 32_000, None)
     excerpt = convert_audio(heard[None, :, 32_000:128_000], 32_000, 24_000, 1)[0]
     with torch.inference_mode():
         theirs = mert(torch.from_numpy(excerpt)).last_hidden_state[0].numpy()

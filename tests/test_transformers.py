@@ -50,17 +50,19 @@ class Case:
     texts: list[np.ndarray | None]
     prompt: np.ndarray
     frames: int
+    negatives: list[np.ndarray | None] | None = None  # texts of the unconditional rows
 
     @property
     def batch(self) -> int:
         return len(self.texts)
 
     def states(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Texts, then as many nulls, padded: [2B, N, E], [2B, N]."""
-        longest = max((len(text) for text in self.texts if text is not None), default=1)
+        """Texts, then negative texts or as many nulls, padded: [2B, N, E], [2B, N]."""
+        texts = [*self.texts, *(self.negatives or [None] * self.batch)]
+        longest = max((len(text) for text in texts if text is not None), default=1)
         states = torch.zeros(2 * self.batch, longest, self.ours.config.text_dim)
         mask = torch.zeros(states.shape[:2], dtype=torch.int64)
-        for row, text in enumerate(self.texts):
+        for row, text in enumerate(texts):
             if text is not None:
                 states[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text), 1
         return states, mask
@@ -106,9 +108,12 @@ def cases(draw: st.DrawFn, channels: int | None = None) -> Case:
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     texts = [draw(lengths) for _ in range(batch)]
-    states = [None if n is None else torch.randn(n, TEXT_DIM).numpy() for n in texts]
+    negatives = [draw(lengths) for _ in range(batch)] if draw(st.booleans()) else []
+    states, negative = (
+        [None if n is None else torch.randn(n, TEXT_DIM).numpy() for n in part] for part in (texts, negatives)
+    )
     prompt = torch.randint(0, card, (batch, codebooks, known)).numpy()
-    return Case(theirs, mapped(theirs, projection), projection, states, prompt, frames)
+    return Case(theirs, mapped(theirs, projection), projection, states, prompt, frames, negative or None)
 
 
 def mapped(theirs: MusicgenForCausalLM, projection: torch.nn.Linear) -> Model:
@@ -184,7 +189,9 @@ def test_onnx_runtime(attention, channels, data):
         c = case.ours.config
         write_manifest(folder, describe(c), defaults(c), CACHE_UPDATE[attention], ["lm_inference", "lm_condition"])
         sampling = Sampling(use_sampling=False, cfg_coef=COEF)
-        ours = LanguageModel.load(folder).generate_codes(case.prompt, case.texts, frames=case.frames, sampling=sampling)
+        ours = LanguageModel.load(folder).generate_codes(
+            case.prompt, case.texts, frames=case.frames, sampling=sampling, negative_states=case.negatives
+        )
     finally:
         shutil.rmtree(folder)
     np.testing.assert_array_equal(ours, tokens)
