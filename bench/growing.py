@@ -14,7 +14,7 @@ from clean_lm.models.config import LMConfig
 from clean_lm.models.lm import LM
 from clean_lm.models.transformer import Cache, StandardAttention, scaled
 from export.bundle_writer import new_folder
-from export.lm_graphs import cache_ports
+from export.lm_graphs import cache_specs
 from export.onnx_graph import TensorSpec, write
 from weights.lm import load
 
@@ -56,11 +56,11 @@ def export(checkpoint: Path, out: Path) -> None:
     inputs = {
         "codes": TensorSpec("codes", torch.int64, ("rows", c.codebooks, "columns")),
         "position": TensorSpec("position", torch.int64, (1,)),
-        "past": cache_ports(c, "past_key_values", "capacity", c.head_dim, dtype),
-        "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts"),
+        "past": cache_specs(c, "past_key_values", "capacity", c.head_dim, dtype),
+        "cross": cache_specs(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts"),
     }
-    presents = cache_ports(c, "present", "total", c.head_dim, dtype)
+    presents = cache_specs(c, "present", "total", c.head_dim, dtype)
     outputs = [TensorSpec("logits", torch.float32, ("rows", "columns", c.codebooks, c.card))]
-    outputs += [port for cache in presents for port in cache]
+    outputs += [spec for cache in presents for spec in cache]
     with new_folder(out, model.parameters * 4) as folder:
         write(GrowingLM(c), model.weights("lm"), dtype, inputs, outputs, folder / FILE)

@@ -70,12 +70,10 @@ class Optimum:
         mask = np.zeros(states.shape[:2], dtype=np.int64)
         if mode.text:
             states[: mode.takes], mask[: mode.takes] = m.text(), 1
-        names = list(self.condition.outputs)
-        cross = self.condition.session.run(names, {"text_states": states, "text_mask": mask})
+        cross = self.condition.run({"text_states": states, "text_mask": mask})
         past = np.zeros((rows, m.heads, at, m.head_dim), dtype=np.float32)
         fill_random(past)
-        feeds = {name: np.asarray(cache) for name, cache in zip(names, cross, strict=True)}
-        feeds |= {name.replace("present", "past_key_values"): past.copy() for name in self.outputs[1:]}
+        feeds = cross | {name.replace("present", "past_key_values"): past.copy() for name in self.outputs[1:]}
         return Run(self, feeds, at, mode, top_k)
 
 

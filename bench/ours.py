@@ -3,15 +3,19 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
-import clean_lm.musicgen
 from bench.weights import read_bytes
 from bench.workload import CFG_COEF, TOP_K, Coder, Mode, Model, Step, Workload, fill_random
-from clean_lm.manifest import Graph, Manifest
-from clean_lm.runtime import Decoder, LanguageModel, Sampling
+from clean_lm.audio_codec import Codec
+from clean_lm.generation import Decoder, Sampling
+from clean_lm.language_model import LanguageModel
+from clean_lm.manifest import Manifest
+from clean_lm.musicgen import MusicGen
+from clean_lm.session import Graph, open_graph
 
 ROOT = Path(__file__).parents[1]
 FP32 = "fp32"
@@ -29,29 +33,28 @@ def export(checkpoint: Path, bundle: Path, variants: Sequence[str]) -> None:
 
 def variants(bundle: Path) -> tuple[str, ...]:
     """The variants of the language model that a bundle holds."""
-    return tuple(Manifest.read(bundle).need("variants"))
+    return tuple(Manifest.read(bundle).variants)
 
 
 def sizes(bundle: Path) -> Model:
     """The sizes of a bundle's model."""
-    model = Manifest.read(bundle).need("model")
-    said = {name: model[name] for name in Model.__dataclass_fields__}
-    return Model(**{**said, "delays": tuple(model["delays"])})
+    model = Manifest.read(bundle).language_model
+    return Model(**{field.name: getattr(model, field.name) for field in fields(Model)})
 
 
 def graph_file(bundle: Path, variant: str) -> Path:
     """The file of a variant's lm_inference."""
-    return Manifest.read(bundle, variant=variant, hashes=False).graph("lm_inference").path
+    return bundle / Manifest.read(bundle, variant=variant).graphs["lm_inference"].file
 
 
 def condition(bundle: Path) -> Graph:
     """The float32 lm_condition, for a contender that has none of its own."""
-    return Manifest.read(bundle, variant=FP32, hashes=False).graph("lm_condition")
+    return open_graph(Manifest.read(bundle, variant=FP32, hashes=False), "lm_condition")
 
 
-def music(bundle: Path, variant: str) -> clean_lm.musicgen.MusicGen:
+def music(bundle: Path, variant: str) -> MusicGen:
     """Everything, for streaming."""
-    return clean_lm.musicgen.MusicGen.load(bundle, variant=variant, hashes=False)
+    return MusicGen.load(bundle, variant=variant, hashes=False)
 
 
 class OurCoder:
@@ -60,7 +63,7 @@ class OurCoder:
     name = "clean_lm"
 
     def __init__(self, bundle: Path):
-        codec = clean_lm.musicgen.Codec.load(bundle, hashes=False)
+        codec = Codec.load(bundle, hashes=False)
         self.encode, self.decode = codec.encode, codec.decode
 
 
@@ -78,14 +81,17 @@ class Ours:
         return mode.takes * (2 if mode.text else 1)
 
     def prefill(self, mode: Mode, columns: int) -> Step:
-        return self._go_on(mode, self._decoder(mode), columns)
+        decoder = self._decoder(mode)
+        codes = decoder.prefill(self.model.codes(mode.takes, columns), self._uniform(mode))
+        return self._steps(mode, decoder, codes)
 
     def seek(self, mode: Mode, at: int) -> Step:
         decoder = self._decoder(mode)
         for cache in decoder.caches.values():
             fill_random(cache)
         decoder.filled = at
-        return self._go_on(mode, decoder, 1)
+        codes = decoder.step(self.model.codes(mode.takes, 1), self._uniform(mode))
+        return self._steps(mode, decoder, codes)
 
     def step_bytes(self, mode: Mode, at: int) -> int:
         names = [name for name in self.lm.lm.inputs if name.startswith("past_key_values.")]
@@ -106,8 +112,10 @@ class Ours:
         assert isinstance(decoder, Decoder)
         return decoder
 
-    def _go_on(self, mode: Mode, decoder: Decoder, columns: int) -> Step:
-        """Read `columns` more, and the step after them."""
-        uniform = np.full((mode.takes, self.model.codebooks), 0.5, dtype=np.float32)
-        codes = decoder(self.model.codes(mode.takes, columns), uniform)  # the decoder's own array: every call fills it
-        return lambda: decoder(codes[:, :, None], uniform)
+    def _uniform(self, mode: Mode) -> np.ndarray:
+        return np.full((mode.takes, self.model.codebooks), 0.5, dtype=np.float32)
+
+    def _steps(self, mode: Mode, decoder: Decoder, codes: np.ndarray) -> Step:
+        """The steps that follow. codes [B, K] is the decoder's own array, which every call fills anew."""
+        uniform = self._uniform(mode)
+        return lambda: decoder.step(codes[:, :, None], uniform)

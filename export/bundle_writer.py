@@ -1,129 +1,131 @@
-"""Folders that appear whole or not at all, and the manifest that says what is in a bundle."""
+"""Writes bundles: a folder that appears whole or not at all, and its manifest.json.
+
+Every manifest is composed, validated and written here: `write_manifest` for a new bundle, `replace_variants` for one
+that gets other variants.
+"""
 
 import contextlib
 import errno
 import json
-import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from clean_lm.manifest import FORMAT, VERSION, sha256
+from clean_lm import atomic
+from clean_lm.manifest import FORMAT, VERSION, Manifest, sha256
+from export.commands import ExportError
+from export.sharing import Entries, Shared
 
+FP32 = "fp32"  # the variant that every bundle begins with
 VARIED = ("lm_condition", "lm_inference", "text_encoder")  # the graphs that variants store in their own way
 # Where graphs run, and the variants to prefer there. On CPUs it is the default, the first that the user wanted. In WASM
 # MatMulNBits takes 6 to 10 times as long as anything else; WebGPU takes no int8 caches.
 BACKENDS = {"cpu": (), "wasm": ("dynamic", "fp16", "fp32"), "webgpu": ("q4f16", "fp16", "fp32")}
 
 
-class ExportError(RuntimeError):
-    """Why an export was not made, and what to do."""
+# Folders
 
 
 @contextlib.contextmanager
-def reported(*errors: type[Exception], interrupted: str = "nothing was written") -> Iterator[None]:
-    """End a command with a line instead of a traceback where these errors end it, or Ctrl-C."""
-    try:
-        yield
-    except errors as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted: {interrupted}")
-
-
-@contextlib.contextmanager
-def new_folder(out: Path, needed: int) -> Iterator[Path]:
+def new_folder(out: Path, bytes_required: int) -> Iterator[Path]:
     """A folder to write in, which becomes `out` when the block ends well and vanishes when it does not.
 
-    needed: bytes that will be written. Raises ExportError where `out` exists or the disk is too small.
+    Raises ExportError where `out` exists, the disk has too little room, or it is full before the end.
     """
     if out.exists():
         raise ExportError(f"{out} already exists; remove it or choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise ExportError(f"{out.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir()
+    if free < bytes_required:
+        raise ExportError(f"{out.parent}: {free / 1e9:.1f} GB free, {bytes_required / 1e9:.1f} GB needed")
     try:
-        yield partial
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
-        partial.rename(out)
-        _sync(out.parent)
+        with atomic.folder(out) as folder:
+            yield folder
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExportError(f"{out}: the disk is full; nothing was kept of this export") from error
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+# The manifest
 
 
 def write_manifest(
     folder: Path,
-    model: dict[str, Any],
-    defaults: dict[str, Any],
+    model: Mapping[str, Any],
+    defaults: Mapping[str, Any],
     cache_update: str | None,
     graphs: Sequence[str],
-    shared_graphs: dict[str, Any] | None = None,
-    shared_files: dict[str, Any] | None = None,
+    shared: Sequence[Shared] = (),
 ) -> None:
-    """Write manifest.json: every tensor as read back from its file, every file with its size and SHA-256.
+    """Write the manifest.json of a new bundle.
 
-    cache_update: None where no graph has a cache. shared: entries of another bundle's manifest, which stay there.
-    What has variants stands for the one that is there, fp32.
+    cache_update: None where no graph has a cache. graphs: names of those in `folder`, whose tensors are read back from
+    their files. shared: parts of other bundles, which stay there. fp32 is the only variant.
     """
     own = {name: describe(folder / f"{name}.onnx") for name in graphs}
+    theirs = [part.entries(folder) for part in shared]
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "model": model,
         "defaults": defaults,
         "cache_update": cache_update,
-        "graphs": own | (shared_graphs or {}),
+        "graphs": own | _union(graphs for graphs, _ in theirs),
     }
     if cache_update:
-        varied = {name: own[name] for name in graphs if name in VARIED}
-        entry = {"graphs": varied, "bytes": size(folder, varied), "cache": "float", "cache_update": cache_update}
-        manifest |= {
-            "variant": "fp32",
-            "backends": {backend: ["fp32"] for backend in BACKENDS},
-            "variants": {"fp32": entry},
-        }
-    manifest["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
-    manifest["files"] |= shared_files or {}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        manifest |= _first_variant(folder, {name: own[name] for name in graphs if name in VARIED}, cache_update)
+    files = {path.name: _file(path) for path in sorted(folder.iterdir())}
+    manifest["files"] = files | _union(files for _, files in theirs)
+    _write(folder, manifest)
 
 
-def size(folder: Path, graphs: Mapping[str, Any]) -> int:
-    """Bytes of some graphs of a manifest, weights included."""
-    return sum(path.stat().st_size for graph in graphs.values() for path in folder.glob(f"{graph['file']}*"))
+def replace_variants(manifest: Manifest, variants: Mapping[str, Any], default: str) -> None:
+    """Write the manifest of a bundle anew, with these variants, and remove the files of those that are no longer there.
+
+    variants: entries of the manifest by name; files of new ones lie in the folder.
+    """
+    folder, document = manifest.folder, manifest.document
+    old, new = (_variant_files(entries) for entries in (document["variants"], variants))
+    files = {name: entry for name, entry in document["files"].items() if name not in old}
+    files |= {name: document["files"].get(name) or _file(folder / name) for name in sorted(new)}
+    chosen = variants[default]
+    changed = {
+        **document,
+        "graphs": document["graphs"] | chosen["graphs"],
+        "cache_update": chosen["cache_update"],
+        "variant": default,
+        "variants": variants,
+        "files": files,
+        "backends": {backend: preferred(backend, variants, default) for backend in BACKENDS},
+    }
+    _write(folder, changed)
+    for name in old - new:
+        (folder / name).unlink()
 
 
-def print_files(out: Path, parameters: int, seconds: float) -> None:
-    """Say what was written, and in what time."""
-    for path in sorted(out.iterdir()):
-        print(f"{path.stat().st_size / 1e6:10.2f} MB  {path}")
-    print(f"{parameters / 1e6:10.2f} M parameters")
-    print(f"{seconds:10.1f} s")
+def merged_model(
+    lm: Mapping[str, Any], codec: Mapping[str, Any], text: Mapping[str, Any], mert: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The manifest's `model` for a whole bundle, from what its parts say of themselves; {} for a part that is not
+    there. The language model decides what several know."""
+    model = {name: value for name, value in mert.items() if name.startswith("style_")}
+    model |= {name: value for name, value in text.items() if name.startswith("text_")}
+    model |= lm
+    return model | {name: codec[name] for name in ("sample_rate", "hop", "frame_rate", "lookahead")}
+
+
+def preferred(backend: str, variants: Mapping[str, Any], default: str) -> list[str]:
+    """The variants that a backend should take, the best first; those that are worse than the bounds last."""
+    held = [name for name in BACKENDS[backend] or (default,) if name in variants]
+    return sorted(held, key=lambda name: not variants[name].get("quality", {}).get("within_bounds", True))
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """A graph's inputs and outputs, and whose weights it reads where they are not its own, from its file."""
+    """A graph's entry: its inputs and outputs, read from its file, and whose weights it reads if not its own."""
     graph = onnx.load(path, load_external_data=False).graph
     places = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
     (data,) = places or {None}
@@ -135,7 +137,40 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
+def size(folder: Path, graphs: Mapping[str, Any]) -> int:
+    """Bytes of the files of some graphs' entries, weights included."""
+    return sum(path.stat().st_size for graph in graphs.values() for path in folder.glob(f"{graph['file']}*"))
+
+
+def _first_variant(folder: Path, graphs: Entries, cache_update: str) -> dict[str, Any]:
+    """What a manifest says of its variants where float32 is the only one."""
+    entry = {"graphs": graphs, "bytes": size(folder, graphs), "cache": "float", "cache_update": cache_update}
+    return {"variant": FP32, "backends": {backend: [FP32] for backend in BACKENDS}, "variants": {FP32: entry}}
+
+
+def _variant_files(variants: Mapping[str, Any]) -> set[str]:
+    """The names of all files of some variants' graphs."""
+    graphs = [graph["file"] for entry in variants.values() for graph in entry["graphs"].values()]
+    return {f"{name}{end}" for name in graphs for end in ("", ".data")}
+
+
+def _write(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write manifest.json, whole or not at all. Raises BundleError where the runtime would not read it."""
+    text = json.dumps(manifest, indent=1) + "\n"
+    Manifest.parse(folder, json.loads(text))
+    with atomic.file(folder / "manifest.json") as file:
+        file.write(text.encode())
+
+
+def _file(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
 def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return {"name": value.name, "dtype": dtype, "shape": [d.dim_param or d.dim_value for d in tensor.shape.dim]}
+
+
+def _union(parts: Iterator[Entries]) -> Entries:
+    return {name: entry for part in parts for name, entry in part.items()}

@@ -1,4 +1,7 @@
-"""The graph of melody and style models that reads a sound: lm_melody.onnx or lm_style.onnx, in float32 always."""
+"""The graph that encodes melody or style audio into the conditioning prefix: lm_melody.onnx or lm_style.onnx.
+
+It is float32 in every variant.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,34 +15,35 @@ from clean_lm.models.chroma import Melody
 from clean_lm.models.config import LMConfig, MelodyConfig, StyleConfig
 from clean_lm.models.encodec import nearness
 from clean_lm.models.style import Style
+from clean_lm.session import open_graph
 from export.onnx_graph import TensorSpec, write
-from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
+from export.parity import Verdict, largest_difference
 from weights.mapping import Model, fill
 
 DTYPE = torch.float32
 FEATURE_RATE, FEATURE_SAMPLE_RATE = 75, 24_000  # MERT's: features a second, of a sound at this rate
-SECONDS = (0.2, 7.0)  # of the sounds that are compared: one shorter than a frame
-CLEAR = 1e-4  # of the largest: where the best and the second are closer, rounding may choose either
+SECONDS = (0.2, 7.0)  # of the melodies that are compared: one shorter than a frame
+CLEAR = 1e-4  # of the largest score: where the best and the second are closer, rounding may choose either
 
 
 def write_graph(model: Model[LMConfig], folder: Path) -> str:
-    """Write the graph with its weights to `folder`. Returns its name: the file's, without .onnx."""
+    """Write the graph with its weights. Returns its name: the file's, without .onnx."""
     kind, module = conditioner(model)
-    inputs, output = self_wav_ports(model.config.self_wav)
+    inputs, output = self_wav_specs(model.config.self_wav)
     name = f"lm_{kind}"
     write(module, model.weights(kind, DTYPE), DTYPE, inputs, [output], folder / f"{name}.onnx")
     return name
 
 
 def conditioner(model: Model[LMConfig]) -> tuple[str, Melody | Style]:
-    """Which conditioner a model has, by the name of its component, and its module, not filled."""
+    """The name of a model's conditioner, "melody" or "style", and its module without weights."""
     c = model.config.self_wav
     assert c is not None
     return ("melody", Melody(c)) if isinstance(c, MelodyConfig) else ("style", Style(c))
 
 
-def self_wav_ports(c: MelodyConfig | StyleConfig | None) -> tuple[dict[str, TensorSpec], TensorSpec]:
-    """What goes into the graph, by argument, and what comes out."""
+def self_wav_specs(c: MelodyConfig | StyleConfig | None) -> tuple[dict[str, TensorSpec], TensorSpec]:
+    """The inputs of the graph, by argument, and its output."""
     assert c is not None
     if isinstance(c, MelodyConfig):
         audio = TensorSpec("audio", DTYPE, ("melodies", "samples"))
@@ -50,7 +54,7 @@ def self_wav_ports(c: MelodyConfig | StyleConfig | None) -> tuple[dict[str, Tens
 
 
 def describe(c: MelodyConfig | StyleConfig) -> dict[str, Any]:
-    """What the manifest's `model` says of the conditioner, beside the sizes that its graph's tensors show."""
+    """What the manifest's `model` says of the conditioner; its sizes are those of its graph's tensors."""
     if isinstance(c, MelodyConfig):
         return {"self_wav": "melody"}
     return {
@@ -64,30 +68,32 @@ def describe(c: MelodyConfig | StyleConfig) -> dict[str, Any]:
     }
 
 
-def parity(bundle: Path, model: Model[LMConfig], seed: int = 0) -> str:
-    """One line on the graph beside the PyTorch modules in float64, on random input; it begins with the verdict."""
+def parity(bundle: Path, model: Model[LMConfig], seed: int = 0) -> Verdict:
+    """The graph beside the PyTorch modules in float64, on random input.
+
+    Only vectors whose choices (of pitches, of codes) are clear count: elsewhere rounding may choose another.
+    """
     kind, _ = conditioner(model)
-    graph = Manifest.read(bundle, hashes=False).graph(f"lm_{kind}")
+    graph = open_graph(Manifest.read(bundle, hashes=False), f"lm_{kind}")
     compared: list[np.ndarray] = []
     vectors = 0
     for feed in feeds(model.config.self_wav, np.random.default_rng(seed)):
-        (exact, margin), (own, _) = (reference(model, feed, dtype) for dtype in (torch.float64, DTYPE))
-        (ours,) = graph.session.run(["self_wav"], feed)
-        compared.append(np.stack([np.asarray(ours), own, exact])[:, margin > CLEAR])
+        (exact, margin), (pytorch, _) = (reference(model, feed, dtype) for dtype in (torch.float64, DTYPE))
+        ours = graph.run(feed)["self_wav"]
+        compared.append(np.stack([ours, pytorch, exact])[:, margin > CLEAR])
         vectors += margin.size
-    ours, own, exact = np.concatenate(compared, axis=1)
-    largest = np.abs(exact).max()
-    difference, rounding = (float(np.abs(x - exact).max() / largest) for x in (ours, own))
-    tolerance = max(TOLERANCE, SHARP * rounding)
-    return (
-        f"{AGREES if difference <= tolerance else DISAGREES} with the PyTorch modules: {len(exact)} of {vectors} "
-        f"vectors of lm_{kind}, those of a clear choice, largest difference {difference:.1e} of the largest value "
-        f"(tolerance {tolerance:.1e}, PyTorch's own {rounding:.1e})"
-    )
+    ours, pytorch, exact = np.concatenate(compared, axis=1)
+    difference = largest_difference(ours, pytorch, exact, "the largest value")
+    return Verdict(f"{len(exact)} of {vectors} vectors of lm_{kind}, those of a clear choice", (difference,))
+
+
+def verdicts(bundle: Path, model: Model[LMConfig]) -> dict[str, Verdict]:
+    """By the graph's name; {} for a model without one."""
+    return {f"lm_{conditioner(model)[0]}": parity(bundle, model)} if model.config.self_wav else {}
 
 
 def feeds(c: MelodyConfig | StyleConfig | None, rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
-    """Random input: sounds of two lengths, or features of an excerpt, told in one level and in all."""
+    """Random input: melodies of two lengths, or a style's features with one level of its codebooks and with all."""
     assert c is not None
     if isinstance(c, MelodyConfig):
         sounds = [0.3 * rng.standard_normal((2, int(seconds * c.sample_rate))) for seconds in SECONDS]
@@ -98,7 +104,7 @@ def feeds(c: MelodyConfig | StyleConfig | None, rng: np.random.Generator) -> lis
 
 @torch.inference_mode()
 def reference(model: Model[LMConfig], feed: dict[str, np.ndarray], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The PyTorch modules in `dtype` -> self_wav [M, T, output_dim], how clear its choices are [M, T]."""
+    """The PyTorch modules in `dtype` -> self_wav [M, T, output_dim], the smallest lead of its choices [M, T]."""
     kind, module = conditioner(model)
     fill(module, model.weights(kind, dtype))
     tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
@@ -115,6 +121,6 @@ def reference(model: Model[LMConfig], feed: dict[str, np.ndarray], dtype: torch.
 
 
 def lead(scores: Tensor) -> Tensor:
-    """How far the best is before the second, as a share of the largest: scores [..., n] -> [...]."""
+    """How far the best is ahead of the second, as a share of the largest: scores [..., n] -> [...]."""
     best, second = scores.topk(2, dim=-1).values.unbind(dim=-1)
     return (best - second) / scores.abs().amax(dim=-1)

@@ -4,8 +4,9 @@
   python export/lm.py --ckpt state_dict.bin --out bundle --variant int4
 
 Melody and style models have lm_melody.onnx or lm_style.onnx too. The float32 graphs are then run beside the PyTorch
-modules, and the largest difference is printed; of other variants (see export/quantize.py), how they differ from
-float32.
+modules, and the largest difference is printed; graphs that disagree are not kept. Variants (listed by
+export/quantize.py --help) are measured beside float32, on codes that the float32 model draws: to measure on audio
+clips, which takes a codec, use export/bundle.py.
 """
 
 import argparse
@@ -16,18 +17,21 @@ from typing import Any
 
 import torch
 
+from clean_lm.generation import Sampling
 from clean_lm.models.config import ConfigError, LMConfig
-from clean_lm.runtime import Sampling
 from export import conditioner, quantize
-from export.bundle_writer import ExportError, new_folder, print_files, reported, write_manifest
+from export.bundle_writer import new_folder, write_manifest
+from export.commands import ExportError, errors_as_one_line, print_files, progress
 from export.lm_graphs import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
-from export.onnx_graph import say
-from export.verify import DISAGREES, parity, summary
+from export.lm_parity import parity
+from export.parity import calls_verdict, require_agreement
+from export.variants import FP32, bytes_required, validate_attention
+from export.variants import add_options as add_variant_options
 from weights.checkpoint import CheckpointError
 from weights.lm import load
 from weights.mapping import MappingError, Model
 
-# Of audiocraft's set_generation_params: seconds that are generated, and from one window's start to the next's.
+# Defaults of audiocraft's set_generation_params by solver, in seconds: duration, extend_stride.
 DURATION = {"musicgen": (30.0, 18.0), "audiogen": (10.0, 2.0)}
 
 
@@ -39,7 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     add_options(parser)
     args = parser.parse_args()
-    with reported(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
+    with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
         export(args.ckpt, args.out, args.attention, args.variant, args.cache)
 
 
@@ -51,49 +55,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="ort",
         help="ort: ONNX Runtime's own operator, fast (default); standard: ai.onnx operators only, for other engines",
     )
-    quantize.add_options(parser)
+    add_variant_options(parser)
 
 
 def export(
-    ckpt: Path, out: Path, attention: str = "ort", variants: Sequence[str] = (quantize.FP32,), cache: str | None = None
+    ckpt: Path, out: Path, attention: str = "ort", variants: Sequence[str] = (FP32,), cache: str | None = None
 ) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
     model = load(ckpt)
-    refuse(model.config)
-    quantize.refuse(variants, attention == "ort")
-    with new_folder(out, quantize.needed(model.parameters, variants)) as folder:
+    validate(model.config)
+    validate_attention(variants, attention)
+    with new_folder(out, bytes_required(model.parameters, variants)) as folder:
         names = write_all(model, folder, attention)
         write_manifest(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], names)
-        say("comparing with the PyTorch modules")
-        verdicts = [summary(parity(folder, model), "the PyTorch modules")]
-        if model.config.self_wav:
-            verdicts.append(f"{names[-1]} {conditioner.parity(folder, model)}")
-        if any(DISAGREES in verdict for verdict in verdicts):
-            raise ExportError("nothing was written: the graphs are not what PyTorch computes.\n" + "\n".join(verdicts))
-        lines = quantize.add(folder, variants, cache=cache, keep=False)
+        progress("comparing with the PyTorch modules")
+        verdicts = {"": calls_verdict(parity(folder, model)), **conditioner.verdicts(folder, model)}
+        lines = require_agreement(verdicts) + quantize.add(folder, variants, cache=cache, keep=False)
     print_files(out, model.parameters, time.perf_counter() - start)
-    print("\n".join([*verdicts, *lines]))
+    print("\n".join(lines))
 
 
 def write_all(model: Model[LMConfig], folder: Path, attention: str) -> list[str]:
-    """Write every graph of a language model's checkpoint in float32; their names."""
+    """Write every graph of a language model's checkpoint in float32. Returns their names."""
     write_graphs(model, folder, attention, torch.float32)
     return [*LM_GRAPHS, *([conditioner.write_graph(model, folder)] if model.config.self_wav else [])]
 
 
-def refuse(config: LMConfig) -> None:
-    """Raise ConfigError for models that are checked but not exported."""
+def validate(config: LMConfig) -> None:
+    """Raise ConfigError for models that weights/check.py can read but that are not exported."""
     both = config.cross and config.prepend
     if both or "self_wav" in config.cross:
         raise ConfigError(
-            f"xp.cfg fuser.cross {list(config.cross)}, fuser.prepend {list(config.prepend)}: exported are models with "
-            "all of their conditions in one of them, self_wav in prepend only: there is none to compare others with"
+            f"found xp.cfg fuser.cross {list(config.cross)} and fuser.prepend {list(config.prepend)}, expected all "
+            "conditions in one of them, and self_wav in prepend: no other model was there to compare an export with"
         )
 
 
 def describe(c: LMConfig) -> dict[str, Any]:
-    """The manifest's `model`. What only the codec knows is null until the codec is exported."""
+    """The manifest's `model` of a bundle without a codec: what only the codec knows is null."""
     return {
         "layers": c.layers,
         "heads": c.heads,
@@ -116,7 +116,8 @@ def describe(c: LMConfig) -> dict[str, Any]:
 def defaults(c: LMConfig) -> dict[str, Any]:
     """The manifest's `defaults`: those of audiocraft's set_generation_params.
 
-    It refuses a stride that is not below max_duration: a model of windows so short gets the same share of its own.
+    audiocraft refuses a stride that is not below max_duration; there, it becomes the same share of max_duration as it
+    is of the default duration.
     """
     s, (duration, stride) = Sampling(), DURATION[c.solver]
     return {

@@ -1,4 +1,4 @@
-"""The language model's two graphs: what goes in, what comes out, and which attention they are traced with."""
+"""The language model's two graphs: their inputs and outputs, and the attention that they are traced with."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,25 +30,25 @@ class Source(Protocol):
 
 
 def write_graphs(source: Source, folder: Path, attention: str, dtype: torch.dtype, suffix: str = "") -> None:
-    """Write lm_condition.onnx and lm_inference.onnx with their weights, the suffix before .onnx."""
+    """Write lm_condition.onnx and lm_inference.onnx with their weights; the suffix goes before .onnx."""
     c = source.config
     modules = {"condition": text_module(c), "lm": LM(c, ATTENTION[attention]())}
-    ports = {"condition": condition_ports(c, dtype), "lm": lm_ports(c, attention, dtype)}
-    changes = {"condition": lambda _: None, "lm": sort_less}
+    specs = {"condition": condition_specs(c, dtype), "lm": lm_specs(c, attention, dtype)}
+    changes = {"condition": lambda _: None, "lm": stop_sort_at_top_k}
     for graph, (name, module) in zip(LM_GRAPHS, modules.items(), strict=True):
         path = folder / f"{graph}{suffix}.onnx"
-        write(module, source.weights(name, dtype), dtype, *ports[name], path, change=changes[name])
+        write(module, source.weights(name, dtype), dtype, *specs[name], path, change=changes[name])
 
 
 def text_module(c: LMConfig) -> Condition | Description:
-    """What a text becomes: keys and values where the model attends to it, or else a part of the prefix."""
+    """The module that reads a text: it makes keys and values for cross-attention, or else a part of the prefix."""
     return Condition(c) if c.cross else Description(c)
 
 
-def sort_less(model: ir.Model) -> None:
-    """End the sort of the probabilities at the top_k-th: what stands after it is of use to top-p alone.
+def stop_sort_at_top_k(model: ir.Model) -> None:
+    """Sort only the top_k most probable codes; top-p alone needs the others.
 
-    PyTorch's sort is traced as a TopK of all codes, which is 3 % of a step of int4.
+    PyTorch's sort is traced as a TopK of all codes, which takes 3 % of an int4 step.
     """
     [sort] = [node for node in model.graph if node.op_type == "TopK"]
     top_k, top_p = (next(value for value in model.graph.inputs if value.name == name) for name in ("top_k", "top_p"))
@@ -64,28 +64,28 @@ def sort_less(model: ir.Model) -> None:
     sort.replace_input_with(1, count)
 
 
-def condition_ports(c: LMConfig, dtype: torch.dtype) -> tuple[dict[str, Any], list[TensorSpec]]:
-    """What goes into lm_condition, by argument, and what comes out."""
+def condition_specs(c: LMConfig, dtype: torch.dtype) -> tuple[dict[str, Any], list[TensorSpec]]:
+    """The inputs of lm_condition, by argument, and its outputs."""
     inputs = {
         "text_states": TensorSpec("text_states", dtype, ("texts", "text", c.text_dim)),
         "text_mask": TensorSpec("text_mask", torch.int64, ("texts", "text")),
     }
     if not c.cross:
         return inputs, [TensorSpec("description", dtype, ("texts", "text", c.dim))]
-    caches = cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts")
-    return inputs, [port for cache in caches for port in cache]
+    caches = cache_specs(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts")
+    return inputs, [spec for cache in caches for spec in cache]
 
 
-def lm_ports(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str, Any], list[TensorSpec]]:
-    """What goes into lm_inference, by argument, and what comes out."""
+def lm_specs(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str, Any], list[TensorSpec]]:
+    """The inputs of lm_inference, by argument, and its outputs."""
     head_dim = GroupQueryAttention.cache_dim(c.head_dim) if attention == "ort" else c.head_dim
     new = "columns" if c.cross else "prefix + columns"
     present = "capacity" if CACHE_UPDATE[attention] == "in_place" else new
     inputs = {
         "codes": TensorSpec("codes", torch.int64, ("rows", c.codebooks, "columns")),
         "position": TensorSpec("position", torch.int64, (1,)),
-        "past": cache_ports(c, "past_key_values", "capacity", head_dim, dtype),
-        "cross": cache_ports(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts") if c.cross else [],
+        "past": cache_specs(c, "past_key_values", "capacity", head_dim, dtype),
+        "cross": cache_specs(c, "cross_key_values", "text", c.head_dim, dtype, rows="texts") if c.cross else [],
         "uniform": TensorSpec("uniform", torch.float32, ("batch", c.codebooks)),
         "cfg_coef": TensorSpec("cfg_coef", torch.float32, ()),
         "temperature": TensorSpec("temperature", torch.float32, ()),
@@ -101,13 +101,13 @@ def lm_ports(c: LMConfig, attention: str, dtype: torch.dtype) -> tuple[dict[str,
         TensorSpec("next_codes", torch.int64, ("batch", c.codebooks)),
         TensorSpec("logits", torch.float32, ("batch", c.codebooks, c.card)),
     ]
-    return inputs, outputs + [port for cache in cache_ports(c, "present", present, head_dim, dtype) for port in cache]
+    return inputs, outputs + [spec for cache in cache_specs(c, "present", present, head_dim, dtype) for spec in cache]
 
 
-def cache_ports(
+def cache_specs(
     c: LMConfig, name: str, length: str, head_dim: int, dtype: torch.dtype, rows: str = "rows"
 ) -> list[tuple[TensorSpec, TensorSpec]]:
-    """The keys and values of every layer."""
+    """The keys and values of every layer; length: the symbolic size of their columns."""
     shape = (rows, c.heads, length, head_dim)
     return [
         (TensorSpec(f"{name}.{i}.key", dtype, shape), TensorSpec(f"{name}.{i}.value", dtype, shape))

@@ -1,14 +1,13 @@
-"""A module -> an ONNX file: traced without its weights, which are then written one by one beside the graph."""
+"""Exports a PyTorch module as an ONNX file: traced without its weights, which are then written one by one beside it."""
 
 import contextlib
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -20,12 +19,13 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from export.commands import progress
 from weights.mapping import fill
 
 OPSET = 20
 INLINE = 1024  # bytes: smaller tensors stay in the graph file, where ONNX Runtime looks for shapes
 PAGE = 4096  # larger ones start on a page, so that they can be memory-mapped
-# Any sizes: they stay symbolic.
+# The sizes to trace with. They stay symbolic in the graph, so that any others than 0 and 1 would do.
 TRACED = {
     "batch": 2, "rows": 4, "texts": 3, "columns": 5, "capacity": 32, "text": 7, "prefix": 6, "melodies": 2, "styles": 3,
     "features": 77, "samples": 3001, "frames": 9, "past_codes": 3, "past_pending": 4, "past_latents": 6,
@@ -35,16 +35,18 @@ TRACED = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a graph: sizes that are strings are symbolic."""
+    """An input or output of a graph; sizes that are strings are symbolic."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | str, ...]
 
     def example(self) -> Tensor:
+        """Zeros to trace with."""
         return torch.zeros([TRACED[s] if isinstance(s, str) else s for s in self.shape], dtype=self.dtype)
 
     def dynamic(self) -> dict[int, Any]:
+        """Its symbolic axes, as torch.export wants them."""
         return {axis: Dim.DYNAMIC for axis, size in enumerate(self.shape) if isinstance(size, str)}
 
 
@@ -60,12 +62,12 @@ def write(
 ) -> dict[str, ir.ExternalTensor]:
     """Export `module`, whose parameters are `weights` in `dtype`, to `path` and `path`.data.
 
-    inputs: forward's arguments by name, each a TensorSpec or a nest of lists and tuples of them; outputs: in order.
-    shared: what another graph in the same folder has written, to be read from its file. change: what PyTorch cannot
-    say, done to the traced graph.
-    Returns what can be shared of this one.
+    inputs: forward's arguments by name, each a TensorSpec or nested lists and tuples of them. outputs: in order.
+    shared: weights that another graph in the same folder has written, to be read from its file. change: edits the
+    traced graph in ways that PyTorch cannot express.
+    Returns the weights that were written, for another graph to share.
     """
-    say(f"{path.name}: tracing")
+    progress(f"{path.name}: tracing")
     model = trace(module, dtype, inputs)
     _name(model.graph.inputs, pytree.tree_leaves(inputs))
     _name(model.graph.outputs, outputs)
@@ -76,13 +78,8 @@ def write(
     return save(model, path, shared)
 
 
-def say(step: str) -> None:
-    """Tell what takes time now."""
-    print(step, file=sys.stderr, flush=True)
-
-
 def trace(module: nn.Module, dtype: torch.dtype, inputs: dict[str, Any]) -> ir.Model:
-    """The graph of a module, symbolic sizes kept symbolic and no memory taken for its weights."""
+    """The graph of a module, without memory for its weights."""
     with warnings_are_errors(), FakeTensorMode():
         fake = {name: torch.empty(p.shape, dtype=dtype) for name, p in module.named_parameters()}
         program = torch.onnx.export(
@@ -100,15 +97,15 @@ def trace(module: nn.Module, dtype: torch.dtype, inputs: dict[str, Any]) -> ir.M
 
 @contextlib.contextmanager
 def warnings_are_errors() -> Iterator[None]:
-    """Anything that the exporter warns of ends the export."""
+    """A context in which any warning of the exporter is raised as an error."""
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    # A log line about a library that no graph of ours needs.
+    # It logs that a library is missing which none of these graphs needs.
     quiet = lambda record: not record.getMessage().startswith("torchvision is not installed")  # noqa: E731
     log.addFilter(quiet)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            # torch's own: copy.deepcopy of its LeafSpec, which it has deprecated.
+            # torch warns of itself: it copies its own LeafSpec, which it has deprecated.
             message = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
             warnings.filterwarnings("ignore", message=message, category=FutureWarning)
             yield
@@ -116,16 +113,16 @@ def warnings_are_errors() -> Iterator[None]:
         log.removeFilter(quiet)
 
 
-def _name(values: Sequence[ir.Value], ports: list[TensorSpec]) -> None:
-    """Give the graph's inputs or outputs their names and symbolic sizes, which the exporter makes up."""
-    assert len(values) == len(ports)
-    for value, port in zip(values, ports, strict=True):
-        assert value.dtype == _ONNX[port.dtype], f"{port.name}: {value.dtype}"
-        value.name, value.shape = port.name, ir.Shape(port.shape)
+def _name(values: Sequence[ir.Value], specs: list[TensorSpec]) -> None:
+    """Give the graph's inputs or outputs their names and symbolic sizes; the exporter chose others."""
+    assert len(values) == len(specs)
+    for value, spec in zip(values, specs, strict=True):
+        assert value.dtype == _ONNX[spec.dtype], f"{spec.name}: {value.dtype}"
+        value.name, value.shape = spec.name, ir.Shape(spec.shape)
 
 
 def _attach(model: ir.Model, weights: Mapping[str, Tensor]) -> None:
-    """Let every parameter stand for its weights, read when they are asked for and not kept."""
+    """Give every parameter its weights, which are read when they are written and not kept."""
     for name, value in model.graph.initializers.items():
         if name in weights:
             assert value.dtype is not None
@@ -135,7 +132,7 @@ def _attach(model: ir.Model, weights: Mapping[str, Tensor]) -> None:
 
 
 def _clean(model: ir.Model) -> None:
-    """Drop what the exporter leaves: source lines with local paths, and sizes of inner tensors under other names."""
+    """Drop what the exporter leaves behind: source lines with local paths, sizes of inner tensors under other names."""
     model.producer_name, model.producer_version, model.doc_string = "clean_lm", None, None
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -155,26 +152,17 @@ def _clean(model: ir.Model) -> None:
 def save(
     model: ir.Model, path: Path, shared: Mapping[str, ir.ExternalTensor] | None = None
 ) -> dict[str, ir.ExternalTensor]:
-    """Write a graph to `path`, its weights one at a time to `path`.data, but for what is shared: no file where that is
-    all. Returns where each weight lies."""
+    """Write a graph to `path` and its weights, one at a time, to `path`.data; no such file where all are shared.
+
+    shared: weights that lie in another graph's file. Returns where each of the others lies.
+    """
     shared, data = shared or {}, path.with_name(path.name + ".data")
     own = {name: value for name, value in model.graph.initializers.items() if name not in shared}
     total = sum(value.const_value.nbytes for value in own.values() if value.const_value is not None)
     written: dict[str, ir.ExternalTensor] = {}
     with data.open("wb") as file, tqdm(total=total, desc=data.name, unit="B", unit_scale=True, disable=None) as bar:
         for name, value in own.items():
-            tensor = value.const_value
-            assert tensor is not None, f"{name} has no weights"
-            array = np.asarray(tensor.numpy(), order="C")
-            if array.nbytes < INLINE:
-                value.const_value = ir.tensor(array, name=name)
-            else:
-                file.seek(-file.tell() % PAGE, os.SEEK_CUR)  # a hole, read as zeros
-                shape = ir.Shape(array.shape)
-                external = ir.ExternalTensor(data.name, file.tell(), array.nbytes, tensor.dtype, shape=shape, name=name)
-                value.const_value = written[name] = external
-                file.write(array.data.cast("B"))
-            bar.update(array.nbytes)
+            bar.update(_write_weight(name, value, file, data.name, written))
     if not written:
         data.unlink()
     for name in model.graph.initializers.keys() & shared.keys():
@@ -183,6 +171,24 @@ def save(
         value.const_value = shared[name]
     ir.save(model, path)
     return written
+
+
+def _write_weight(
+    name: str, value: ir.Value, file: BinaryIO, location: str, written: dict[str, ir.ExternalTensor]
+) -> int:
+    """Write one weight to its file and enter it in `written`, or keep it in the graph if it is small; its bytes."""
+    tensor = value.const_value
+    assert tensor is not None, f"{name} has no weights"
+    array = np.asarray(tensor.numpy(), order="C")
+    if array.nbytes < INLINE:
+        value.const_value = ir.tensor(array, name=name)
+        return array.nbytes
+    file.seek(-file.tell() % PAGE, os.SEEK_CUR)  # a hole, read as zeros
+    shape = ir.Shape(array.shape)
+    external = ir.ExternalTensor(location, file.tell(), array.nbytes, tensor.dtype, shape=shape, name=name)
+    value.const_value = written[name] = external
+    file.write(array.data.cast("B"))
+    return array.nbytes
 
 
 _ONNX = {

@@ -1,6 +1,7 @@
-"""What a variant costs: how its next-token distribution differs from float32's, and what float32 says of its weights.
+"""What a variant costs: how far its next-token distribution is from float32's, on the same codes.
 
-Codes to measure on are a clip's own, or what the float32 model itself draws. On random weights the numbers mean little.
+The codes are those of audio clips, or what the float32 model itself draws. The same run of the float32 model calibrates
+int8 caches. On random weights the numbers mean little.
 """
 
 import math
@@ -12,17 +13,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clean_lm import audio
+from clean_lm.audio import convert_audio
+from clean_lm.audio_codec import Codec
+from clean_lm.audio_files import read
+from clean_lm.conditioning import PerRow, SelfWav
 from clean_lm.delay_pattern import delay, prefill_length
+from clean_lm.generation import Sampling
+from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import Manifest
-from clean_lm.musicgen import Codec
-from clean_lm.runtime import LanguageModel, Rows, Sampling, SelfWav
 from clean_lm.text_encoder import TextEncoder
 
 FRAMES = 100  # of codes that are measured on, beyond those of a prompt
 PROMPT = 50  # frames of a clip that the calibration continues
 GREEDY = 100  # frames that are generated greedily
-CFG_COEF = 3.0
+CFG_COEF = 3.0  # of the guided logits that are compared
 KL_BOUND, PERPLEXITY_BOUND = 0.05, 1.03  # a variant that is worse is not made a default
 DESCRIPTIONS = ("drum and bass with a deep bass line", "slow ambient pads")
 HEADROOM = 1.5  # of an int8 cache's scale over what the calibration saw: what is beyond it is cut off
@@ -45,7 +49,7 @@ class Quality:
         return self.kl <= KL_BOUND and self.perplexity <= PERPLEXITY_BOUND * self.perplexity_fp32
 
     def line(self) -> str:
-        """For whoever looks on."""
+        """For print."""
         mark = "" if self.within_bounds else "  worse than the bounds"
         ours, fp32 = (f"{math.log(p):.3f}" for p in (self.perplexity, self.perplexity_fp32))
         return (
@@ -61,100 +65,100 @@ class Quality:
 
 @dataclass(frozen=True)
 class Codes:
-    """Codes [B, K, T] that are measured on, each row with the text states that it is read with, or None."""
+    """Codes that variants are measured on, and the conditions that they are read with."""
 
-    codes: np.ndarray
-    texts: Rows
-    wavs: Rows | None  # and with what stands before the text, in melody and style models
+    codes: np.ndarray  # int64 [B, K, T]
+    texts: PerRow  # text states of each row, or None for null text
+    self_wav: PerRow | None  # melody and style models: of each row, what stands in the prefix before the text
     source: str
 
 
-def text_states(folder: Path, width: int) -> list[np.ndarray]:
-    """Some descriptions by the bundle's text encoder; where it has none, random states."""
-    if "text_encoder" in Manifest.read(folder).tree["graphs"]:
-        found = TextEncoder.load(folder, hashes=False).encode(DESCRIPTIONS)
-        return [states for states in found if states is not None]
-    return [np.random.default_rng(0).standard_normal((7, width), dtype=np.float32)]
-
-
-def clip_codes(folder: Path, clips: Sequence[Path], frames: int) -> list[np.ndarray]:
-    """The first frames of each clip as codes int64 [K, T]."""
-    codec = Codec.load(folder, hashes=False)
-    codes = []
-    for clip in clips:
-        wav, rate = audio.read(clip, seconds=frames / codec.frame_rate)
-        codes.append(codec.encode(audio.convert_audio(wav, rate, codec.sample_rate, codec.channels)[None])[0])
-    return codes
+# Calibration
 
 
 def calibrate(lm: LanguageModel, folder: Path, clips: Sequence[Path]) -> tuple[list[Codes], dict[str, np.ndarray]]:
     """A short run of the float32 model: the codes to measure on, and the scales of an int8 cache.
 
-    Without clips, takes of null text and of texts; with clips, the clips' own codes, and they are continued.
+    Without clips it draws takes with null text and with texts, which are then the codes. With clips it continues their
+    beginnings, and the codes are the clips' own, read with null text.
     Scales: by the name of each cache input, float32 [H * D], HEADROOM times a 127th of the largest of each channel.
     """
     texts: list[np.ndarray | None] = [None, *text_states(folder, lm.text_dim)]
-    wavs = example_wavs(lm, texts)
-    heard = clip_codes(folder, clips, PROMPT + FRAMES) if clips else []
-    runs = [np.repeat(codes[None, :, :PROMPT], len(texts), axis=0) for codes in heard]
-    largest: dict[str, np.ndarray] = {}
+    self_wav = example_self_wav(lm, texts)
+    clip_rows = clip_codes(folder, clips, PROMPT + FRAMES) if clips else []
+    prompts = [np.repeat(codes[None, :, :PROMPT], len(texts), axis=0) for codes in clip_rows]
+    peaks: dict[str, np.ndarray] = {}
     measured = []
-    for prompt in runs or [None]:
-        frames = FRAMES + (0 if prompt is None else prompt.shape[2])
-        generation = lm.begin(prompt, texts, always(wavs), frames=frames, seed=0)
-        for _ in tqdm(generation, "calibration", generation.total, disable=None):
-            pass
-        for name, cache in generation.decoder.caches.items():
-            peak = np.abs(cache).max(axis=(0, 2)).ravel()
-            largest[name] = np.maximum(peak, largest.get(name, 0))
-        measured.append(Codes(generation.codes(), texts, wavs, "own samples"))
+    for prompt in prompts or [None]:
+        drawn = generate(lm, prompt, texts, self_wav, peaks)
+        measured.append(Codes(drawn, texts, self_wav, "own samples"))
     if clips:
-        measured = [Codes(codes[None], [None], None, clip.name) for codes, clip in zip(heard, clips, strict=True)]
-    # A channel that is always zero (a padded head's) needs no scale, only one that is not zero.
-    scales = {name: np.where(peak > 0, HEADROOM * peak / 127, 1).astype(np.float32) for name, peak in largest.items()}
-    return measured, scales
+        measured = [Codes(codes[None], [None], None, clip.name) for codes, clip in zip(clip_rows, clips, strict=True)]
+    return measured, {name: cache_scales(peak) for name, peak in peaks.items()}
 
 
-def always(wavs: Rows | None) -> SelfWav | None:
-    """The same in every window."""
-    return None if wavs is None else lambda _: wavs
+def generate(
+    lm: LanguageModel, prompt: np.ndarray | None, texts: PerRow, self_wav: PerRow | None, peaks: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Codes [B, K, T] of a generation; raises `peaks` to the largest values of every channel of its caches."""
+    frames = FRAMES + (0 if prompt is None else prompt.shape[2])
+    generation = lm.begin(prompt, texts, always(self_wav), frames=frames, seed=0)
+    for _ in tqdm(generation, "calibration", generation.total, disable=None):
+        pass
+    for name, cache in generation.decoder.caches.items():
+        peak = np.abs(cache).max(axis=(0, 2)).ravel()
+        peaks[name] = np.maximum(peak, peaks.get(name, 0))
+    return generation.codes()
 
 
-def example_wavs(lm: LanguageModel, texts: Rows) -> Rows | None:
-    """What melody and style models are told where they are told a text: noise, which has every pitch in turn."""
-    if lm.wav is None:
+def cache_scales(peak: np.ndarray) -> np.ndarray:
+    """The largest values of some channels -> their scales. A channel of zeros (a padded head's) has any but zero."""
+    return np.where(peak > 0, HEADROOM * peak / 127, 1).astype(np.float32)
+
+
+def text_states(folder: Path, width: int) -> list[np.ndarray]:
+    """States [N, width] of some descriptions by the bundle's text encoder; random ones where it has none."""
+    if "text_encoder" in Manifest.read(folder).graphs:
+        encoded = TextEncoder.load(folder, hashes=False).encode(DESCRIPTIONS)
+        return [states for states in encoded if states is not None]
+    return [np.random.default_rng(0).standard_normal((7, width), dtype=np.float32)]
+
+
+def clip_codes(folder: Path, clips: Sequence[Path], frames: int) -> list[np.ndarray]:
+    """The first frames of each clip as codes int64 [K, T], by the bundle's codec."""
+    codec = Codec.load(folder, hashes=False)
+    codes = []
+    for clip in clips:
+        wav, rate = read(clip, seconds=frames / codec.frame_rate)
+        codes.append(codec.encode(convert_audio(wav, rate, codec.sample_rate, codec.channels)[None])[0])
+    return codes
+
+
+def example_self_wav(lm: LanguageModel, texts: PerRow) -> PerRow | None:
+    """For melody and style models, the first part of a prefix beside each text, made of noise: it has every pitch."""
+    graph = lm.self_wav
+    if graph is None:
         return None
     rng = np.random.default_rng(0)
-    sizes = {"melodies": 1, "samples": 10 * lm.manifest.need("model")["sample_rate"], "styles": 1, "features": 225}
-    feeds = {name: lm.wav.zeros(name, sizes) for name in lm.wav.inputs}
+    sizes = {"melodies": 1, "samples": 10 * lm.info.sample_rate, "styles": 1, "features": 225}
+    feeds = {name: graph.zeros(name, sizes) for name in graph.inputs}
     feeds = {
         name: rng.standard_normal(x.shape, np.float32) if x.ndim else np.asarray(x + 3) for name, x in feeds.items()
     }
-    (found,) = lm.wav.session.run(["self_wav"], feeds)
-    return [None if text is None else np.asarray(found)[0] for text in texts]
+    (row,) = graph.run(feeds)["self_wav"]
+    return [None if text is None else row for text in texts]
 
 
-def measure(variant: LanguageModel, reference: "Reference") -> Quality:
-    """A variant beside float32 on the reference's codes."""
-    kl, same, cross, cross_fp32, count = 0.0, 0, 0.0, 0.0, 0
-    for codes, theirs in zip(reference.codes, reference.logits, strict=True):
-        ours, mask, targets = log_probabilities(logits(variant, codes)), *known(variant, codes)
-        both = np.exp(theirs) * (theirs - ours)
-        kl += float(both.sum(axis=-1)[mask].sum())
-        same += int((ours.argmax(axis=-1) == theirs.argmax(axis=-1))[mask].sum())
-        at = np.where(mask, targets, 0)[..., None]
-        cross -= float(np.take_along_axis(ours, at, axis=-1)[..., 0][mask].sum())
-        cross_fp32 -= float(np.take_along_axis(theirs, at, axis=-1)[..., 0][mask].sum())
-        count += int(mask.sum())
-    differs = (greedy(variant, reference.codes[0]) != reference.greedy).any(axis=(0, 1))
-    kept = int(differs.argmax()) if differs.any() else GREEDY
-    perplexity, perplexity_fp32 = float(np.exp(cross / count)), float(np.exp(cross_fp32 / count))
-    source = ", ".join(codes.source for codes in reference.codes)
-    return Quality(kl / count, same / count, perplexity, perplexity_fp32, kept, count, source)
+def always(self_wav: PerRow | None) -> SelfWav | None:
+    """The same in every window."""
+    return None if self_wav is None else lambda _: self_wav
+
+
+# Measurement
 
 
 class Reference:
-    """What float32 has for some codes."""
+    """What float32 makes of some codes: the log-probabilities of each, and greedy codes without a prompt."""
 
     def __init__(self, lm: LanguageModel, codes: Sequence[Codes]):
         self.codes = codes
@@ -162,23 +166,49 @@ class Reference:
         self.greedy = greedy(lm, codes[0])
 
 
+def measure(variant: LanguageModel, reference: Reference) -> Quality:
+    """A variant beside float32 on the reference's codes."""
+    pairs = zip(reference.codes, reference.logits, strict=True)
+    kl, same, cross, cross_fp32, count = (sum(parts) for parts in zip(*(sums(variant, *p) for p in pairs), strict=True))
+    differs = (greedy(variant, reference.codes[0]) != reference.greedy).any(axis=(0, 1))
+    kept = int(differs.argmax()) if differs.any() else GREEDY
+    perplexity, perplexity_fp32 = float(np.exp(cross / count)), float(np.exp(cross_fp32 / count))
+    source = ", ".join(codes.source for codes in reference.codes)
+    return Quality(kl / count, same / count, perplexity, perplexity_fp32, kept, int(count), source)
+
+
+def sums(variant: LanguageModel, codes: Codes, theirs: np.ndarray) -> tuple[float, int, float, float, int]:
+    """Over some codes: KL divergence, how many most probable codes are equal, cross-entropy, float32's, how many.
+
+    theirs: float32's log-probabilities [S, B, K, card].
+    """
+    ours, mask, targets = log_probabilities(logits(variant, codes)), *known(variant, codes)
+    kl = (np.exp(theirs) * (theirs - ours)).sum(axis=-1)[mask].sum()
+    same = (ours.argmax(axis=-1) == theirs.argmax(axis=-1))[mask].sum()
+    at = np.where(mask, targets, 0)[..., None]
+    cross, cross_fp32 = (-np.take_along_axis(x, at, axis=-1)[..., 0][mask].sum() for x in (ours, theirs))
+    return float(kl), int(same), float(cross), float(cross_fp32), int(mask.sum())
+
+
 def greedy(lm: LanguageModel, c: Codes) -> np.ndarray:
-    """codes int64 [B, K, GREEDY] without a prompt."""
-    return lm.generate_codes(None, c.texts, always(c.wavs), frames=GREEDY, sampling=Sampling(use_sampling=False))
+    """Greedy codes int64 [B, K, GREEDY] without a prompt, with the texts of some codes."""
+    return lm.generate_codes(None, c.texts, always(c.self_wav), frames=GREEDY, sampling=Sampling(use_sampling=False))
 
 
 def logits(lm: LanguageModel, c: Codes) -> np.ndarray:
-    """Guided logits of every column that has a code to predict: [S, B, K, card]."""
+    """Guided logits [S, B, K, card] of every column that has a code to predict."""
     columns = columns_of(lm, c)
     start = prefill_length(0, lm.delays)
     sampling = Sampling(use_sampling=False, cfg_coef=CFG_COEF)
-    decoder = lm.decoder(len(c.codes), columns.shape[2], c.texts, sampling, c.wavs)
+    decoder = lm.decoder(len(c.codes), columns.shape[2], c.texts, sampling, c.self_wav)
     uniform = np.zeros(columns.shape[:2], dtype=np.float32)
-    found, new = [], columns[:, :, :start]
+    found = []
     for s in tqdm(range(start, columns.shape[2]), "measuring", disable=None):
-        decoder(new, uniform)
+        if s == start:
+            decoder.prefill(columns[:, :, :start], uniform)
+        else:
+            decoder.step(columns[:, :, s - 1 : s], uniform)
         found.append(decoder.logits.copy())
-        new = columns[:, :, s : s + 1]
     return np.stack(found)
 
 
@@ -189,6 +219,7 @@ def known(lm: LanguageModel, c: Codes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def columns_of(lm: LanguageModel, c: Codes) -> np.ndarray:
+    """The codes in the delay pattern's columns, int64 [B, K, S]."""
     return delay(c.codes, lm.delays, c.codes.shape[2], lm.special_token)
 
 

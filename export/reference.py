@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from clean_lm.conditioning import PerRow
+from clean_lm.generation import Sampling
 from clean_lm.models.chroma import Melody
 from clean_lm.models.config import LMConfig, MelodyConfig
 from clean_lm.models.lm import LM, guide
 from clean_lm.models.transformer import Cache, Layer, StandardAttention
-from clean_lm.runtime import Rows, Sampling
 from export.lm_graphs import text_module
 from export.quality import CFG_COEF
 from weights.mapping import Model, fill
@@ -20,11 +22,11 @@ DOUBLE = replace(GUIDED, cfg_coef_beta=5.0)
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a generation is told, per row of the batch."""
+class Request:
+    """What is asked of a model for each row of the batch."""
 
-    texts: Rows  # the text encoder's states [N, E], or None for null text
-    wavs: Rows | None = None  # melody and style models: what stands before the text [F, dim]
+    texts: PerRow  # the text encoder's states [N, E], or None for null text
+    self_wav: PerRow | None = None  # melody and style models: the first part of the prefix [F, dim]
     sampling: Sampling = GUIDED
 
 
@@ -33,72 +35,104 @@ def reference_logits(
     model: Model[LMConfig],
     columns: np.ndarray,
     prefill: int,
-    told: Told,
+    request: Request,
     null_wav: np.ndarray | None,
     dtype: torch.dtype,
 ) -> np.ndarray:
     """The PyTorch modules in `dtype` on given columns int64 [B, K, S]: a prefill, then one by one.
 
     null_wav: what stands for no melody [F, dim], or None for zeros. Returns guided logits [calls, B, K, card].
-    Layer by layer, every call of a layer before the next layer, so that one layer's weights are in memory at a time.
+    All calls of a layer are made before the next layer is read, so that one layer's weights are in memory at a time.
     """
-    c = model.config
-    batch, _, length = columns.shape
-    groups = guided_rows(told)
-    cross, prefix = reference_conditions(model, groups, null_wav, dtype)
-    rows, before = len(groups) * batch, 0 if prefix is None else prefix.shape[1]
-    codes = torch.from_numpy(np.concatenate([columns] * len(groups)))
+    passes = passes_of(request)
+    cross, prefix = conditioning(model, passes, null_wav, dtype)
+    codes = torch.from_numpy(np.concatenate([columns] * len(passes)))
+    ends = without_layers(model, dtype)
+    spans = calls(prefill, columns.shape[2])
+    places = cache_places(spans, 0 if prefix is None else prefix.shape[1])
+    xs = [
+        ends.embed(codes[:, :, start:end], torch.tensor([place]), prefix if start == 0 else None)
+        for (start, end), (place, _) in zip(spans, places, strict=True)
+    ]
+    for i in range(model.config.layers):
+        xs = run_layer(model, i, xs, places, cross[i] if cross else None, dtype)
+    return np.stack([guided_logits(ends, x, len(columns), request.sampling, dtype) for x in xs])
 
-    attention = StandardAttention()
+
+def calls(prefill: int, length: int) -> list[tuple[int, int]]:
+    """Which columns each call reads: the prefill, then one a step."""
+    return [(0, prefill), *((s, s + 1) for s in range(prefill, length))]
+
+
+def cache_places(spans: Sequence[tuple[int, int]], prefix: int) -> list[tuple[int, int]]:
+    """Where each call's columns lie in the cache: the first call reads the prefix too, before its columns."""
+    return [(start + prefix * (start > 0), end + prefix) for start, end in spans]
+
+
+def without_layers(model: Model[LMConfig], dtype: torch.dtype) -> LM:
+    """The language model's embeddings, last norm and heads."""
     weights = model.weights("lm", dtype)
     ends = {name: weights[name] for name in weights if not name.startswith("layers.")}
-    shell = fill(LM(replace(c, layers=0), attention), ends)
-    # What each call reads, by places: the prefix belongs to the first.
-    places = [(start + before * (start > 0), end + before) for start, end in calls(prefill, length)]
-    xs = [
-        shell.embed(codes[:, :, start:end], torch.tensor([place]), prefix if start == 0 else None)
-        for (start, end), (place, _) in zip(calls(prefill, length), places, strict=True)
-    ]
-    for i in range(c.layers):
-        layer = fill(Layer(c.dim, c.heads, c.hidden, attention, bool(c.cross)), model.weights(f"lm.layers.{i}", dtype))
-        cache = [torch.zeros(rows, c.heads, before + length, c.head_dim, dtype=dtype) for _ in range(2)]
-        for call, (start, end) in enumerate(places):
-            shared = attention.columns(torch.tensor([start]), rows, end - start, before + length)
-            xs[call], present = layer(xs[call], (cache[0], cache[1]), cross[i] if cross else None, shared, rows)
-            for buffer, fresh in zip(cache, present, strict=True):
-                buffer[:, :, start:end] = fresh
-    wide = torch.promote_types(dtype, torch.float32)
-    coef, beta = torch.tensor(told.sampling.cfg_coef), told.sampling.cfg_coef_beta
-    beta = None if beta is None else torch.tensor(beta)
-    return np.stack([guide(shell.logits(x[:, -1]).to(wide), batch, coef, beta).numpy() for x in xs])
+    return fill(LM(replace(model.config, layers=0), StandardAttention()), ends)
 
 
-def guided_rows(told: Told) -> list[tuple[Rows, Rows]]:
-    """Texts and wavs of every group of rows, as upstream has them: all, with double guidance wavs alone, nothing."""
-    nulls: Rows = [None] * len(told.texts)
-    wavs = told.wavs or nulls
-    middle = [] if told.sampling.cfg_coef_beta is None else [(nulls, wavs)]
-    return [(told.texts, wavs), *middle, (nulls, nulls)]
+def run_layer(
+    model: Model[LMConfig],
+    i: int,
+    xs: Sequence[Tensor],
+    places: Sequence[tuple[int, int]],
+    cross: Cache | None,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Layer i in every call, its cache filled from one to the next: xs, each [R, S, dim] -> the same."""
+    c, attention = model.config, StandardAttention()
+    layer = fill(Layer(c.dim, c.heads, c.hidden, attention, bool(c.cross)), model.weights(f"lm.layers.{i}", dtype))
+    rows, capacity = len(xs[0]), places[-1][1]
+    cache = [torch.zeros(rows, c.heads, capacity, c.head_dim, dtype=dtype) for _ in range(2)]
+    found = []
+    for x, (start, end) in zip(xs, places, strict=True):
+        shared = attention.columns(torch.tensor([start]), rows, end - start, capacity)
+        out, present = layer(x, (cache[0], cache[1]), cross, shared, rows)
+        for buffer, new in zip(cache, present, strict=True):
+            buffer[:, :, start:end] = new
+        found.append(out)
+    return found
 
 
-def reference_conditions(
-    model: Model[LMConfig], groups: Sequence[tuple[Rows, Rows]], null_wav: np.ndarray | None, dtype: torch.dtype
-) -> tuple[list[Cache], torch.Tensor | None]:
-    """What every layer attends to, or what stands before the first column, of all groups' rows."""
-    texts, wavs = ([row for group in groups for row in group[part]] for part in (0, 1))
+def guided_logits(ends: LM, x: Tensor, batch: int, sampling: Sampling, dtype: torch.dtype) -> np.ndarray:
+    """The last column of a call, heads and guidance: x [R, S, dim] -> [B, K, card]."""
+    logits = ends.logits(x[:, -1]).to(torch.promote_types(dtype, torch.float32))
+    beta = None if sampling.cfg_coef_beta is None else torch.tensor(sampling.cfg_coef_beta)
+    return guide(logits, batch, torch.tensor(sampling.cfg_coef), beta).numpy()
+
+
+def passes_of(request: Request) -> list[tuple[PerRow, PerRow]]:
+    """Texts and melodies or styles of every pass: conditioned; with double guidance null text beside the melody or
+    style; unconditional."""
+    unconditional: PerRow = [None] * len(request.texts)
+    self_wav = request.self_wav or unconditional
+    middle = [] if request.sampling.cfg_coef_beta is None else [(unconditional, self_wav)]
+    return [(request.texts, self_wav), *middle, (unconditional, unconditional)]
+
+
+def conditioning(
+    model: Model[LMConfig], passes: Sequence[tuple[PerRow, PerRow]], null_wav: np.ndarray | None, dtype: torch.dtype
+) -> tuple[list[Cache], Tensor | None]:
+    """For the rows of all passes, what every layer attends to, or the prefix before the first column."""
+    texts, wavs = ([row for one in passes for row in one[part]] for part in (0, 1))
     states = torch.from_numpy(stacked(texts, model.config.text_dim)).to(dtype)
     mask = torch.tensor([[t < (0 if text is None else len(text)) for t in range(states.shape[1])] for text in texts])
     module = fill(text_module(model.config), model.weights("condition", dtype))
-    told = module(states, mask.long())
+    texts_read = module(states, mask.long())
     if model.config.cross:
-        return told, None
+        return texts_read, None
     if model.config.self_wav is None:
-        return [], told
+        return [], texts_read
     before = stacked([null_wav if wav is None else wav for wav in wavs], model.config.dim)
-    return [], torch.cat([torch.from_numpy(before).to(dtype), told], dim=1)
+    return [], torch.cat([torch.from_numpy(before).to(dtype), texts_read], dim=1)
 
 
-def stacked(rows: Rows, width: int) -> np.ndarray:
+def stacked(rows: PerRow, width: int) -> np.ndarray:
     """rows [N, width] -> [R, longest, width], padded with zeros; None is zeros."""
     out = np.zeros((len(rows), max((len(row) for row in rows if row is not None), default=1), width), np.float32)
     for row, filled in zip(rows, out, strict=True):
@@ -113,8 +147,3 @@ def null_wav(model: Model[LMConfig]) -> np.ndarray | None:
     if not isinstance(model.config.self_wav, MelodyConfig):
         return None
     return fill(Melody(model.config.self_wav), model.weights("melody"))(torch.zeros(1, 1))[0].numpy()
-
-
-def calls(prefill: int, length: int) -> list[tuple[int, int]]:
-    """Which columns each call reads: the prefill, then one a step."""
-    return [(0, prefill), *((s, s + 1) for s in range(prefill, length))]

@@ -1,8 +1,7 @@
-"""Traced graphs with smaller weights and caches: what a variant does to arrays, and to the nodes that read them."""
+"""Rewrites a traced graph with smaller weights and caches: how a variant stores arrays, and which nodes read them."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from export.onnx_graph import save
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How a variant stores what every step reads."""
-
-    dtype: str = "float32"  # of activations, and of whatever is not quantized
-    bits: int | None = None  # of the weights; None: as traced
-    block: int = 128  # weights that share a scale
-    sensitive: int | None = None  # bits of the weights that a sweep finds sensitive
-    dynamic: bool = False  # activations are quantized by the graph itself, ai.onnx operators only
-    cache: str = "float"  # or int8: keys and values
-
-    @property
-    def standard(self) -> bool:
-        """Whether ai.onnx operators are enough for its weights."""
-        return self.bits is None or self.dynamic
-
+from export.variants import Variant
 
 # Arrays
 
@@ -38,8 +20,9 @@ class Variant:
 def quantize_blocks(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
     """weight [K, N] -> codes uint8 [N, ceil(K / block), block], scales float32 [N, ceil(K / block)].
 
-    weight is about (code - 2^(bits - 1)) * scale. Of some scales a block gets the one with the least squared error:
-    its largest value falls on the lowest code, which has no counterpart above, or near it, or just outside.
+    weight is about (code - 2^(bits - 1)) * scale. Of several scales a block gets the one with the least squared error:
+    with them its largest value falls on the lowest code, of which there is no positive counterpart, or near it, or just
+    outside the range, where it is clipped.
     """
     half = 2 ** (bits - 1)
     blocks = rearrange(F.pad(weight.T.float(), (0, -weight.shape[0] % block)), "n (k b) -> n k b", b=block)
@@ -53,11 +36,12 @@ def quantize_blocks(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tens
     return codes, best.squeeze(-1)
 
 
-# Of the scale that puts the largest value on the lowest code; negative: on the side of the highest.
+# Shares of the scale that puts the largest value on the lowest code; negative: on the side of the highest.
 SHARES = {4: (1.0, 0.9, 0.8, -1.1, -1.0, -0.9), 8: (1.0, -128 / 127)}
 
 
 def _steps(blocks: Tensor, scale: Tensor, half: int) -> Tensor:
+    """Values as whole numbers of steps of `scale`, clipped to -half .. half - 1."""
     return (blocks / torch.where(scale == 0, 1, scale)).round_().clamp_(-half, half - 1)
 
 
@@ -68,7 +52,7 @@ def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """codes uint8 [..., n] -> [..., n * bits / 8]: of two 4-bit codes, the first lies in the lower half."""
+    """codes uint8 [..., n] -> [..., n * bits / 8]: of two 4-bit codes, the first lies in the lower half of the byte."""
     return codes if bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 
@@ -80,8 +64,8 @@ def rewrite(
 ) -> None:
     """Write a variant of a traced graph.
 
-    bits: of each weight by its name, where it is not the variant's own. scales: of the keys and values of every cache
-    input by its name, float32 [H * D], where the cache becomes int8.
+    bits: by the name of each weight that has others than the variant. scales: where the cache becomes int8, float32
+    [H * D] by the name of every cache input.
     """
     model = ir.load(source)
     for node in list(model.graph):
@@ -131,7 +115,7 @@ def _dynamic(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
 
 
 def _embedding(graph: ir.Graph, node: ir.Node, table: ir.Value, variant: Variant) -> None:
-    """Gather -> the row's int8 codes, and their scales."""
+    """Gather -> the same on int8 codes, and their scales."""
     rows, columns = _shape(table)
     if variant.dynamic:
         read = once(lambda: quantize_columns(_tensor(table).T))
@@ -156,7 +140,7 @@ def _embedding(graph: ir.Graph, node: ir.Node, table: ir.Value, variant: Variant
 
 
 def _int8_cache(graph: ir.Graph, scales: Mapping[str, np.ndarray]) -> None:
-    """Keys and values in the cache as int8, a scale for every channel of every head."""
+    """Store the cache's keys and values as int8, with a scale for every channel of every head."""
     for node in graph:
         if node.op_type != "GroupQueryAttention":
             continue
@@ -177,7 +161,7 @@ def _int8_cache(graph: ir.Graph, scales: Mapping[str, np.ndarray]) -> None:
 
 
 def once(compute: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Compute when first asked and forget when asked again: a matrix is written as codes, then scales."""
+    """Compute at the first call, give the same at the second and forget it: codes are written, then their scales."""
     held: list[tuple[Tensor, Tensor]] = []
 
     def read() -> tuple[Tensor, Tensor]:
@@ -204,7 +188,7 @@ def _lazy(
 
 
 def _replace(graph: ir.Graph, old: ir.Node, *new: ir.Node) -> None:
-    """Put nodes in the place of one, the last one's output in that of its; drop a weight that nothing reads now."""
+    """Put nodes in the place of one, whose output the last of them has; drop weights that nothing reads any more."""
     weights = [value for value in old.inputs if value is not None and value.is_initializer()]
     ir.convenience.replace_nodes_and_values(graph, old, [old], new, old.outputs, new[-1].outputs)
     for value in weights:

@@ -3,9 +3,9 @@
   python export/text.py --text t5-base
   python export/text.py --text musicgen-small --out bundle
 
---text is a Hugging Face folder of a T5 (t5-base, t5-large, flan) or of a MusicGen, whose text encoder is then taken:
+--text is a Hugging Face folder of a T5 (t5-base, t5-large, flan) or of a MusicGen, whose text encoder is taken:
 config.json, model.safetensors or pytorch_model.bin, and tokenizer.json or spiece.model. The graph is then run beside
-the PyTorch modules, and the largest difference is printed.
+the PyTorch modules, and the largest difference is printed; a graph that disagrees is not kept.
 """
 
 import argparse
@@ -20,10 +20,12 @@ import torch
 from clean_lm.manifest import Manifest
 from clean_lm.models.config import ConfigError, TextConfig
 from clean_lm.models.t5 import T5Encoder, TextLayer
+from clean_lm.session import open_graph
 from clean_lm.text_encoder import TOKENIZER
-from export.bundle_writer import ExportError, new_folder, print_files, reported, write_manifest
-from export.onnx_graph import TensorSpec, say, write
-from export.verify import AGREES, DISAGREES, SHARP, TOLERANCE
+from export.bundle_writer import new_folder, write_manifest
+from export.commands import ExportError, errors_as_one_line, print_files, progress
+from export.onnx_graph import TensorSpec, write
+from export.parity import Verdict, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
 from weights.mapping import MappingError, Model, fill
 from weights.text import load
@@ -31,6 +33,7 @@ from weights.tokenizer import open_tokenizer
 
 DTYPE = torch.float32  # T5's activations leave float16's range
 LENGTHS = (20, 7)  # tokens of the texts that are compared: one of them padded
+GRAPHS = ("text_encoder",)
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="a Hugging Face folder of a T5, or of a MusicGen")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
-    with reported(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
+    with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
         export(args.text, args.out)
 
 
@@ -50,51 +53,43 @@ def export(text: Path, out: Path) -> None:
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         tokenizer.save(str(folder / TOKENIZER))
-        write_manifest(folder, describe(model.config), {}, None, ["text_encoder"])
-        say("comparing with the PyTorch modules")
-        verdict = parity(folder, model)
-        if not verdict.startswith(AGREES):
-            raise ExportError(f"nothing was written: the graph is not what PyTorch computes. {verdict}")
+        write_manifest(folder, describe(model.config), {}, None, GRAPHS)
+        progress("comparing with the PyTorch modules")
+        lines = require_agreement({"": parity(folder, model)})
     print_files(out, model.parameters, time.perf_counter() - start)
-    print(verdict)
+    print("\n".join(lines))
 
 
 def write_graphs(model: Model[TextConfig], folder: Path) -> None:
     """Write text_encoder.onnx with its weights."""
-    inputs, outputs = text_ports(model.config)
+    inputs, outputs = text_specs(model.config)
     weights = model.weights("text_encoder", DTYPE)
     write(T5Encoder(model.config), weights, DTYPE, inputs, outputs, folder / "text_encoder.onnx")
 
 
-def text_ports(c: TextConfig) -> tuple[dict[str, Any], list[TensorSpec]]:
-    """What goes into text_encoder, by argument, and what comes out."""
+def text_specs(c: TextConfig) -> tuple[dict[str, Any], list[TensorSpec]]:
+    """The inputs of text_encoder, by argument, and its output."""
     inputs = {name: TensorSpec(name, torch.int64, ("rows", "text")) for name in ("input_ids", "attention_mask")}
     return inputs, [TensorSpec("last_hidden_state", DTYPE, ("rows", "text", c.dim))]
 
 
 def describe(c: TextConfig) -> dict[str, Any]:
-    """What the manifest's `model` says of the text encoder: the width of its states, and its tokens."""
+    """What the manifest's `model` says of the text encoder: the width of its states, and its special tokens."""
     return {"text_dim": c.dim, "text_vocab": c.vocab, "text_pad_token": c.pad_token, "text_eos_token": c.eos_token}
 
 
-def parity(bundle: Path, model: Model[TextConfig], seed: int = 0) -> str:
-    """One line on the graph beside the PyTorch modules in float64, on random tokens; it begins with the verdict."""
+def parity(bundle: Path, model: Model[TextConfig], seed: int = 0) -> Verdict:
+    """The graph beside the PyTorch modules in float64, on random tokens."""
     rng = np.random.default_rng(seed)
     mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
     tokens = np.where(mask, rng.integers(0, model.config.vocab, mask.shape), model.config.pad_token)
-    exact, own = (reference_states(model, tokens, mask, dtype) for dtype in (torch.float64, DTYPE))
+    exact, pytorch = (reference_states(model, tokens, mask, dtype) for dtype in (torch.float64, DTYPE))
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    graph = Manifest.read(bundle, hashes=False).graph("text_encoder")
-    (ours,) = graph.session.run(["last_hidden_state"], {"input_ids": tokens, "attention_mask": mask})
+    graph = open_graph(Manifest.read(bundle, hashes=False), "text_encoder")
+    ours = graph.run({"input_ids": tokens, "attention_mask": mask})["last_hidden_state"]
     text = mask.astype(bool)
-    largest = np.abs(exact[text]).max()
-    difference, rounding = (float(np.abs(np.asarray(x)[text] - exact[text]).max() / largest) for x in (ours, own))
-    tolerance = max(TOLERANCE, SHARP * rounding)
-    return (
-        f"{AGREES if difference <= tolerance else DISAGREES} with the PyTorch modules: texts of {LENGTHS} tokens, "
-        f"largest difference {difference:.1e} of the largest state (tolerance {tolerance:.1e}, "
-        f"PyTorch's own {rounding:.1e})"
-    )
+    difference = largest_difference(ours[text], pytorch[text], exact[text], "the largest state")
+    return Verdict(f"texts of {' and '.join(map(str, LENGTHS))} tokens", (difference,))
 
 
 @torch.inference_mode()

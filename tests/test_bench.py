@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from clean_lm.runtime import Sampling
-from conftest import ROOT
+from conftest import ROOT, feed
 
 from bench import __main__ as command
 from bench import contenders, huggingface, machine, measure, ours, upstream
@@ -19,6 +18,7 @@ from bench.report import markdown
 from bench.summary import all_steps, at_length, medians, summarise
 from bench.weights import read_bytes, weight_bytes
 from bench.workload import GUIDED, NULL, REFERENCE, Mode, Model, fill_random
+from clean_lm.generation import Sampling
 
 TOLERANCE = 1e-5  # of the largest logit
 MODES = [Mode(GUIDED, True, 1), Mode(NULL, False, 1), Mode("takes", False, 3), Mode("guided takes", True, 2)]
@@ -114,7 +114,7 @@ def test_the_growing_cache_gives_our_logits_and_tokens(run, fp32, mode):
     codes = fp32.model.codes(mode.takes, 12)
     decoder, growing = fp32._decoder(mode), optimum._run(mode, 0)
     for columns in (codes[:, :, :9], codes[:, :, 9:10], codes[:, :, 10:11]):
-        decoder(columns, np.zeros(codes.shape[:2]))
+        feed(decoder, columns, np.zeros(codes.shape[:2]))
         growing(columns)
         assert np.abs(decoder.logits - growing.logits).max() <= TOLERANCE * np.abs(decoder.logits).max()
     greedy = fp32.lm.generate_codes(codes, fp32._texts(mode), frames=40, sampling=Sampling(use_sampling=False))
@@ -126,7 +126,7 @@ def test_transformers_has_our_logits(run, fp32, mode):
     theirs = huggingface.Run(huggingface.Transformers(run.files.checkpoint), mode, 0)
     codes, decoder = fp32.model.codes(mode.takes, 12), fp32._decoder(mode)
     for columns in (codes[:, :, :9], codes[:, :, 9:10], codes[:, :, 10:11]):
-        decoder(columns, np.zeros(codes.shape[:2]))
+        feed(decoder, columns, np.zeros(codes.shape[:2]))
         theirs(torch.from_numpy(columns).flatten(0, 1))
         logits = theirs.logits.numpy().reshape(decoder.logits.shape)
         assert np.abs(decoder.logits - logits).max() <= TOLERANCE * np.abs(decoder.logits).max()

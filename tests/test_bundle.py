@@ -17,7 +17,8 @@ from clean_lm.musicgen import MusicGen
 from export import bundle as module
 from export import codec
 from export.bundle import export
-from export.bundle_writer import ExportError
+from export.commands import ExportError
+from export.parity import Difference, Verdict
 from weights.checkpoint import CheckpointError
 
 LM, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"
@@ -75,7 +76,7 @@ def test_a_stereo_model_has_a_mono_codec(music):
     model = json.loads((out / "manifest.json").read_text())["model"]
     assert (model["channels"], model["codebooks"], model["frame_rate"]) == (2, 8, 50)
     assert sound(out, None).shape == (1, 2, 16000)
-    with pytest.raises(BundleError, match="has no text encoder for a description; export it with --text"):
+    with pytest.raises(BundleError, match="contains no text encoder for a description; export it again with --text"):
         sound(out)
 
 
@@ -177,9 +178,9 @@ def test_a_text_encoder_of_another_width(t5, tmp_path):
 def test_codes_of_another_kind(field, value, message):
     config = module.load(GOLDEN / "text" / LM).config
     parts = {"sample_rate": 32000, "channels": 1, "card": 64, "codebooks": 4}
-    module.check(config, parts, None)
+    module.validate_parts(config, parts, None)
     with pytest.raises(ExportError, match=message):
-        module.check(config, {**parts, field: value}, None)
+        module.validate_parts(config, {**parts, field: value}, None)
 
 
 def test_what_is_missing_is_named(tmp_path, t5):
@@ -232,7 +233,8 @@ def test_an_export_that_ends_early_leaves_nothing(quick, tmp_path, monkeypatch, 
 
 def test_graphs_that_disagree_are_not_kept(quick, music, t5, tmp_path, monkeypatch):
     """One verdict is enough."""
-    monkeypatch.setattr(module.text, "parity", lambda *_: "DISAGREES with the PyTorch modules")
+    disagrees = Verdict("texts", (Difference("largest difference", "the largest state", 1.0, 5e-5),))
+    monkeypatch.setattr(module.text, "parity", lambda *_: disagrees)
     with pytest.raises(ExportError, match=r"(?s)nothing was written.*language model agrees.*text encoder DISAGREES"):
         export(GOLDEN / "text" / LM, music("text", True), t5, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -264,10 +266,10 @@ def test_hub(tmp_path):
     assert f"{commit}: no compression_state_dict.bin beside the language model; give --codec" in done.stderr
     miss = command(tmp_path, "--hub", "org/none", "--out", tmp_path / "out")
     assert (miss.returncode, miss.stdout) == (1, "")
-    assert miss.stderr.startswith("error: org/none: not in the local cache and not to be fetched: ")
+    assert miss.stderr.startswith("error: org/none: neither in the local cache nor to be fetched: ")
     assert miss.stderr.count("\n") == 1
     bad = command(tmp_path, "--hub", "no/such/name", "--out", tmp_path / "out")
-    assert bad.stderr.startswith("error: no/such/name: not in the local cache")
+    assert bad.stderr.startswith("error: no/such/name: neither in the local cache")
     assert names(tmp_path) == {folder.name}
 
 

@@ -15,7 +15,7 @@ from conftest import ROOT
 import weights.codec
 import weights.lm
 import weights.text
-from clean_lm import audio
+from clean_lm import audio_files
 from demo import checkpoint
 from demo.train import __main__ as command
 from demo.train import codec, evaluate, lm, measure, synth, text
@@ -76,7 +76,7 @@ def test_a_seed_is_a_loop():
 
 
 def test_the_prompt_is_synthesised():
-    wav, rate = audio.read(DEMO / "loop.wav")
+    wav, rate = audio_files.read(DEMO / "loop.wav")
     assert rate == synth.RATE
     np.testing.assert_allclose(wav, command.prompt().wave[None], atol=2 / 2**15)
 
@@ -213,7 +213,7 @@ def test_cross_entropy(loops):
 def test_the_demo_keeps_its_tempo(music):
     """make demo's own continuation."""
     music.set_generation_params(duration=evaluate.SECONDS, temperature=evaluate.TEMPERATURE)
-    prompt, rate = audio.read(DEMO / "loop.wav")
+    prompt, rate = audio_files.read(DEMO / "loop.wav")
     wave = evaluate.sound(music.generate_continuation(prompt[None], rate, ["drum and bass"], seed=1))[0, 0]
     seam = round(evaluate.PROMPT * synth.RATE)
     assert measure.same_tempo(wave[:seam], wave[seam:])

@@ -23,7 +23,7 @@ from clean_lm.models.config import ConfigError
 from export import bundle_writer as folder_module
 from export import onnx_graph as graph_module
 from export.bundle_writer import ExportError, new_folder
-from export.lm import defaults, export, refuse
+from export.lm import defaults, export, validate
 from export.onnx_graph import warnings_are_errors
 from weights.checkpoint import open_lm
 from weights.lm import read_config
@@ -225,8 +225,8 @@ def test_float16(bundle, language_model, attention):
     ratio = (half / "lm_inference.fp16.onnx.data").stat().st_size / (full / "lm_inference.onnx.data").stat().st_size
     assert 0.49 < ratio < 0.55
     lm = language_model("finetune_fp16", attention, "fp16")
-    assert lm.lm.inputs["past_key_values.0.key"]["dtype"] == "float16"
-    assert lm.lm.outputs["logits"]["dtype"] == "float32"
+    assert lm.lm.inputs["past_key_values.0.key"].dtype == "float16"
+    assert lm.lm.outputs["logits"].dtype == "float32"
     codes = lm.generate_codes(frames=20, seed=0)
     same = language_model("finetune_fp16", attention).generate_codes(frames=20, seed=0)
     assert (codes[:, :, :3] == same[:, :, :3]).mean() > 0.5
@@ -277,7 +277,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".bundle.partial-*/*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".bundle.*.partial/*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -308,4 +308,4 @@ def test_conditions_in_both_places_are_refused():
     config = read_config(open_lm(TEXT))
     for cross, prepend in ((("description",), ("self_wav",)), (("self_wav",), ("description",))):
         with pytest.raises(ConfigError, match=r"xp.cfg fuser\.cross.*fuser\.prepend"):
-            refuse(replace(config, cross=cross, prepend=prepend))
+            validate(replace(config, cross=cross, prepend=prepend))

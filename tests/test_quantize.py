@@ -13,19 +13,24 @@ import pytest
 import torch
 from conftest import GOLDEN, PREFIXED, ROOT
 
+from clean_lm.conditioning import Conditioning
+from clean_lm.generation import Sampling
+from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError, Manifest, sha256
 from clean_lm.models.lm import LM, Condition
 from clean_lm.models.transformer import StandardAttention
 from clean_lm.musicgen import MusicGen
-from clean_lm.runtime import Conditioning, LanguageModel, Sampling
 from demo.checkpoint import TINY
 from export import quality, quantize
-from export.bundle_writer import ExportError
+from export.bundle_weights import BundleWeights
+from export.bundle_writer import preferred
+from export.commands import ExportError
 from export.lm import export
 from export.quality import Codes, Quality, Reference, log_probabilities, measure
-from export.quantize import FP32, VARIANTS, BundleWeights, add, preferred
-from export.rewrite import Variant, pack, quantize_blocks, quantize_columns, rewrite
-from export.sensitivity import MATRICES, rounded, sensitive, sensitivities
+from export.quantize import add
+from export.rewrite import pack, quantize_blocks, quantize_columns, rewrite
+from export.sensitivity import MATRICES, most_sensitive, rounded, sensitivities
+from export.variants import FP32, VARIANTS, Variant
 from weights.mapping import fill
 
 QUANTIZED = tuple(name for name, variant in VARIANTS.items() if variant.bits)
@@ -186,7 +191,7 @@ def test_an_int8_cache_is_the_keys_over_their_scales(variants):
     for name in ("int8", FP32):
         lm = LanguageModel.load(variants, variant=name)
         decoder = lm.decoder(1, 30, None, Sampling())
-        decoder(codes, np.zeros((1, 4), np.float32))
+        decoder.prefill(codes, np.zeros((1, 4), np.float32))
         caches[name] = decoder.caches
     for name in ("past_key_values.0.key", "past_key_values.0.value"):
         scale = scales[f"{name}.scale"].reshape(1, 4, 1, 16)
@@ -214,15 +219,15 @@ def test_a_variant_is_the_model_of_its_rounded_weights(variants, name):
         x, _ = module.read(torch.from_numpy(columns), torch.tensor([0]), [(empty, empty)] * 3, [(cross, cross)] * 3)
         theirs = module.logits(x[:, -1]).numpy()
     decoder = LanguageModel.load(variants, variant=name).decoder(1, 24, None, Sampling())
-    decoder(columns, np.zeros((1, 4), np.float32))
+    decoder.prefill(columns, np.zeros((1, 4), np.float32))
     off = np.sqrt(np.square(decoder.logits - theirs).mean() / np.square(theirs).mean())
     assert off < 0.2
 
 
-# Sweep
+# Sensitivity
 
 
-def test_the_sweep_finds_what_is_sensitive():
+def test_what_is_sensitive_is_found():
     """One matrix with a few huge weights, whose blocks then have huge steps."""
     generator = torch.Generator().manual_seed(0)
     module = LM(TINY, StandardAttention())
@@ -240,17 +245,17 @@ def test_the_sweep_finds_what_is_sensitive():
         for i, kv in enumerate(cross)
         for part, x in zip(("key", "value"), kv, strict=True)
     }
-    harm = sensitivities(module, columns, Conditioning(2, True, named, None), 4, 32)
-    assert harm.keys() == {*(f"layers.{i}.{name}" for i in range(TINY.layers) for name in MATRICES), "heads"}
-    assert max(harm, key=lambda name: harm[name]) == "layers.2.linear1"
-    assert all(value >= -1e-6 for value in harm.values())
+    costs = sensitivities(module, columns, Conditioning(1, 2, named, None), 4, 32)
+    assert costs.keys() == {*(f"layers.{i}.{name}" for i in range(TINY.layers) for name in MATRICES), "heads"}
+    assert max(costs, key=lambda name: costs[name]) == "layers.2.linear1"
+    assert all(value >= -1e-6 for value in costs.values())
 
 
 def test_the_choice():
-    harm, sizes = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}, {"a": 8, "b": 1, "c": 1, "d": 1}
-    assert sensitive(harm, sizes, 100) == ["b", "c"]  # half is left
-    assert sensitive(harm, sizes, 4.5) == ["b", "c", "d"]
-    assert sensitive(harm, sizes, 0) == ["b", "c", "d", "a"]
+    costs, sizes = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}, {"a": 8, "b": 1, "c": 1, "d": 1}
+    assert most_sensitive(costs, sizes, 100) == ["b", "c"]  # half is left
+    assert most_sensitive(costs, sizes, 4.5) == ["b", "c", "d"]
+    assert most_sensitive(costs, sizes, 0) == ["b", "c", "d", "a"]
 
 
 def test_mixed_has_both(variants):
@@ -440,7 +445,7 @@ def test_twice(variants):
 def test_a_float_cache(copied):
     add(copied, ["int8"], cache="float")
     lm = LanguageModel.load(copied, variant="int8")
-    assert lm.lm.inputs["past_key_values.0.key"]["dtype"] == "float32"
+    assert lm.lm.inputs["past_key_values.0.key"].dtype == "float32"
 
 
 def test_standard_has_no_operators_of_another_domain(bundle, tmp_path):
@@ -501,10 +506,10 @@ def test_info(variants):
 
 def test_loading_reads_no_text_graphs(variants):
     model = MusicGen.load(variants, variant="int4")
-    assert "session" not in vars(model.lm.condition)
+    assert "session" not in vars(model.lm.conditioner.condition)
     assert model.text is not None
     assert "session" not in vars(model.text.graph)
-    assert Manifest.read(variants).tree["variant"] == FP32
+    assert Manifest.read(variants).variant == FP32
 
 
 # Melody and style models
@@ -517,16 +522,17 @@ def test_variants_of_a_prefix(golden, tmp_path, name):
     wanted = ["int8", "mixed", "dynamic", "fp16", "q4f16"]
     export(GOLDEN / name / "state_dict.bin", tmp_path / "bundle", variants=wanted)
     manifest = Manifest.read(tmp_path / "bundle")
-    assert set(manifest.tree["variants"]) >= set(wanted)
+    assert set(manifest.variants) >= set(wanted)
     prompt, wav = g["gen.desc_p17.prompt"], g["cond.desc.self_wav"][0]
     texts = g.texts([g.meta["D1"]])
     for variant in wanted:
         lm = LanguageModel.load(tmp_path / "bundle", variant=variant)
-        entry = manifest.tree["variants"][variant]
-        assert not any(graph.startswith(("lm_melody", "lm_style")) for graph in entry["graphs"])
-        assert 0 < entry["quality"]["kl"] < {"fp16": 1e-3, "q4f16": 5}.get(variant, 0.5)  # sharp, random weights
+        entry = manifest.variants[variant]
+        assert not any(graph.startswith(("lm_melody", "lm_style")) for graph in entry.graphs)
+        assert entry.quality is not None
+        assert 0 < entry.quality["kl"] < {"fp16": 1e-3, "q4f16": 5}.get(variant, 0.5)  # sharp, random weights
         codes = lm.generate_codes(prompt, texts, lambda _: [wav], frames=30, sampling=Sampling(use_sampling=False))
         assert codes.shape == (1, 4, 30)
         if variant == "fp16":
             np.testing.assert_array_equal(codes[:, :, :19], g["gen.desc_p17.tokens"][:, :, :19])
-    assert [b["cache"] for b in (manifest.tree["variants"][v] for v in wanted)] == [VARIANTS[v].cache for v in wanted]
+    assert [manifest.variants[v].cache for v in wanted] == [VARIANTS[v].cache for v in wanted]

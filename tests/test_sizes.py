@@ -19,9 +19,9 @@ from demo.checkpoint import random_tensor
 from export import bundle_writer as folder_module
 from export import onnx_graph as graph_module
 from export import verify
+from export.bundle_weights import read_initializer
 from export.lm import export
 from export.lm_graphs import LM_GRAPHS
-from export.quantize import _read
 from weights.lm import load
 
 LAYOUTS = Path(__file__).parent / "layouts"
@@ -146,4 +146,4 @@ def test_offsets_beyond_32_bits(folder, monkeypatch):
         read = initializers[name].const_value
         assert read is not None
         np.testing.assert_array_equal(read.numpy(), tensor)
-        assert torch.equal(_read(initializers[name]), tensor)
+        assert torch.equal(read_initializer(initializers[name]), tensor)

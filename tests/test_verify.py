@@ -9,7 +9,9 @@ import pytest
 import torch
 from conftest import GOLDEN, NAMES
 
-from export.verify import compare, golden, verify
+from export.lm_parity import golden
+from export.parity import compare
+from export.verify import verify
 
 ROOT = Path(__file__).parents[1]
 

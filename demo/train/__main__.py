@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import weights.codec
-from clean_lm import audio
+from clean_lm import audio_files
 from clean_lm.models.encodec import Encoder, StandardRecurrence
 from demo.train import codec, lm, synth, text
 from demo.train.trainer import Settings
@@ -66,7 +66,7 @@ def make(args: argparse.Namespace) -> None:
     model = lm.fit(codes, kinds, texts, args.work, replace(FURTHER, steps=args.further_steps), before=model)
     write_lm(args.out / "state_dict.bin", lm.CONFIG, model.state_dict())
 
-    audio.write(args.out / "loop.wav", prompt().wave[None], synth.RATE)
+    audio_files.write(args.out / "loop.wav", prompt().wave[None], synth.RATE)
     print(f"wrote {args.out / 'loop.wav'}")
 
 

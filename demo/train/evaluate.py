@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import weights.codec
 import weights.lm
-from clean_lm import audio
+from clean_lm import audio_files
 from clean_lm.models.config import CodecConfig
 from clean_lm.models.encodec import Decoder, Encoder, StandardRecurrence
 from clean_lm.musicgen import MusicGen
@@ -172,7 +172,7 @@ def measure_tempo(args: argparse.Namespace) -> list[str]:
         heard = {t: continuations(music, loops, t, args.prompt) for t in (1.0, 0.7, TEMPERATURE, 0.0)}
     for i, wave in enumerate(heard[TEMPERATURE][:10]):
         path = args.out / f"continued-{i}.wav"
-        audio.write(path, wave[None], music.sample_rate, strategy="peak")
+        audio_files.write(path, wave[None], music.sample_rate, strategy="peak")
         plot(path, path.with_suffix(".png"), args.prompt)
     seam = round(args.prompt * synth.RATE)
     prompts = [loop.wave[:seam] for loop in loops]

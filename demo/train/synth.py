@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from clean_lm import audio
+from clean_lm import audio_files
 
 RATE, HOP = 32_000, 640  # samples a second, samples of the codec's frames
 # style: frames of a beat, from fast to slow
@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     made = loop(args.seed, args.seconds, args.style, args.pace)
-    audio.write(args.out, made.wave[None], RATE)
+    audio_files.write(args.out, made.wave[None], RATE)
     print(f"wrote {args.out}: {made.text}, {bpm(made.beat)} beats a minute")
 
 

@@ -1,0 +1,60 @@
+"""The float32 weights of a bundle's language model, read back from its graphs."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from clean_lm.manifest import Manifest
+from clean_lm.models.config import LMConfig
+from clean_lm.models.lm import LM
+from clean_lm.models.transformer import StandardAttention
+from export.bundle_writer import FP32
+from export.lm_graphs import LM_GRAPHS, text_module
+
+# What the manifest's `model` and LMConfig have by the same name.
+SAME = ("layers", "heads", "dim", "codebooks", "card", "delays", "text_dim", "text_encoder", "max_duration",
+        "sample_rate", "channels")  # fmt: skip
+
+
+class BundleWeights:
+    """A source of weights for write_graphs, where the checkpoint is no longer at hand."""
+
+    def __init__(self, folder: Path):
+        """Raises FileNotFoundError, BundleError."""
+        self.manifest = Manifest.read(folder, variant=FP32)
+        self.graphs = {
+            name: ir.load(folder / f"{graph}.onnx").graph.initializers
+            for name, graph in zip(("condition", "lm"), LM_GRAPHS, strict=True)
+        }
+        self.config = self._config()
+
+    def weights(self, component: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """The tensors of "lm" or "condition" by the names that its module has for them, memory-mapped."""
+        module = LM(self.config, StandardAttention()) if component == "lm" else text_module(self.config)
+        return {name: read_initializer(self.graphs[component][name]).to(dtype) for name, _ in module.named_parameters()}
+
+    def _config(self) -> LMConfig:
+        model = self.manifest.language_model
+        prefix = "prefix" in self.manifest.graphs["lm_inference"].inputs
+        hidden, dim = read_initializer(self.graphs["lm"]["layers.0.linear2"]).shape
+        return LMConfig(
+            hidden_scale=hidden // dim,
+            solver="musicgen",  # decides the defaults alone, which the manifest has
+            cross=() if prefix else ("description",),
+            prepend=("description",) if prefix else (),
+            self_wav=None,
+            **{name: getattr(model, name) for name in SAME},
+        )
+
+
+def read_initializer(value: ir.Value) -> Tensor:
+    """An initializer of a graph, mapped copy on write where it lies in a file."""
+    tensor = value.const_value
+    assert tensor is not None
+    if not isinstance(tensor, ir.ExternalTensor):
+        return torch.from_numpy(np.array(tensor.numpy()))
+    shape = tuple(tensor.shape.numpy())
+    return torch.from_numpy(np.memmap(tensor.path, tensor.dtype.numpy(), "c", tensor.offset or 0, shape))

@@ -1,0 +1,80 @@
+"""The variants that a bundle can hold: how each stores weights and caches, and the command-line options to choose."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from export.bundle_writer import FP32, ExportError
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a variant stores what every step reads."""
+
+    dtype: str = "float32"  # of activations, and of whatever is not quantized
+    bits: int | None = None  # of the weights; None: as traced
+    block: int = 128  # weights that share a scale
+    sensitive_bits: int | None = None  # of the weights that export/sensitivity.py finds sensitive
+    dynamic: bool = False  # activations are quantized by the graph itself, ai.onnx operators only
+    cache: str = "float"  # or int8: keys and values
+
+    @property
+    def standard(self) -> bool:
+        """Whether ai.onnx operators are enough for its weights."""
+        return self.bits is None or self.dynamic
+
+    def with_cache(self, cache: str | None) -> "Variant":
+        """The same with another cache, "float" or "int8", where the variant has a choice."""
+        return replace(self, cache=cache) if cache and self.cache != "float" else self
+
+
+VARIANTS = {
+    FP32: Variant(),
+    "fp16": Variant("float16"),
+    "int8": Variant(bits=8, cache="int8"),
+    "int8-32": Variant(bits=8, block=32, cache="int8"),
+    "int4": Variant(bits=4, cache="int8"),
+    "int4-32": Variant(bits=4, block=32, cache="int8"),
+    "mixed": Variant(bits=4, block=32, sensitive_bits=8, cache="int8"),
+    "dynamic": Variant(bits=8, dynamic=True),
+    "q4f16": Variant("float16", bits=4, block=32),
+}
+# The text projection and the text encoder run once a generation: more bits there cost no step any time.
+ONCE = {"int8": Variant(bits=8, block=32), "dynamic": VARIANTS["dynamic"]}
+
+
+def bytes_required(parameters: int, names: Sequence[str]) -> int:
+    """How much disk the export of some variants takes, with the fp32 one that they are made from."""
+    bits = [VARIANTS[name].bits or np.dtype(VARIANTS[name].dtype).itemsize * 8 for name in names if name != FP32]
+    return round(parameters * (4 + sum(bits) / 8))
+
+
+def validate_attention(names: Sequence[str], attention: str) -> None:
+    """Raise ExportError for variants that need ONNX Runtime's own operators where the attention is "standard"."""
+    unsupported = [name for name in names if not VARIANTS[name].standard and attention != "ort"]
+    if unsupported:
+        raise ExportError(
+            f"--attention {attention} with {', '.join(unsupported)}: MatMulNBits is no ai.onnx operator; "
+            f"take {', '.join(name for name in VARIANTS if VARIANTS[name].standard)}"
+        )
+
+
+def add_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """The options of every command that writes variants."""
+    default = None if required else [FP32]
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, required=required, default=default,
+                        help="how weights are stored (default: fp32); the first within the bounds is the default "
+                        "of the bundle")  # fmt: skip
+    parser.add_argument(
+        "--cache", choices=("float", "int8"), help="how keys and values are stored, where a variant has a choice"
+    )
+
+
+def add_clip_option(parser: argparse.ArgumentParser) -> None:
+    """The option of every command whose bundle has a codec to read clips with."""
+    parser.add_argument(
+        "--clip", nargs="+", type=Path, default=[], help="audio files to calibrate and measure variants on"
+    )
