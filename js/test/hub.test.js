@@ -20,8 +20,8 @@ const TOKEN = 'hf_secret'
 
 /** @type {Map<string, any>} the files of user/repo */
 let files
-/** @type {{ url: string, authorization?: string }[]} requests to the hub, and to the storage behind it */
-let [requests, stored] = [[], []].map((list) => /** @type {any} */ (list))
+/** Requests to the hub, and to the storage behind it. @type {{ url?: string, authorization?: string }[][]} */
+const [requests, stored] = [[], []]
 /** @type {import('node:http').Server[]} */
 const servers = []
 let [endpoint, storage] = ['', '']
@@ -116,7 +116,7 @@ test('all files are of the commit that manifest.json came from', async () => {
   await load()
   const [first, ...others] = requests.map(({ url }) => url)
   assert.equal(first, '/user/repo/resolve/main/manifest.json')
-  assert.ok(others.length && others.every((url) => url.startsWith(`/user/repo/resolve/${COMMIT}/`)))
+  assert.ok(others.length && others.every((url) => url?.startsWith(`/user/repo/resolve/${COMMIT}/`)))
 })
 
 test('a revision, and a repository that moved', async () => {
