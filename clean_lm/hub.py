@@ -11,7 +11,7 @@ from clean_lm.manifest import BundleError, LoadOptions, Manifest
 from clean_lm.text_encoder import TOKENIZER
 
 MANIFEST = "manifest.json"
-INSTALL = "pip install 'clean_lm[hub]'"
+INSTALL = "pip install huggingface_hub"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FILE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # no "..", no leading slash or dot, no drive
 

@@ -8,7 +8,7 @@ const LARGEST_DIGEST = 2 ** 30 // bytes that are given to crypto.subtle at once:
 // The first 32 bits of the fractions of the cube roots, and of the square roots, of the first primes.
 const primes = [2]
 for (let n = 3; primes.length < 64; n += 2) if (primes.every((prime) => n % prime)) primes.push(n)
-const CONSTANTS = Uint32Array.from(primes, (prime) => fraction(Math.cbrt(prime)))
+const CONSTANTS = Int32Array.from(primes, (prime) => fraction(Math.cbrt(prime)) | 0)
 const INITIAL = primes.slice(0, 8).map((prime) => fraction(Math.sqrt(prime)))
 
 /** @param {number} root */
@@ -19,9 +19,9 @@ function fraction(root) {
 /** A hash of bytes that come in pieces. */
 export class Sha256 {
   constructor() {
-    this.state = Uint32Array.from(INITIAL)
+    this.state = Int32Array.from(INITIAL, (word) => word | 0)
     this.block = new Uint8Array(64)
-    this.words = new Uint32Array(64)
+    this.words = new Int32Array(64)
     this.length = 0 // bytes so far
   }
 
@@ -48,7 +48,7 @@ export class Sha256 {
     padding[0] = 0x80
     new DataView(padding.buffer).setBigUint64(padding.length - 8, BigInt(this.length) * 8n)
     this.update(padding)
-    return Array.from(this.state, (word) => word.toString(16).padStart(8, '0')).join('')
+    return Array.from(this.state, (word) => (word >>> 0).toString(16).padStart(8, '0')).join('')
   }
 
   /** Mix in the 64 bytes from `at` on. @param {Uint8Array} bytes @param {number} at */
@@ -58,12 +58,13 @@ export class Sha256 {
       words[i] = (bytes[at] << 24) | (bytes[at + 1] << 16) | (bytes[at + 2] << 8) | bytes[at + 3]
     }
     for (let i = 16; i < 64; i++) {
-      const [x, y] = [words[i - 15], words[i - 2]]
+      const x = words[i - 15]
+      const y = words[i - 2]
       const s0 = ((x >>> 7) | (x << 25)) ^ ((x >>> 18) | (x << 14)) ^ (x >>> 3)
       const s1 = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10)
-      words[i] = words[i - 16] + s0 + words[i - 7] + s1
+      words[i] = (words[i - 16] + s0 + words[i - 7] + s1) | 0
     }
-    let [a, b, c, d, e, f, g, h] = state
+    let [a, b, c, d, e, f, g, h] = [state[0], state[1], state[2], state[3], state[4], state[5], state[6], state[7]]
     for (let i = 0; i < 64; i++) {
       const s1 = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7))
       const s0 = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10))
