@@ -62,13 +62,20 @@ export class Sha256 {
       const y = words[i - 2]
       const s0 = ((x >>> 7) | (x << 25)) ^ ((x >>> 18) | (x << 14)) ^ (x >>> 3)
       const s1 = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10)
-      words[i] = (words[i - 16] + s0 + words[i - 7] + s1) | 0
+      words[i] = (((words[i - 16] + s0) | 0) + ((words[i - 7] + s1) | 0)) | 0
     }
-    let [a, b, c, d, e, f, g, h] = [state[0], state[1], state[2], state[3], state[4], state[5], state[6], state[7]]
+    let a = state[0]
+    let b = state[1]
+    let c = state[2]
+    let d = state[3]
+    let e = state[4]
+    let f = state[5]
+    let g = state[6]
+    let h = state[7]
     for (let i = 0; i < 64; i++) {
       const s1 = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7))
       const s0 = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10))
-      const t1 = (h + s1 + ((e & f) ^ (~e & g)) + CONSTANTS[i] + words[i]) | 0
+      const t1 = (((((h + s1) | 0) + ((e & f) ^ (~e & g))) | 0) + ((CONSTANTS[i] + words[i]) | 0)) | 0
       const t2 = (s0 + ((a & b) ^ (a & c) ^ (b & c))) | 0
       h = g
       g = f
@@ -79,8 +86,14 @@ export class Sha256 {
       b = a
       a = (t1 + t2) | 0
     }
-    const mixed = [a, b, c, d, e, f, g, h]
-    for (let i = 0; i < 8; i++) state[i] += mixed[i]
+    state[0] += a
+    state[1] += b
+    state[2] += c
+    state[3] += d
+    state[4] += e
+    state[5] += f
+    state[6] += g
+    state[7] += h
   }
 }
 
