@@ -1,12 +1,12 @@
-"""Measure clean_lm beside the other ways to run MusicGen, on this machine, from nothing.
+"""Measure clean_lm beside other ways to run MusicGen, on this machine.
 
-  python -m bench                              checkpoint, bundle and exports are made once, in build/bench/small
+  python -m bench                              makes checkpoint, bundle and exports once, in build/bench/small
   python -m bench --rounds 5 --contenders clean_lm optimum-style
-  python -m bench --full                       whole generations are measured too, not extrapolated alone: long
-  python -m bench --size tiny                  a toy: seconds, to see that everything runs
+  python -m bench --full                       measures whole generations too, in place of extrapolating: long
+  python -m bench --size tiny                  a toy: takes seconds, to see that everything runs
 
-The workload: a prompt of 6 s, 30 s in all, with and without a text, encode and decode included. Weights are random.
-Writes results.json, results.md and results.png. Ctrl-C ends it; what was measured until then is written.
+The workload: a prompt of 6 s continued to 30 s, with and without a text, encode and decode included. Weights are
+random. Writes results.json, results.md and results.png. Ctrl-C ends it and writes what was measured until then.
 """
 
 import argparse
@@ -55,20 +55,20 @@ def parser() -> argparse.ArgumentParser:
         "python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=ARRAYS, default="small", help="of the model (default: small)")
-    parser.add_argument("--work", type=Path, help="folder for all that is made (default: build/bench/SIZE)")
-    parser.add_argument("--ckpt", type=Path, help="folder of a checkpoint that is there already")
-    parser.add_argument("--bundle", type=Path, help="a bundle that is there already, of the same checkpoint")
+    parser.add_argument("--work", type=Path, help="folder of everything made (default: build/bench/SIZE)")
+    parser.add_argument("--ckpt", type=Path, help="folder of a checkpoint to measure; default: a random one is made")
+    parser.add_argument("--bundle", type=Path, help="a bundle of the same checkpoint; default: it is exported")
     parser.add_argument("--contenders", nargs="+", choices=NAMES, default=NAMES, help="default: all")
     parser.add_argument(
         "--variants",
         nargs="+",
-        help="of clean_lm (default: all that the bundle holds; a bundle that is made here: fp32 int8 int4)",
+        help="of clean_lm (default: all that --bundle holds; of a bundle exported here: fp32 int8 int4)",
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--steps", type=int, default=5, help="of a sample (default: 5)")
-    parser.add_argument("--takes", type=int, default=4, help="null-text takes together (default: 4)")
-    parser.add_argument("--full", action="store_true", help="measure whole generations, one each")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each cell is measured (default: 3)")
+    parser.add_argument("--steps", type=int, default=5, help="consecutive steps of a sample (default: 5)")
+    parser.add_argument("--takes", type=int, default=4, help="null-text takes generated together (default: 4)")
+    parser.add_argument("--full", action="store_true", help="measure whole generations too, one each")
     parser.add_argument("--json", type=Path, help="default: results.json in the work folder")
     parser.add_argument("--markdown", type=Path, help="default: results.md in the work folder")
     parser.add_argument("--plot", type=Path, help="default: results.png in the work folder")
@@ -76,12 +76,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def say(line: str) -> None:
-    """Tell what takes time now."""
+    """Tell on stderr what takes time now."""
     print(line, file=sys.stderr, flush=True)
 
 
 def prepare(args: argparse.Namespace, work: Path) -> Files:
-    """Make what is not there yet: the checkpoint, the bundle, the export with a growing cache."""
+    """Make the checkpoint, the bundle and the export with a growing cache, unless they are there."""
     if min(args.rounds, args.steps, args.takes) < 1:
         raise ValueError("--rounds, --steps, --takes: expected 1 or more")
     files = Files(args.ckpt or work / "checkpoint", args.bundle or work / "bundle", work / "growing")
@@ -102,7 +102,7 @@ def prepare(args: argparse.Namespace, work: Path) -> Files:
 
 
 class Bench:
-    """One run, and what it has measured so far."""
+    """One run of the benchmark, and what it has measured so far."""
 
     def __init__(self, args: argparse.Namespace, files: Files):
         self.args, self.files, self.model = args, files, ours.sizes(files.bundle)
@@ -139,7 +139,7 @@ class Bench:
             self.fresh()
 
     def group(self, number: int, members: list[Entry]) -> None:
-        """Open contenders that fit together, measure them in turn, let them go."""
+        """Open contenders that fit into memory together, measure them in turn, and drop them."""
         opened: dict[str, Contender] = {}
         for entry in members:
             self.say(f"opening {entry.name}")
@@ -170,7 +170,7 @@ class Bench:
     def round(
         self, number: int, turn: int, names: list[str], points: list[Point], opened: dict[str, Contender]
     ) -> None:
-        """Every contender once for every point; the machine's memory beside their steps, for its speed may change."""
+        """Every contender once for every point; beside their steps the memory's bandwidth, which may change."""
         for point, name in measure.in_turn([*names, MACHINE], points, turn):
             if name == MACHINE:
                 if point.what == STEP:
@@ -192,28 +192,28 @@ class Bench:
             self.samples.append(Sample(0, turn, name, point.what, "", 0, values))
 
     def fresh(self) -> None:
-        """Load time, memory and the first sound of each, in processes of their own."""
+        """Load time, memory and the time to the first audio of each contender, in processes of their own."""
         for path in [*self.files.bundle.glob("*"), *self.files.growing.glob("*")]:
             measure.warm([path])
         for entry in self.entries:
             where = {name: str(path.resolve()) for name, path in asdict(self.files).items()}
             options = [text for name, path in where.items() for text in (f"--{name}", path)]
-            said: dict[str, Any] = {}
+            found: dict[str, Any] = {}
             jobs = {"memory": "whole" if self.args.full else "memory"}
             jobs |= {"stream": "stream"} if entry.name.startswith(OURS) else {}
             for key, job in jobs.items():
                 self.say(f"a fresh process: {job} {entry.name}")
-                said[key] = measure.child(job, "--contender", entry.name, *options)
-            loads = [part["load"] for part in said.values()]
+                found[key] = measure.child(job, "--contender", entry.name, *options)
+            loads = [part["load"] for part in found.values()]
             loaded = entry.name == OPTIMUM or entry.name.startswith(OURS)
-            said["load"] = measure.median(loads) if loaded else None
-            self.processes[entry.name] = said
+            found["load"] = measure.median(loads) if loaded else None
+            self.processes[entry.name] = found
 
     def say(self, line: str) -> None:
         say(f"{time.perf_counter() - self.start:6.0f} s  {line}")
 
     def results(self) -> dict[str, Any]:
-        """Everything, for the JSON file and the reports."""
+        """All that was measured, for the JSON file and the reports."""
         summary = summarise(self.samples, self.read, self.coders, self.rows, self.yardstick, REFERENCE, self.model)
         return {
             "size": self.args.size,
@@ -246,7 +246,7 @@ class Bench:
 
 
 def write(results: dict[str, Any], work: Path, args: argparse.Namespace) -> None:
-    """The three files."""
+    """Write the three files, and print the tables."""
     paths = {kind: getattr(args, kind) or work / f"results.{end}" for kind, end in ENDS.items()}
     paths["json"].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     paths["markdown"].write_text(markdown(results), encoding="utf-8")

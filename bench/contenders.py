@@ -1,4 +1,4 @@
-"""Who takes part: how large, and how it is opened."""
+"""The contenders: how much memory each takes, and how it is opened."""
 
 import functools
 import importlib.util
@@ -16,7 +16,7 @@ NOT_INSTALLED = "not installed"
 
 @dataclass(frozen=True)
 class Files:
-    """What contenders are opened from."""
+    """The folders that contenders are opened from."""
 
     checkpoint: Path
     bundle: Path
@@ -28,12 +28,12 @@ class Entry:
     """A contender that is not open yet."""
 
     name: str
-    bytes: int  # about what it takes, open
+    bytes: int  # of memory, about, once it is open
     open: Callable[[], Contender]
 
 
 def entries(files: Files, names: Sequence[str], variants: Sequence[str], workload: Workload) -> list[Entry]:
-    """Those of `names` that are installed, a clean_lm of each variant."""
+    """The installed ones of `names`; clean_lm once for each variant."""
     codec = sum(path.stat().st_size for path in files.bundle.glob("compression_*.data"))
     full = (files.checkpoint / "state_dict.bin").stat().st_size * 2  # float16 there, float32 in memory
     found = []
@@ -47,23 +47,23 @@ def entries(files: Files, names: Sequence[str], variants: Sequence[str], workloa
     if TRANSFORMERS in names and not missing(TRANSFORMERS):
         found.append(Entry(TRANSFORMERS, full + codec, lambda: open_transformers(files)))
     if AUDIOCRAFT in names and not missing(AUDIOCRAFT):
-        cache = 4 * full  # states of every length are kept
+        cache = 4 * full  # it keeps a cache of every length
         found.append(Entry(AUDIOCRAFT, full + cache, lambda: open_audiocraft(files)))
     return found
 
 
 def missing(name: str) -> bool:
-    """Whether a contender's library is not there."""
+    """Whether a contender's library is not installed."""
     return name in (TRANSFORMERS, AUDIOCRAFT) and importlib.util.find_spec(name) is None
 
 
 @functools.cache
 def coder(bundle: Path) -> ours.OurCoder:
-    """The bundle's codec, for all who take it."""
+    """The bundle's codec, which several contenders share."""
     return ours.OurCoder(bundle)
 
 
-# Opened one by one, and imported then: memory is measured in processes that hold one contender's libraries.
+# Each library is imported when its contender is opened: memory is measured in processes with only one of them.
 def open_ours(files: Files, variant: str, workload: Workload) -> Contender:
     return ours.Ours(files.bundle, variant, coder(files.bundle), workload)
 

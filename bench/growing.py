@@ -1,4 +1,4 @@
-"""The same model as optimum exports decoders: the cache grows, nothing is sampled, the text is always attended to.
+"""Exports the model as optimum exports decoders: with a cache that grows, no sampling, and cross-attention always.
 
      in: past 2 x [R, H, P, D]            out: present 2 x [R, H, P + S, D]
 every step  o o o o o o o o  +  n   ->   o o o o o o o o n     a new tensor of each layer, all of it copied
@@ -22,7 +22,7 @@ FILE = "decoder.onnx"
 
 
 class GrowingAttention(StandardAttention):
-    """ai.onnx operators on a cache that holds what was read and no more. The present cache is the longer one."""
+    """ai.onnx operators on a cache of exactly the columns that were read; it returns a longer one."""
 
     def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
         return (torch.arange(capacity + new) <= repeat(capacity + torch.arange(new), "s -> s 1"),)  # [S, P + S]

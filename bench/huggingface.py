@@ -1,7 +1,7 @@
 """Hugging Face transformers' MusicGen, with the checkpoint's weights and its own cache, guidance and sampling.
 
-Without a text it computes one row, as its get_unconditional_inputs asks for (guidance 1, one column of zeros to attend
-to); with one, two. PyTorch's scaled dot-product attention, inference mode, one thread a core.
+With a text it computes two rows; without one, one row with guidance 1 and one column of zeros to attend to, as its
+get_unconditional_inputs has it. PyTorch's scaled dot-product attention, inference mode, one thread a core.
 """
 
 import warnings
@@ -31,16 +31,16 @@ from weights.mapping import Model as Checkpoint
 
 
 class Transformers:
-    """MusicgenForConditionalGeneration; its text encoder is not asked: text states are given."""
+    """MusicgenForConditionalGeneration, given text states in place of texts."""
 
     name = "transformers"
 
     def __init__(self, checkpoint: Path):
-        lm, sound = load(checkpoint), codec.load(checkpoint / "compression_state_dict.bin")
+        lm, codec_model = load(checkpoint), codec.load(checkpoint / "compression_state_dict.bin")
         self.config = lm.config
-        self.module = build(lm, sound.config)
-        c, hop = lm.config, int(np.prod(sound.config.ratios))
-        rate = sound.config.sample_rate
+        self.module = build(lm, codec_model.config)
+        c, hop = lm.config, int(np.prod(codec_model.config.ratios))
+        rate = codec_model.config.sample_rate
         sizes = (c.layers, c.heads, c.head_dim, c.codebooks, c.card, c.delays, c.text_dim, rate, rate / hop)
         self.model = Model(*sizes)
         self.coder: Coder = TransformersCoder(self.module)
@@ -65,7 +65,7 @@ class Transformers:
         states, mask = self.states(mode)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sound = self.module.generate(
+            wave = self.module.generate(
                 input_ids=torch.zeros(mode.takes, states.shape[1], dtype=torch.int64),
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=mask,
@@ -76,8 +76,8 @@ class Transformers:
                 max_length=workload.capacity(self.model) + 1,
                 decoder_start_token_id=self.config.card,
             )
-        assert isinstance(sound, Tensor)
-        return sound.numpy()
+        assert isinstance(wave, Tensor)
+        return wave.numpy()
 
     def states(self, mode: Mode) -> tuple[Tensor, Tensor]:
         """Text states [R, N, E] and their mask [R, N]."""
@@ -89,7 +89,7 @@ class Transformers:
 
 
 class Run:
-    """One generation: its cache, and what transformers' own loop does in a step."""
+    """One generation: its cache, and what transformers' own loop does in each step."""
 
     def __init__(self, contender: Transformers, mode: Mode, at: int):
         self.contender, self.mode = contender, mode
@@ -106,7 +106,7 @@ class Run:
         self.logits = torch.zeros(0)
 
     def after(self, codes: np.ndarray) -> Step:
-        """Read columns int64 [B, K, S]; the step after them."""
+        """Read columns int64 [B, K, S]. Returns the step that reads the column after them, and so on."""
         ids = self(torch.from_numpy(codes).flatten(0, 1))
 
         def step() -> None:
@@ -148,8 +148,8 @@ class TransformersCoder:
         return self.codec.decode(torch.from_numpy(codes)[None], [None]).audio_values.numpy()
 
 
-def build(lm: Checkpoint[LMConfig], sound: CodecConfig) -> MusicgenForConditionalGeneration:
-    """The model of a checkpoint's sizes; the language model has the checkpoint's weights."""
+def build(lm: Checkpoint[LMConfig], coder: CodecConfig) -> MusicgenForConditionalGeneration:
+    """The model with the checkpoint's sizes; its language model has the checkpoint's weights, its codec random ones."""
     c = lm.config
     decoder = MusicgenDecoderConfig(
         vocab_size=c.card, num_hidden_layers=c.layers, ffn_dim=c.hidden, num_attention_heads=c.heads,
@@ -157,11 +157,11 @@ def build(lm: Checkpoint[LMConfig], sound: CodecConfig) -> MusicgenForConditiona
         bos_token_id=c.card, activation_function="gelu",
     )  # fmt: skip
     encoder = EncodecConfig(
-        sampling_rate=sound.sample_rate, audio_channels=sound.channels, num_filters=sound.filters,
-        upsampling_ratios=list(sound.ratios), codebook_size=sound.card, codebook_dim=sound.dimension,
-        hidden_size=sound.dimension, num_lstm_layers=sound.lstm_layers, norm_type="weight_norm",
-        use_causal_conv=False, pad_mode=sound.pad_mode, normalize=False, chunk_length_s=None,
-        target_bandwidths=[sound.codebooks * bits(sound) * sound.sample_rate / int(np.prod(sound.ratios)) / 1000],
+        sampling_rate=coder.sample_rate, audio_channels=coder.channels, num_filters=coder.filters,
+        upsampling_ratios=list(coder.ratios), codebook_size=coder.card, codebook_dim=coder.dimension,
+        hidden_size=coder.dimension, num_lstm_layers=coder.lstm_layers, norm_type="weight_norm",
+        use_causal_conv=False, pad_mode=coder.pad_mode, normalize=False, chunk_length_s=None,
+        target_bandwidths=[coder.codebooks * bits(coder) * coder.sample_rate / int(np.prod(coder.ratios)) / 1000],
     )  # fmt: skip
     text = T5Config(d_model=c.text_dim, num_layers=1, num_heads=1, d_kv=8, d_ff=8, vocab_size=8)
     config = MusicgenConfig(text_encoder=text, audio_encoder=encoder, decoder=decoder)
@@ -175,7 +175,7 @@ def build(lm: Checkpoint[LMConfig], sound: CodecConfig) -> MusicgenForConditiona
 
 
 def named(lm: Checkpoint[LMConfig]) -> dict[str, Tensor]:
-    """The checkpoint's tensors under transformers' names: the table of its own checkpoints, read backwards."""
+    """The checkpoint's tensors under transformers' names, by the table that reads its checkpoints, in reverse."""
     rows = table(replace(lm.checkpoint, layout="huggingface"), lm.config)
     weights = {part: lm.weights(part) for part in ("lm", "condition")}
     tensors = {}
@@ -187,6 +187,6 @@ def named(lm: Checkpoint[LMConfig]) -> dict[str, Tensor]:
     return tensors
 
 
-def bits(sound: CodecConfig) -> int:
-    """Of one code."""
-    return (sound.card - 1).bit_length()
+def bits(c: CodecConfig) -> int:
+    """How many bits a code takes."""
+    return (c.card - 1).bit_length()

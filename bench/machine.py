@@ -12,7 +12,7 @@ PACKAGES = ("onnxruntime", "torch", "transformers", "audiocraft", "numpy")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, memory, system and versions; None for what this system does not tell."""
+    """Processor, memory, system and versions; None for what the system does not say."""
     cpu, memory = _fields("/proc/cpuinfo"), _fields("/proc/meminfo")
     flags = cpu.get("flags", "").split()
     return {
@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None where it is not."""
+    """An installed package's version; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -36,25 +36,25 @@ def version(package: str) -> str | None:
 
 
 def available() -> int | None:
-    """Bytes of memory that may still be taken."""
+    """Bytes of memory that are free."""
     return _bytes(_fields("/proc/meminfo").get("MemAvailable"))
 
 
 def resident() -> dict[str, int | None]:
-    """Bytes of memory that this process has, and the most that it had."""
+    """Bytes of memory that this process takes, and the most that it ever took."""
     fields = _fields("/proc/self/status")
     return {"resident": _bytes(fields.get("VmRSS")), "peak": _bytes(fields.get("VmHWM"))}
 
 
 def forget_peak() -> None:
-    """Let the most be counted from now on, where the system can."""
+    """Count the peak from now on, where the system can."""
     path = Path("/proc/self/clear_refs")
     if path.exists():
         path.write_text("5", encoding="ascii")
 
 
 def caches() -> dict[str, str]:
-    """Of one core, as the system says: {"L3": "32768K"}."""
+    """The caches that one core uses: {"L3": "32768K"}."""
     found = {}
     for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind = ((folder / name).read_text().strip() for name in ("level", "type"))
@@ -69,14 +69,14 @@ class Others:
         self.start = self._now()
 
     def share(self) -> float | None:
-        """Of the cores' time since this was made, 0 to 1; None where the system does not tell."""
+        """Their share of all cores' time since this was made, 0 to 1; None where the system does not say."""
         (wall, own, busy), (wall_0, own_0, busy_0) = self._now(), self.start
         if busy is None or busy_0 is None:
             return None
         return max(0.0, (busy - busy_0) - (own - own_0)) / ((wall - wall_0) * (os.cpu_count() or 1))
 
     def _now(self) -> tuple[float, float, float | None]:
-        """Seconds: of the clock, of this process on all its threads, of every core that was busy or taken away."""
+        """Seconds: on the clock, of this process on all threads, of all cores busy or stolen by other machines."""
         path = Path("/proc/stat")
         if not path.exists():
             return time.perf_counter(), time.process_time(), None
@@ -86,18 +86,18 @@ class Others:
 
 
 class Reader:
-    """An array far larger than the caches, to see how fast all cores together read memory.
+    """Measures how fast all cores together read memory: they sum an array far larger than the caches.
 
-    Of integers: a sum of floats waits for its additions, and reads slower than models do.
+    The array is of integers: a sum of floats is bound by its additions, and reads slower than models do.
     """
 
     def __init__(self, size: int):
-        import torch  # not above: memory is measured in processes without it
+        import torch  # imported here: memory is measured in processes that do without it
 
         self.array = torch.ones(size // 8, dtype=torch.int64)
 
     def __call__(self, count: int) -> tuple[float, ...]:
-        """Bytes a second of consecutive sums, after one that is not counted."""
+        """Bytes a second of `count` consecutive sums, after one that is not counted."""
         seconds = []
         for _ in range(count + 1):
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Samples: who is measured when, and for how long."""
+"""Takes samples: in which order contenders are measured, what each sample is, and its seconds."""
 
 import gc
 import json
@@ -18,14 +18,14 @@ from bench.workload import Coder, Contender, Mode, Model, Step, Workload
 
 ROOT = Path(__file__).parents[1]
 STEP, PREFILL, WHOLE, ENCODE, DECODE, BANDWIDTH = "step", "prefill", "whole", "encode", "decode", "bandwidth"
-MACHINE = "machine"  # whose samples are of bandwidth
+MACHINE = "machine"  # the name in samples of bandwidth
 WARM_STEPS = 2
-SHARE = 0.8  # of the memory that is free
+SHARE = 0.8  # of the free memory, for contenders that are open together
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is measured; a step's columns are those in the cache before it."""
+    """What is measured. columns: of a prefill; of a step, those in the cache before it."""
 
     what: str
     mode: str = ""
@@ -49,14 +49,14 @@ class Sample:
 
 
 def in_turn(names: Sequence[str], points: Sequence[Point], turn: int) -> Iterator[tuple[Point, str]]:
-    """One round: every contender once for every point, beside each other; each round begins with another."""
+    """One round: for every point every contender in turn; each round begins with another contender."""
     for point in points:
         for i in range(len(names)):
             yield point, names[(i + turn) % len(names)]
 
 
 def groups(sizes: Mapping[str, int], budget: int | None, yardstick: str) -> list[list[str]]:
-    """Contenders that fit into memory together, the yardstick in every group. sizes: bytes by name."""
+    """Groups of contenders that fit into memory together, the yardstick in each. sizes: bytes by name."""
     if budget is None or sum(sizes.values()) <= budget:
         return [list(sizes)]
     found: list[list[str]] = []
@@ -113,7 +113,7 @@ def measure_coder(coder: Coder, point: Point, workload: Workload, model: Model) 
 
 
 def child(job: str, *arguments: str) -> dict[str, Any]:
-    """What a process of its own measures: see bench/process.py. Raises RuntimeError with what it said."""
+    """Run bench/process.py and return what it measured. Raises RuntimeError with its stderr."""
     command = [sys.executable, "-m", "bench.process", job, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -122,7 +122,7 @@ def child(job: str, *arguments: str) -> dict[str, Any]:
 
 
 def warm(paths: Sequence[Path]) -> None:
-    """Read files once, so that opening them later reads memory and not the disk."""
+    """Read files once, so that opening them later reads the system's cache and not the disk."""
     for path in paths:
         with path.open("rb") as file:
             while file.read(1 << 24):

@@ -1,4 +1,4 @@
-"""The export with a growing cache, driven as optimum drives its own: a new cache comes back from every step."""
+"""Runs the export with a growing cache as optimum runs its own: every step returns a new cache."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ FILE = "decoder.onnx"
 
 
 class Optimum:
-    """Two rows with a text and one without; guidance and sampling in numpy."""
+    """Two rows with a text, one without; guidance and sampling in numpy."""
 
     name = "optimum-style"
 
@@ -78,7 +78,7 @@ class Optimum:
 
 
 class Run:
-    """One generation: its cache, and the loop's body."""
+    """One generation: its cache, and the body of its loop."""
 
     def __init__(self, decoder: Optimum, feeds: dict[str, np.ndarray], at: int, mode: Mode, top_k: int):
         self.decoder, self.feeds, self.at, self.mode, self.top_k = decoder, feeds, at, mode, top_k
@@ -100,7 +100,7 @@ class Run:
 
 
 def draw(logits: np.ndarray, uniform: np.ndarray, top_k: int) -> np.ndarray:
-    """One of the top_k codes: logits [B, K, card], uniform [B, K, 1] in [0, 1) -> int64 [B, K]."""
+    """Draw one of the top_k codes: logits [B, K, card], uniform [B, K, 1] in [0, 1) -> int64 [B, K]."""
     least = np.partition(logits, -top_k, axis=-1)[..., -top_k, None]
     weights = np.where(logits >= least, np.exp(logits - logits.max(axis=-1, keepdims=True)), 0).cumsum(axis=-1)
     return (weights <= uniform * weights[..., -1:]).sum(axis=-1)

@@ -1,4 +1,4 @@
-"""clean_lm as a contender, and all that the benchmark knows of its bundles."""
+"""clean_lm as a contender, and what the benchmark reads of its bundles."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from clean_lm.session import Graph, open_graph
 
 ROOT = Path(__file__).parents[1]
 FP32 = "fp32"
-EXPORTED = ("int8", "int4")  # the variants of a new bundle, besides fp32: each takes minutes to make
+EXPORTED = ("int8", "int4")  # besides fp32, in a bundle that is exported here: each takes minutes
 SAMPLING = Sampling(top_k=TOP_K, cfg_coef=CFG_COEF)
 
 
@@ -32,7 +32,7 @@ def export(checkpoint: Path, bundle: Path, variants: Sequence[str]) -> None:
 
 
 def variants(bundle: Path) -> tuple[str, ...]:
-    """The variants of the language model that a bundle holds."""
+    """The variants that a bundle holds."""
     return tuple(Manifest.read(bundle).variants)
 
 
@@ -48,12 +48,12 @@ def graph_file(bundle: Path, variant: str) -> Path:
 
 
 def condition(bundle: Path) -> Graph:
-    """The float32 lm_condition, for a contender that has none of its own."""
+    """The float32 lm_condition, for contenders that have none of their own."""
     return open_graph(Manifest.read(bundle, variant=FP32, hashes=False), "lm_condition")
 
 
 def music(bundle: Path, variant: str) -> MusicGen:
-    """Everything, for streaming."""
+    """The whole bundle, for streaming."""
     return MusicGen.load(bundle, variant=variant, hashes=False)
 
 

@@ -1,4 +1,4 @@
-"""Results as a picture: a step's time against the cache's length, and how fast whole workloads are."""
+"""Draws results: the time of a step against the length of the cache, and the speed of whole workloads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from bench.workload import GUIDED, NULL
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too; the yellow is left out, it is too pale for a line.
+# Okabe and Ito's colours, which colour-blind eyes can tell apart, without the yellow: it is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "os^Dv<>P*X"
 LABEL_GAP = 0.045  # of the panel's height, between two labels
@@ -57,7 +57,7 @@ def steps(axes: Axes, mode: str, everyone: Mapping[str, Any], looks: Mapping[str
 
 
 def label(axes: Axes, mode: str, everyone: Mapping[str, Any], looks: Mapping[str, tuple[str, str]], top: float) -> None:
-    """Names at the ends of the lines, moved apart where they would touch."""
+    """Names at the ends of the lines, spread where they would overlap."""
     sampled = {name: list(modes.get(mode, {}).get("step", {}).items()) for name, modes in everyone.items()}
     last = {name: steps[-1] for name, steps in sampled.items() if steps}
     ends = sorted((1000 * seconds, columns, name) for name, (columns, seconds) in last.items())
@@ -75,7 +75,7 @@ def label(axes: Axes, mode: str, everyone: Mapping[str, Any], looks: Mapping[str
 
 
 def spread(heights: list[float], gap: float) -> list[float]:
-    """Heights in rising order -> the same, pushed up to be at least `gap` apart."""
+    """Heights in rising order -> the same, raised until they are at least `gap` from each other."""
     places: list[float] = []
     for height in heights:
         places.append(max(height, places[-1] + gap) if places else height)
@@ -83,14 +83,14 @@ def spread(heights: list[float], gap: float) -> list[float]:
 
 
 def real_time(axes: Axes, results: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]) -> None:
-    """Bars: seconds of sound that a second gives, over the whole duration."""
+    """Bars: seconds of audio generated in a second, over the whole duration."""
     everyone, w = results["summary"]["contenders"], results["workload"]
     speeds = {name: {mode: modes.get(mode, {}) for mode in (GUIDED, NULL)} for name, modes in everyone.items()}
     names, rows = list(speeds), np.arange(len(speeds))
     for mode, offset, alpha in ((GUIDED, -0.2, 1.0), (NULL, 0.2, 0.45)):
         for row, name in zip(rows, names, strict=True):
-            said = speeds[name][mode]
-            whole = said.get("whole") or said.get("extrapolated")
+            cell = speeds[name][mode]
+            whole = cell.get("whole") or cell.get("extrapolated")
             if whole:
                 value = whole["real_time"]
                 axes.barh(row + offset, value, 0.38, color=looks[name][0], alpha=alpha)

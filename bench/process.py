@@ -1,8 +1,8 @@
-"""What is measured in a process of its own: `python -m bench.process JOB ...`, called by the benchmark, prints JSON.
+"""Measures one contender in a process of its own: `python -m bench.process JOB ...`, run by the benchmark, prints JSON.
 
 memory   opens a contender, runs its prefill, fills its caches, takes some steps, decodes everything
 whole    opens a contender and runs the whole workload
-stream   opens a bundle and streams the workload until the first chunk of new music is there
+stream   opens a bundle and streams the workload up to the first chunk after the prompt
 """
 
 import argparse
@@ -43,7 +43,7 @@ def memory(files: Files, name: str, whole: bool) -> dict[str, Any]:
     load = time.perf_counter() - start
     opened = machine.resident()
     if kind in (contenders.TRANSFORMERS, contenders.AUDIOCRAFT):
-        machine.forget_peak()  # these were built from a checkpoint here, not loaded: that is not their loading
+        machine.forget_peak()  # building them from a checkpoint is no part of their own loading
     mode, model = Mode(NULL, text=False, takes=1), ours.sizes(files.bundle)
     if whole:
         contender.continue_audio(mode, model.prompt(REFERENCE.prompt), REFERENCE)
@@ -58,20 +58,20 @@ def memory(files: Files, name: str, whole: bool) -> dict[str, Any]:
 
 
 def stream(files: Files, name: str, whole: bool) -> dict[str, Any]:
-    """Seconds to open a bundle, to its first chunk of sound, and to the first that is new music."""
+    """Seconds to open a bundle, to its first chunk of audio, and to the first one after the prompt."""
     model = ours.sizes(files.bundle)
     start = time.perf_counter()
     music = ours.music(files.bundle, name.removeprefix(contenders.OURS).strip())
     opened = time.perf_counter()
     music.duration = REFERENCE.duration
-    prompt, heard = model.prompt(REFERENCE.prompt)[0], []
+    prompt, times = model.prompt(REFERENCE.prompt)[0], []
     chunks = music.stream_continuation(prompt, model.sample_rate, chunk_seconds=CHUNK_SECONDS, seed=0)
     for chunk in chunks:
         assert np.isfinite(chunk).all()
-        heard.append(time.perf_counter() - opened)
-        if len(heard) * CHUNK_SECONDS > REFERENCE.prompt:
+        times.append(time.perf_counter() - opened)
+        if len(times) * CHUNK_SECONDS > REFERENCE.prompt:
             break
-    return {"load": opened - start, "first": heard[0], "new": heard[-1], "chunk": CHUNK_SECONDS}
+    return {"load": opened - start, "first": times[0], "new": times[-1], "chunk": CHUNK_SECONDS}
 
 
 if __name__ == "__main__":

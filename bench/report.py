@@ -1,4 +1,4 @@
-"""Results as a Markdown table."""
+"""Results as Markdown tables."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ PEAK = "Peak: encode, prefill, caches filled to the last column, a few steps, an
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """All of it, a section each."""
+    """The whole report, one section after the other."""
     sections = (about, step_tables, prefill_table, whole_table, takes_table, codec_table, process_table, goal_table)
     return "\n".join(line for section in sections for line in section(results)) + "\n"
 
@@ -32,7 +32,7 @@ def about(results: Mapping[str, Any]) -> Iterator[str]:
         f"{w['rounds']} rounds; in each, every contender is measured once for every cell below, one after the other, "
         f"and each round begins with another contender. A cell is the median of {w['rounds']} x {w['steps']} "
         f"consecutive steps after {w['warm_steps']} that are not counted, elsewhere of {w['rounds']} calls. Weights "
-        "are random, and so is what stands in the caches: nothing is said about sound."
+        "and the contents of the caches are random: this measures speed, not sound."
     )
     if summary["bandwidth"]:
         yield (
@@ -53,7 +53,7 @@ def about(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def step_tables(results: Mapping[str, Any]) -> Iterator[str]:
-    """One for guided, one for null text."""
+    """A table for guided steps, and one for null text."""
     lengths = results["workload"]["lengths"]
     if "steps" not in results["workload"]["parts"]:
         return
@@ -74,7 +74,7 @@ def step_tables(results: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Growth: the longest cache's step over the shortest's. MB read: every weight that a step uses once, and the "
         "columns of its cache once; of bandwidth: that over the step's time, as a share of the rate at which memory "
-        "was read beside that cell. What is copied or read twice is not counted: it lowers the share."
+        "was read beside that cell. Copies and second reads are not counted, so they lower the share."
     )
     yield ""
 
@@ -89,15 +89,15 @@ def prefill_table(results: Mapping[str, Any]) -> Iterator[str]:
     for name, modes in _everyone(results):
         cells = []
         for mode in (GUIDED, NULL):
-            said = modes.get(mode, {})
-            cells += [_seconds(said.get("prefill")), _number(said.get("prefill_to_yardstick"))]
+            cell = modes.get(mode, {})
+            cells += [_seconds(cell.get("prefill")), _number(cell.get("prefill_to_yardstick"))]
         yield _row(name, *cells)
     yield from _absent(results, 4)
     yield ""
 
 
 def whole_table(results: Mapping[str, Any]) -> Iterator[str]:
-    """The whole workload, measured where it was."""
+    """The whole workload, measured and extrapolated."""
     w = results["workload"]
     new = w["duration"] - w["prompt"]
     if not w["full"] and not {"steps", "prefill", "codec"} <= set(w["parts"]):
@@ -109,9 +109,9 @@ def whole_table(results: Mapping[str, Any]) -> Iterator[str]:
         for name, modes in _everyone(results):
             cells = []
             for mode in (GUIDED, NULL):
-                said = modes.get(mode, {}).get(kind)
+                whole = modes.get(mode, {}).get(kind)
                 keys = ("seconds", "real_time", "real_time_new")
-                cells += [f"{said[key]:.{1 if key == 'seconds' else 2}f}" if said else "-" for key in keys]
+                cells += [f"{whole[key]:.{1 if key == 'seconds' else 2}f}" if whole else "-" for key in keys]
             if set(cells) != {"-"}:
                 yield _row(name, *cells, "measured" if kind == "whole" else kind)
     yield from _absent(results, 7)
@@ -143,17 +143,17 @@ def takes_table(results: Mapping[str, Any]) -> Iterator[str]:
 
 def codec_table(results: Mapping[str, Any]) -> Iterator[str]:
     found, w = results["summary"]["codecs"], results["workload"]
-    if not any(said["encode"] or said["decode"] for said in found.values()):
+    if not any(codec["encode"] or codec["decode"] for codec in found.values()):
         return
     yield "## Codec"
     yield from _head("codec of", f"encode {w['prompt']:g} s, s", f"decode {w['duration']:g} s, s")
-    for name, said in found.items():
-        yield _row(name, _seconds(said["encode"]), _seconds(said["decode"]))
+    for name, codec in found.items():
+        yield _row(name, _seconds(codec["encode"]), _seconds(codec["decode"]))
     yield ""
 
 
 def process_table(results: Mapping[str, Any]) -> Iterator[str]:
-    """LoadOptions, memory and the first sound."""
+    """Load time, memory, and the time to the first audio."""
     found = results["processes"]
     if not found:
         return
@@ -161,10 +161,10 @@ def process_table(results: Mapping[str, Any]) -> Iterator[str]:
     yield "## In a fresh process, null text"
     heads = ("load, s", "resident after it", "peak of the workload", f"first chunk{chunk}, s", "first new music, s")
     yield from _head("contender", *heads)
-    for name, said in found.items():
-        memory, stream = said.get("memory", {}), said.get("stream", {})
+    for name, process in found.items():
+        memory, stream = process.get("memory", {}), process.get("stream", {})
         opened, peak = (_bytes(memory.get(key)) for key in ("opened", "peak"))
-        load = _seconds(said["load"]) if said["load"] else "built, not loaded"
+        load = _seconds(process["load"]) if process["load"] else "built, not loaded"
         yield _row(name, load, opened, peak, _seconds(stream.get("first")), _seconds(stream.get("new")))
     yield ""
     yield (

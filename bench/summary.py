@@ -1,6 +1,6 @@
-"""What the samples say: medians, ratios, and the whole workload out of its parts.
+"""Summarises samples: medians, ratios, and the whole workload extrapolated from its parts.
 
-A whole workload is encode + prefill + the steps + decode, each a median. Of the steps, some cache lengths were sampled:
+A whole workload is encode + prefill + the steps + decode, each a median. Steps are sampled at some cache lengths:
 between two of them a step's time is taken to lie on the line through both, beyond the last on the last line.
 
     ms    .                    o        o  sampled at 100, 750, 1490 columns
@@ -10,7 +10,8 @@ between two of them a step's time is taken to lie on the line through both, beyo
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ Times = dict[tuple[str, str, str, int], float]  # (contender, what, mode, column
 
 
 def medians(samples: Sequence[Sample], group: int | None = None) -> Times:
-    """Of every value of every round; of one group, or of all."""
+    """The median of all rounds' values, of one group or of all."""
     values = defaultdict(list)
     for s in samples:
         if group in (None, s.group):
@@ -57,99 +58,141 @@ def summarise(
 ) -> dict[str, Any]:
     """Everything that the report shows, by contender and mode.
 
-    read: (contender, mode, columns) -> bytes that a step reads at least; coders: contender -> whose codec it has;
+    read: (contender, mode, columns) -> bytes that a step reads at least; coders: contender -> the name of its codec;
     rows: (contender, mode) -> how many it computes.
     """
     times = medians(samples)
     rates = [rate for s in samples if s.what == BANDWIDTH for rate in s.values]
-    bandwidth = median(rates) if rates else None
-    found: dict[str, Any] = {"bandwidth": bandwidth, "contenders": {}, "codecs": {}, "yardstick": yardstick}
-    for name in dict.fromkeys(coders.values()):
-        parts = {what: times.get((name, what, "", 0)) for what in (ENCODE, DECODE)}
-        found["codecs"][name] = parts
+    codecs = {
+        name: {what: times.get((name, what, "", 0)) for what in (ENCODE, DECODE)}
+        for name in dict.fromkeys(coders.values())
+    }
+    contenders: dict[str, Any] = {}
     for name, coder in coders.items():
-        own = [s for s in samples if s.contender == name and s.mode]  # a codec may have its name too
+        own = [s for s in samples if s.contender == name and s.mode]  # a codec may have the contender's name
         beside = medians(samples, own[0].group) if own else {}
-        found["contenders"][name] = {
-            mode: _mode(name, mode, times, beside, read, rows[name, mode], found, coder, workload, model)
+        contenders[name] = {
+            mode: Cell(name, mode, times, beside, yardstick).summary(
+                rows[name, mode], read, codecs[coder], workload, model
+            )
             for mode in dict.fromkeys(s.mode for s in own)
         }
-    found["goals"] = goals(found, workload)
-    return found
+    found = {"bandwidth": median(rates) if rates else None, "contenders": contenders, "codecs": codecs}
+    found["yardstick"] = yardstick
+    return found | {"goals": goals(found, workload)}
 
 
-def _mode(
-    name: str,
-    mode: str,
-    times: Times,
-    beside: Times,
-    read: Mapping[tuple[str, str, int], int],
-    rows: int,
-    found: Mapping[str, Any],
-    coder: str,
+@dataclass(frozen=True)
+class Cell:
+    """One contender in one mode. Ratios are of times that were measured side by side."""
+
+    name: str
+    mode: str
+    times: Times  # medians of all groups
+    beside: Times  # medians of the contender's own group, where the yardstick was measured too
+    yardstick: str
+
+    def summary(
+        self,
+        rows: int,
+        read: Mapping[tuple[str, str, int], int],
+        codec: Mapping[str, float | None],
+        workload: Workload,
+        model: Model,
+    ) -> dict[str, Any]:
+        """What the report shows of it."""
+        steps, columns = self.steps(), workload.prefill(model)
+        first, last = min(steps, default=0), max(steps, default=0)
+        prefill = self.times.get((self.name, PREFILL, self.mode, columns))
+        size = {at: read[self.name, self.mode, at] for at in steps}
+        ratios = {at: self.to_yardstick(STEP, at) for at in steps}
+        whole = self.times.get((self.name, WHOLE, self.mode, 0))
+        return {
+            "rows": rows,
+            "step": steps,
+            "growth": steps[last] / steps[first] if steps else None,
+            "step_to_yardstick": {at: ratio for at, ratio in ratios.items() if ratio is not None},
+            "read": size,
+            "of_bandwidth": {at: size[at] / t / self.bandwidth(at) for at, t in steps.items()},
+            "prefill": prefill,
+            "prefill_to_yardstick": self.to_yardstick(PREFILL, columns),
+            "extrapolated": extrapolated(steps, prefill, codec, workload, model),
+            "whole": None if whole is None else _whole(whole, workload),
+        }
+
+    def steps(self) -> dict[int, float]:
+        """Seconds of a step by the columns in the cache before it."""
+        wanted = (self.name, STEP, self.mode)
+        return {at: t for (who, what, mode, at), t in self.times.items() if (who, what, mode) == wanted}
+
+    def to_yardstick(self, what: str, columns: int) -> float | None:
+        """Its time over the yardstick's; None where one of them was not measured."""
+        ours, theirs = (self.beside.get((who, what, self.mode, columns)) for who in (self.name, self.yardstick))
+        return None if ours is None or theirs is None else ours / theirs
+
+    def bandwidth(self, columns: int) -> float:
+        """Bytes a second that memory was read at beside its steps."""
+        return self.beside[MACHINE, BANDWIDTH, self.mode, columns]
+
+
+def extrapolated(
+    steps: Mapping[int, float],
+    prefill: float | None,
+    codec: Mapping[str, float | None],
     workload: Workload,
     model: Model,
-) -> dict[str, Any]:
-    """One contender in one mode. beside: the medians of its own group, where the yardstick was measured with it."""
-    yardstick = found["yardstick"]
-    steps = {at: t for (who, what, how, at), t in times.items() if (who, what, how) == (name, STEP, mode)}
-    first, last = min(steps, default=0), max(steps, default=0)
-    said: dict[str, Any] = {"rows": rows, "step": steps, "growth": steps[last] / steps[first] if steps else None}
-    said["step_to_yardstick"] = {
-        at: beside[name, STEP, mode, at] / beside[yardstick, STEP, mode, at]
-        for at in steps
-        if (yardstick, STEP, mode, at) in beside
-    }
-    said["read"] = {at: read[name, mode, at] for at in steps}
-    rates = {at: beside[MACHINE, BANDWIDTH, mode, at] for at in steps}
-    said["of_bandwidth"] = {at: read[name, mode, at] / t / rates[at] for at, t in steps.items()}
-    key = (PREFILL, mode, workload.prefill(model))
-    said["prefill"] = times.get((name, *key))
-    said["prefill_to_yardstick"] = None
-    if (name, *key) in beside and (yardstick, *key) in beside:
-        said["prefill_to_yardstick"] = beside[name, *key] / beside[yardstick, *key]
-    parts = [found["codecs"][coder][ENCODE], said["prefill"], found["codecs"][coder][DECODE]]
+) -> dict[str, float] | None:
+    """The whole workload out of its parts; None where one of them, or a second cache length, was not measured."""
+    parts = [codec[ENCODE], prefill, codec[DECODE]]
     known = [seconds for seconds in parts if seconds is not None]
-    said["extrapolated"] = None
-    if len(steps) > 1 and len(known) == len(parts):
-        said["extrapolated"] = _whole(sum(known) + all_steps(steps, workload.steps(model)), workload)
-    whole = times.get((name, WHOLE, mode, 0))
-    said["whole"] = None if whole is None else _whole(whole, workload)
-    return said
+    if len(steps) < 2 or len(known) < len(parts):
+        return None
+    return _whole(sum(known) + all_steps(steps, workload.steps(model)), workload)
 
 
 def _whole(seconds: float, workload: Workload) -> dict[str, float]:
-    """A whole workload, and how many seconds of sound a second gives: of all of it, and of the new."""
+    """A whole workload's seconds, and how many seconds of audio each gives: of all of it, and of what is new."""
     new = workload.duration - workload.prompt
     return {"seconds": seconds, "real_time": workload.duration / seconds, "real_time_new": new / seconds}
 
 
 def goals(found: Mapping[str, Any], workload: Workload) -> list[dict[str, Any]]:
     """The ratios that this project is held to, those that this run can tell."""
-    everyone, yardstick = found["contenders"], found["yardstick"]
-    lines = []
+    everyone = found["contenders"]
     ours = {name: modes for name, modes in everyone.items() if name.startswith("clean_lm")}
+    lines = []
     for other in ("optimum-style", "audiocraft"):
         theirs = everyone.get(other, {}).get(GUIDED, {}).get("step", {})
         for name, modes in ours.items():
-            for at, seconds in modes.get(GUIDED, {}).get("step", {}).items():
-                if at in theirs:
-                    what = f"guided step at {at} columns: {other} / {name}"
-                    lines.append({"what": what, "ratio": theirs[at] / seconds})
+            lines += _speedups(name, modes.get(GUIDED, {}).get("step", {}), other, theirs)
     for name, modes in ours.items():
         for mode in (GUIDED, NULL):
-            said = modes.get(mode, {})
-            if said.get("growth"):
-                first, last = min(said["step"]), max(said["step"])
-                lines.append({"what": f"{mode} step at {last} / at {first} columns: {name}", "ratio": said["growth"]})
-            if said.get("prefill_to_yardstick") and name != yardstick:
-                what = f"{mode} prefill: {name} / {yardstick}"
-                lines.append({"what": what, "ratio": said["prefill_to_yardstick"]})
-            whole = said.get("whole") or said.get("extrapolated")
-            if whole:
-                how = "measured" if said.get("whole") else "extrapolated"
-                what = f"{mode}: {name}, real-time factor ({how}) over"
-                new = workload.duration - workload.prompt
-                lines.append({"what": f"{what} {workload.duration:g} s", "ratio": whole["real_time"]})
-                lines.append({"what": f"{what} the {new:g} s that are new", "ratio": whole["real_time_new"]})
+            lines += _own_ratios(name, mode, modes.get(mode, {}), found["yardstick"], workload)
     return lines
+
+
+def _speedups(
+    name: str, steps: Mapping[int, float], other: str, theirs: Mapping[int, float]
+) -> Iterator[dict[str, Any]]:
+    """How many times as long as ours another contender's guided step takes."""
+    for at, seconds in steps.items():
+        if at in theirs:
+            yield {"what": f"guided step at {at} columns: {other} / {name}", "ratio": theirs[at] / seconds}
+
+
+def _own_ratios(
+    name: str, mode: str, cell: Mapping[str, Any], yardstick: str, workload: Workload
+) -> Iterator[dict[str, Any]]:
+    """Of one of our variants in one mode: growth, prefill, and real-time factors. cell: its summary."""
+    if cell.get("growth"):
+        first, last = min(cell["step"]), max(cell["step"])
+        yield {"what": f"{mode} step at {last} / at {first} columns: {name}", "ratio": cell["growth"]}
+    if cell.get("prefill_to_yardstick") and name != yardstick:
+        yield {"what": f"{mode} prefill: {name} / {yardstick}", "ratio": cell["prefill_to_yardstick"]}
+    whole = cell.get("whole") or cell.get("extrapolated")
+    if whole:
+        how = "measured" if cell.get("whole") else "extrapolated"
+        what = f"{mode}: {name}, real-time factor ({how}) over"
+        new = workload.duration - workload.prompt
+        yield {"what": f"{what} {workload.duration:g} s", "ratio": whole["real_time"]}
+        yield {"what": f"{what} the {new:g} s that are new", "ratio": whole["real_time_new"]}

@@ -1,4 +1,4 @@
-"""audiocraft's own language model, where it is installed: random weights of the checkpoint's sizes, always two rows."""
+"""audiocraft's own language model, if it is installed: the checkpoint's sizes, random weights, always two rows."""
 
 import importlib.util
 from pathlib import Path
@@ -37,7 +37,7 @@ class Audiocraft:
         return self._go_on(mode, columns)
 
     def seek(self, mode: Mode, at: int) -> Step:
-        """How its cache is laid out depends on its version: a prefill fills it, once, and every sample begins there."""
+        """The layout of its cache depends on its version: a prefill fills one of each length, for all samples."""
         if (mode.name, at) not in self.states:
             self.prefill(mode, at)
             self.states[mode.name, at] = self.lm.get_streaming_state()
@@ -78,7 +78,7 @@ class Audiocraft:
 
 
 def build(c: LMConfig) -> Any:
-    """Its LMModel as the released models have it, without the text encoder that get_lm_model would download."""
+    """An LMModel like the released ones, without the text encoder that get_lm_model would download."""
     from audiocraft.models.lm import LMModel  # pyright: ignore[reportMissingImports]
     from audiocraft.modules.codebooks_patterns import DelayedPatternProvider  # pyright: ignore[reportMissingImports]
     from audiocraft.modules.conditioners import (  # pyright: ignore[reportMissingImports]

@@ -1,4 +1,4 @@
-"""What is measured: the reference workload, and what a contender must be able to do.
+"""Defines what is measured: the reference workload, and what a contender must be able to do.
 
 columns   0 ........ 300 | 301 ............... 1503        a prompt of 6 s, 30 s in all, 50 frames a second
           prefill: one call   1202 steps, one column each: 301 .. 1502 columns are in the cache before them
@@ -19,7 +19,7 @@ GUIDED, NULL = "guided", "null text"
 
 @dataclass(frozen=True)
 class Mode:
-    """What is asked of a model: how many continuations at once, with or without a text."""
+    """How a model is used: how many continuations at once, with or without a text."""
 
     name: str
     text: bool
@@ -28,7 +28,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class Model:
-    """The sizes that a contender needs to know."""
+    """The model's sizes that contenders need."""
 
     layers: int
     heads: int
@@ -41,7 +41,7 @@ class Model:
     frame_rate: float
 
     def prompt(self, seconds: float) -> np.ndarray:
-        """A sound of random notes: float32 [1, 1, samples]."""
+        """Random notes as audio: float32 [1, 1, samples]."""
         rng = np.random.default_rng(0)
         time = np.arange(round(seconds * self.sample_rate)) / self.sample_rate
         waves = [np.sin(2 * np.pi * pitch * time + phase) for pitch, phase in rng.uniform(60, 2000, (8, 2))]
@@ -58,7 +58,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Workload:
-    """How much is generated from how much, in seconds, and at which cache lengths steps are sampled, in columns."""
+    """Seconds of the prompt and of the whole, and the cache lengths in columns at which steps are sampled."""
 
     prompt: float
     duration: float
@@ -69,11 +69,11 @@ class Workload:
         return int(self.prompt * model.frame_rate), int(self.duration * model.frame_rate)
 
     def prefill(self, model: Model) -> int:
-        """Columns that the prompt makes known."""
+        """Columns that are known from the prompt."""
         return self.frames(model)[0] + min(model.delays) + 1
 
     def capacity(self, model: Model) -> int:
-        """Columns that are ever read: the last one is drawn, but not read."""
+        """Columns that are read in all: the last one is drawn, but not read."""
         return self.frames(model)[1] + max(model.delays)
 
     def steps(self, model: Model) -> range:
@@ -109,15 +109,15 @@ class Contender(Protocol):
         ...
 
     def prefill(self, mode: Mode, columns: int) -> Step:
-        """Read a prompt into an empty cache and draw the column after it; the step that goes on from there."""
+        """Read a prompt into an empty cache and draw the column after it. Returns the step that follows."""
         ...
 
     def seek(self, mode: Mode, at: int) -> Step:
-        """A step with `at` columns in the cache, filled with random keys and values."""
+        """A step with `at` columns of random keys and values in the cache."""
         ...
 
     def step_bytes(self, mode: Mode, at: int) -> int:
-        """What a step must read at least: every weight that it uses once, and `at` columns of the cache."""
+        """Bytes that a step reads at least: every weight that it uses, and `at` columns of the cache, once."""
         ...
 
     def continue_audio(self, mode: Mode, audio: np.ndarray, workload: Workload) -> np.ndarray:
@@ -126,7 +126,7 @@ class Contender(Protocol):
 
 
 def fill_random(array: np.ndarray) -> None:
-    """Plausible values for a cache of any type: about normal floats, or the whole range of small integers."""
+    """Fill a cache of any type with plausible values: normal floats, or integers from their whole range."""
     rng, flat, block = np.random.default_rng(3), array.reshape(-1), 1 << 20
     if array.dtype.kind == "f":
         values = rng.standard_normal(min(block, flat.size), dtype=np.float32).astype(array.dtype)

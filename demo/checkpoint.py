@@ -1,4 +1,4 @@
-"""Write a random checkpoint in audiocraft's own format: the layout of a released model, or a tiny one of the same kind.
+"""Write a checkpoint of random weights in audiocraft's format: the layout of a released model, or a tiny one.
 
 python demo/checkpoint.py --out folder                    tiny
 python demo/checkpoint.py --size small --out folder       musicgen-small's layout, 420 M parameters
@@ -14,7 +14,8 @@ import torch
 import yaml
 
 import weights.codec
-from clean_lm.models.config import CODEC_IMPLEMENTED, IMPLEMENTED, CodecConfig, LMConfig
+from clean_lm.models.config import CodecConfig, LMConfig
+from weights.audiocraft_config import CODEC_SUPPORTED, SUPPORTED
 from weights.checkpoint import Checkpoint
 from weights.lm import audiocraft
 from weights.mapping import Source
@@ -43,10 +44,10 @@ TINY_CODEC = replace(RELEASED_CODEC, filters=4, dimension=32, card=256)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--layers", type=int, help="fewer layers than the size has")
+    parser.add_argument("--layers", type=int, help="how many, in place of the size's own")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the language model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     args = parser.parse_args()
     config = SIZES[args.size]
     if args.layers:
@@ -96,11 +97,11 @@ def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def codec_xp_cfg(c: CodecConfig) -> dict[str, Any]:
-    """The fields that a reader of the codec's checkpoint looks at, and those that audiocraft's builder wants."""
-    implemented = {name: value for name, (value, _) in CODEC_IMPLEMENTED.items()}
-    del implemented["rvq.codebook_dim"]  # an argument that audiocraft's own quantizer does not take
+    """The fields of the codec's xp.cfg that weights/ checks, and those that audiocraft needs to build the model."""
+    supported = {name: value for name, (value, _) in CODEC_SUPPORTED.items()}
+    del supported["rvq.codebook_dim"]  # an argument that audiocraft's own quantizer does not take
     return nested(
-        implemented
+        supported
         | {
             "sample_rate": c.sample_rate,
             "channels": c.channels,
@@ -126,9 +127,9 @@ def codec_xp_cfg(c: CodecConfig) -> dict[str, Any]:
 
 
 def xp_cfg(config: LMConfig) -> dict[str, Any]:
-    """The fields that a reader of the checkpoint looks at, and those that audiocraft's builder wants."""
+    """The fields of xp.cfg that weights/ checks, and those that audiocraft needs to build the model."""
     return nested(
-        {name: value for name, (value, _) in IMPLEMENTED.items()}
+        {name: value for name, (value, _) in SUPPORTED.items()}
         | {
             "solver": config.solver,
             "transformer_lm.n_q": config.codebooks,
@@ -137,7 +138,7 @@ def xp_cfg(config: LMConfig) -> dict[str, Any]:
             "transformer_lm.num_heads": config.heads,
             "transformer_lm.num_layers": config.layers,
             "transformer_lm.hidden_scale": config.hidden_scale,
-            "transformer_lm.memory_efficient": True,  # else its attention has other names
+            "transformer_lm.memory_efficient": True,  # otherwise its attention's tensors have other names
             "codebooks_pattern.modeling": "delay",
             "codebooks_pattern.delay.delays": list(config.delays),
             "conditioners.description.model": "t5",

@@ -4,7 +4,7 @@
  *     node js/conformance.js                     the kit in tests/golden/conformance, in onnxruntime-node
  *     node js/conformance.js folder --ep wasm    a copy of the kit elsewhere, in onnxruntime-web
  *
- * In a page, call conformance(path => fetch(...), { ort }). tests/conformance.py does the same in Python.
+ * In a page, call conformance(path => fetch(...), { ort }). tests/conformance/run.py does the same in Python.
  * tests/golden/conformance/README.md describes the kit for ports to other languages.
  */
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from conftest import GOLDEN
 from julius.resample import resample_frac
 
 from clean_lm import audio, audio_files, loudness
 from clean_lm.audio import AudioError
+from tests.support import GOLDEN
+
+pytestmark = pytest.mark.runtime
 
 RATES = (44100, 48000, 22050, 8000, 192000, 96000, 11025, 32000, 16000)
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, feed
 
 from bench import __main__ as command
 from bench import contenders, huggingface, machine, measure, ours, upstream
@@ -19,6 +18,9 @@ from bench.summary import all_steps, at_length, medians, summarise
 from bench.weights import read_bytes, weight_bytes
 from bench.workload import GUIDED, NULL, REFERENCE, Mode, Model, fill_random
 from clean_lm.generation import Sampling
+from tests.support import ROOT, feed
+
+pytestmark = pytest.mark.bench
 
 TOLERANCE = 1e-5  # of the largest logit
 MODES = [Mode(GUIDED, True, 1), Mode(NULL, False, 1), Mode("takes", False, 3), Mode("guided takes", True, 2)]

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
 
 from clean_lm.manifest import BundleError, sha256
 from clean_lm.musicgen import MusicGen
@@ -19,7 +18,10 @@ from export import codec
 from export.bundle import export
 from export.commands import ExportError
 from export.parity import Difference, Verdict
+from tests.support import GOLDEN, ROOT
 from weights.checkpoint import CheckpointError
+
+pytestmark = pytest.mark.export
 
 LM, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"
 CODEC = [f"compression_{half}.onnx{end}" for half in ("decode", "encode") for end in ("", ".data")]

@@ -1,4 +1,4 @@
-"""weights/checkpoint.py: what is a checkpoint is opened, and what is not is refused in words; nothing is ever run."""
+"""weights/checkpoint.py, containers.py: a checkpoint is opened; anything else is refused in words; no code is run."""
 
 import json
 import shutil
@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weights.checkpoint import CheckpointError, Spec, open_layout, open_lm
+
+pytestmark = pytest.mark.weights
 
 GOLDEN = Path(__file__).parent / "golden"
 LAYOUTS = Path(__file__).parent / "layouts"

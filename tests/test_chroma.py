@@ -22,6 +22,8 @@ from export.conditioner import write_graph
 from weights.lm import load
 from weights.mapping import Model, fill
 
+pytestmark = [pytest.mark.parity, pytest.mark.models]
+
 GOLDEN = Path(__file__).parent / "golden" / "melody"
 SHARE = 1e-5
 N_FFT, RATE = 16384, 32000

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from conftest import ROOT
 
 from clean_lm import audio, audio_files, cli
+from tests.support import ROOT
+
+pytestmark = pytest.mark.runtime
 
 SHORT = ("--prompt-seconds", "1", "--duration", "2")
 Run = Callable[..., dict[str, Any]]

@@ -7,18 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conformance
-import make_conformance
 import numpy as np
 import onnx
 import pytest
-from conformance import KIT, check, difference, read
-from conftest import ROOT
 from onnx import numpy_helper
 
 import export.text
 from clean_lm.manifest import Manifest
+from tests.conformance import make as make_conformance
+from tests.conformance import run as conformance
+from tests.conformance.run import KIT, check, difference, read
+from tests.support import ROOT
 from weights.text import load
+
+pytestmark = pytest.mark.conformance
 
 CASES = list(read(KIT))
 
@@ -73,8 +75,8 @@ def test_the_bundles_are_what_the_exporter_writes(bundle: Callable[..., Path], m
         assert compared == {path.name for path in folder.glob("*.onnx")}
         for there, prefix in parts:
             for path in there.glob(f"{prefix}*.onnx"):
-                assert same_graph(path, folder / path.name), f"{name}/{path.name}: run tests/make_conformance.py"
-    whole, kit = (Manifest.read(folder).tree for folder in (music("stereo"), KIT / "bundles" / "stereo"))
+                assert same_graph(path, folder / path.name), f"{name}/{path.name}: run python -m tests.conformance.make"
+    whole, kit = (Manifest.read(folder).document for folder in (music("stereo"), KIT / "bundles" / "stereo"))
     assert {**whole, "files": {}} == {**kit, "files": {}}
     assert whole["files"].keys() == kit["files"].keys()
 
@@ -94,7 +96,7 @@ def same_graph(ours: Path, theirs: Path) -> bool:
 
 def test_what_is_shared():
     """One bundle beside another, as --codec and --text make them; what is in the folder is in a manifest."""
-    standard, melody = (Manifest.read(KIT / "bundles" / name).tree for name in ("standard", "melody"))
+    standard, melody = (Manifest.read(KIT / "bundles" / name).document for name in ("standard", "melody"))
     for graph in ("compression_encode", "compression_decode", "compression_stream", "text_encoder"):
         assert standard["graphs"][graph]["file"] == f"../text/{graph}.onnx"
     assert melody["graphs"]["compression_decode"]["file"] == "../text/compression_decode.onnx"
@@ -105,7 +107,7 @@ def test_what_is_shared():
 
 def manifest_files(name: str) -> list[str]:
     manifest = Manifest.read(KIT / "bundles" / name)
-    files = list(manifest.tree["files"])
+    files = list(manifest.document["files"])
     manifest.check_files(files)
     return files
 
@@ -134,7 +136,7 @@ def test_differences(found: Any, expected: Any, error: float):
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, ROOT / "tests" / "conformance.py", *arguments]
+    program = [sys.executable, ROOT / "tests" / "conformance" / "run.py", *arguments]
     return subprocess.run(program, check=False, capture_output=True, text=True, cwd=ROOT)
 
 

@@ -8,16 +8,18 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import make_conformance
 import numpy as np
 import pytest
-from conftest import ATTENTION, NAMES, PREFIXED, ROOT
 
 from clean_lm.generation import Sampling
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import Manifest
 from clean_lm.philox import uniforms
 from clean_lm.windows import Window, windows
+from tests.conformance import make as make_conformance
+from tests.support import ATTENTION, NAMES, PREFIXED, ROOT
+
+pytestmark = [pytest.mark.parity, pytest.mark.docs]
 
 CONTRACT = (Path(__file__).parents[1] / "export" / "CONTRACT.md").read_text(encoding="utf-8")
 

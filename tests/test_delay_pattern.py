@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from conftest import NAMES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
+from tests.support import NAMES
+
+pytestmark = pytest.mark.runtime
 
 DELAYS = st.lists(st.integers(0, 5), min_size=1, max_size=8).map(sorted)
 

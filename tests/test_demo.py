@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import weights.codec
 import weights.lm
@@ -20,7 +19,10 @@ from demo import checkpoint
 from demo.train import __main__ as command
 from demo.train import codec, evaluate, lm, measure, synth, text
 from demo.train.trainer import Settings
+from tests.support import ROOT
 from weights.lm import audiocraft
+
+pytestmark = pytest.mark.demo
 
 DEMO = ROOT / "demo"
 QUICK = Settings(steps=30, batch=4, rate=3e-3, warmup=5, betas=(0.9, 0.95), decay=0.0)
@@ -137,9 +139,9 @@ def test_padding_is_left_out():
 
 
 def losses(capsys: pytest.CaptureFixture[str]) -> tuple[float, float]:
-    """The first and the last that a training told."""
-    told = [line.split("loss ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines() if "loss" in line]
-    return float(told[0]), float(told[-1])
+    """The first and the last loss that a training printed."""
+    printed = [line.split("loss ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines() if "loss" in line]
+    return float(printed[0]), float(printed[-1])
 
 
 def test_the_command(tmp_path):
@@ -206,8 +208,8 @@ def test_codec(loops):
 
 def test_cross_entropy(loops):
     found = {name: v.mean() for name, v in evaluate.cross_entropies(DEMO, loops[:6], 40).items()}
-    told, null = found.pop("the model, told its text"), found.pop("the model, null text")
-    assert max(told, null) < min(found.values())
+    with_text, without = found.pop("the model, with its text"), found.pop("the model, without text")
+    assert max(with_text, without) < min(found.values())
 
 
 def test_the_demo_keeps_its_tempo(music):

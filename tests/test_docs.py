@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from clean_lm import cli
+from tests.support import ROOT
 
 pytestmark = pytest.mark.docs
 PAGES = sorted(

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from conftest import ROOT
+
+from tests.support import ROOT
 
 pytestmark = pytest.mark.examples
 OUT = 5.0  # seconds: the loop's 4, and 1 that is generated

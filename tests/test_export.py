@@ -16,7 +16,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import ATTENTION, GOLDEN
 
 from clean_lm.manifest import sha256
 from clean_lm.models.config import ConfigError
@@ -25,8 +24,11 @@ from export import onnx_graph as graph_module
 from export.bundle_writer import ExportError, new_folder
 from export.lm import defaults, export, validate
 from export.onnx_graph import warnings_are_errors
+from tests.support import ATTENTION, GOLDEN
 from weights.checkpoint import open_lm
 from weights.lm import read_config
+
+pytestmark = pytest.mark.export
 
 TEXT = GOLDEN / "text" / "state_dict.bin"
 ROOT = Path(__file__).parents[1]

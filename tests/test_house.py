@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.docs
+
 ROOT = Path(__file__).parents[1]
 WINGS = ("clean_lm", "weights", "export", "bench", "demo")
 # What each wing may import of the others; clean_lm.models is a wing of its own.

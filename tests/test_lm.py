@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, PREFIXED, Golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -11,8 +10,11 @@ from torch import Tensor
 from clean_lm.delay_pattern import UNKNOWN, delay, undelay
 from clean_lm.models.lm import LM, Condition, Description, filtered, guide, sample
 from clean_lm.models.transformer import Cache, StandardAttention
+from tests.support import NAMES, PREFIXED, Golden
 from weights.lm import load
 from weights.mapping import fill
+
+pytestmark = [pytest.mark.parity, pytest.mark.models]
 
 SHARE = 1e-5  # of the largest value: what float32 differs from float64 by on these models
 

@@ -16,8 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import HubertConfig, HubertForCTC, HubertForSequenceClassification, HubertModel
 
 import export.bundle_writer
@@ -25,22 +23,16 @@ import export.mert
 from clean_lm.models.config import ConfigError, MertConfig
 from clean_lm.models.mert import Mert
 from export.bundle_writer import ExportError
+from tests.tiny_models import CONV, SPELLINGS, hubert, mert_folder, mert_tensors
 from weights.checkpoint import Checkpoint, CheckpointError, Spec
+from weights.huggingface_config import mert_config
 from weights.mapping import MappingError, Model, differences, fill
 from weights.mert import dropped, load, table
 
+pytestmark = [pytest.mark.parity, pytest.mark.models]
+
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-5
-TINY: dict[str, Any] = {
-    "sample_rate": 24_000,
-    "hidden_size": 24,
-    "num_attention_heads": 3,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "conv_dim": [8, 7, 6, 8, 7, 6, 8],
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
 # config.json of m-a-p/MERT-v1-95M: what says how it is built
 PUBLISHED: dict[str, Any] = {
     "model_type": "mert_model",
@@ -67,44 +59,12 @@ PUBLISHED: dict[str, Any] = {
     "feature_extractor_cqt_bins": 336,
     "mask_time_prob": 0.05,
 }
-CONV = "encoder.pos_conv_embed.conv"
-SPELLINGS = {"old": ("weight_g", "weight_v"), "new": [f"parametrizations.weight.original{i}" for i in (0, 1)]}
 Run = Callable[[np.ndarray], np.ndarray]
-
-
-def hubert(seed: int = 0, kind: type[Any] = HubertModel, **config: Any) -> Any:
-    """A random HuBERT of transformers, its biases and norms random too."""
-    torch.manual_seed(seed)
-    model = kind(HubertConfig(**TINY | config)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and not name.endswith("original0"):
-                parameter.copy_(torch.randn(parameter.shape) * parameter[0].numel() ** -0.5)
-            else:
-                parameter.add_(torch.randn(parameter.shape) * 0.3)
-    return model
-
-
-def tensors(model: Any, spelling: str = "old") -> dict[str, Tensor]:
-    """A model's tensors as its file has them."""
-    state = {name: t.clone() for name, t in model.state_dict().items()}
-    at = next(name for name in state if name.endswith(f"{CONV}.bias")).removesuffix("bias")
-    for ours, theirs in zip(SPELLINGS[spelling], SPELLINGS["new"], strict=True):
-        state[at + ours] = state.pop(at + theirs)
-    return state
-
-
-def folder(path: Path, model: Any, state: dict[str, Tensor] | None = None, **config: Any) -> Path:
-    """A model's folder, with other tensors or settings."""
-    path.mkdir(exist_ok=True)
-    save_file(tensors(model) if state is None else state, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(model.config.to_dict() | config))
-    return path
 
 
 def opened(model: Any) -> Model[MertConfig]:
     """A model without a folder."""
-    state, config = tensors(model), MertConfig.from_huggingface(model.config.to_dict())
+    state, config = mert_tensors(model), mert_config(model.config.to_dict())
     specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in state.items()}
     checkpoint = Checkpoint(Path("memory"), "mert", {}, specs, lambda: state.__getitem__)
     rows = table(checkpoint, config)
@@ -178,7 +138,7 @@ def test_transformers(
 
 
 def test_lengths():
-    config = MertConfig.from_huggingface(PUBLISHED)
+    config = mert_config(PUBLISHED)
     assert (config.hop, config.receptive_field) == (320, 400)
     lengths = {0: 0, 79: 0, 399: 0, 400: 1, 719: 1, 720: 2, 72_000: 224, 120_000: 374}
     assert {samples: config.features(samples) for samples in lengths} == lengths
@@ -191,7 +151,7 @@ def test_lengths():
 def mert_bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tiny HuBERT of transformers, the bundle that the command makes of its folder, and what the command said."""
     path, upstream = tmp_path_factory.mktemp("mert"), hubert(1)
-    done = command(folder(path / "mert", upstream, model_type="mert_model"), path / "bundle")
+    done = command(mert_folder(path / "mert", upstream, model_type="mert_model"), path / "bundle")
     assert done.returncode == 0, done.stderr
     return upstream, path / "bundle", done.stdout
 
@@ -261,10 +221,10 @@ def test_full_size(tmp_path: Path):
 
 def test_released_layout():
     with torch.device("meta"):
-        state = tensors(HubertModel(HubertConfig(**PUBLISHED)))
+        state = mert_tensors(HubertModel(HubertConfig(**PUBLISHED)))
     specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in state.items()}
     checkpoint = Checkpoint(ROOT, "mert", PUBLISHED, specs, lambda: pytest.fail("nothing is read"))
-    config = MertConfig.from_huggingface(PUBLISHED)
+    config = mert_config(PUBLISHED)
     assert (config.layers, config.heads, config.dim, config.hidden) == (12, 12, 768, 3072)
     assert (config.position_kernel, config.position_groups, config.sample_rate) == (128, 16, 24_000)
     rows = table(checkpoint, config)
@@ -279,7 +239,7 @@ def same(a: Model[MertConfig], b: Model[MertConfig]) -> bool:
 
 def test_values(tmp_path: Path):
     upstream = hubert(4)
-    state, model = tensors(upstream), load(folder(tmp_path / "mert", upstream))
+    state, model = mert_tensors(upstream), load(mert_folder(tmp_path / "mert", upstream))
     weights, layer = model.weights("mert"), "encoder.layers.1"
     for part in ("weight", "bias"):
         qkv = torch.cat([state[f"{layer}.attention.{x}_proj.{part}"] for x in "qkv"])
@@ -296,10 +256,10 @@ def test_values(tmp_path: Path):
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_files(tmp_path: Path, spelling: str, file: str):
     upstream = hubert(5)
-    path = folder(tmp_path / "mert", upstream, tensors(upstream, spelling))
+    path = mert_folder(tmp_path / "mert", upstream, mert_tensors(upstream, spelling))
     if file == "pytorch_model.bin":
         (path / "model.safetensors").unlink()
-        torch.save(tensors(upstream, spelling), path / file)
+        torch.save(mert_tensors(upstream, spelling), path / file)
     assert same(load(path), opened(upstream))
     assert same(load(path / file), opened(upstream))
 
@@ -314,24 +274,24 @@ def test_a_folder_of_transformers(tmp_path: Path):
 @pytest.mark.parametrize("kind", [HubertForCTC, HubertForSequenceClassification])
 def test_under_a_head(tmp_path: Path, kind: type[Any], prefix: str):
     upstream = hubert(7, kind, use_weighted_layer_sum=True)
-    state = {name.replace("hubert.", prefix): t for name, t in tensors(upstream).items()}
+    state = {name.replace("hubert.", prefix): t for name, t in mert_tensors(upstream).items()}
     assert any(not name.startswith(prefix) for name in state)
-    assert same(load(folder(tmp_path / "mert", upstream, state)), opened(upstream.hubert))
+    assert same(load(mert_folder(tmp_path / "mert", upstream, state)), opened(upstream.hubert))
 
 
 def test_half(tmp_path: Path):
     upstream = hubert(8).half()
-    model = load(folder(tmp_path / "mert", upstream, tensors(upstream)))
+    model = load(mert_folder(tmp_path / "mert", upstream, mert_tensors(upstream)))
     audio = noise(8, 1, 2000)
     assert difference(ours(model, audio), theirs(upstream.float(), audio)) < TOLERANCE
 
 
 def test_every_difference_is_listed(tmp_path: Path):
-    state = tensors(hubert())
+    state = mert_tensors(hubert())
     del state["encoder.layers.0.attention.k_proj.bias"], state[f"{CONV}.weight_g"]
     state["feature_extractor.conv_layers.1.layer_norm.weight"] = torch.ones(7)
     state["encoder.layer_norm.weight"] = torch.ones(25)
-    path = folder(tmp_path / "mert", hubert(), state)
+    path = mert_folder(tmp_path / "mert", hubert(), state)
     with pytest.raises(MappingError) as error:
         load(path)
     head, *lines = str(error.value).split("\n  ")
@@ -376,16 +336,16 @@ def test_every_difference_is_listed(tmp_path: Path):
 )
 def test_other_configurations(change: dict[str, Any], words: list[str]):
     with pytest.raises(ConfigError) as error:
-        MertConfig.from_huggingface({name: x for name, x in (PUBLISHED | change).items() if x is not None})
+        mert_config({name: x for name, x in (PUBLISHED | change).items() if x is not None})
     assert [word for word in words if word not in str(error.value)] == [], str(error.value)
 
 
 def test_every_problem_is_listed(tmp_path: Path):
-    path = folder(tmp_path / "mert", hubert(), deepnorm=True, conv_bias=True)
+    path = mert_folder(tmp_path / "mert", hubert(), deepnorm=True, conv_bias=True)
     with pytest.raises(ConfigError) as error:
         load(path)
     assert str(error.value).split("\n  ") == [
-        f"{path}: this MERT is not one that clean_lm implements:",
+        f"{path}: clean_lm does not support this MERT:",
         "config.json deepnorm: found True, supported: False",
         "config.json conv_bias: found True, supported: False",
     ]
@@ -405,7 +365,7 @@ def test_every_problem_is_listed(tmp_path: Path):
     ],
 )
 def test_bad_files(tmp_path: Path, what: str, kind: type[Exception], words: list[str]):
-    path = folder(tmp_path / "mert", hubert())
+    path = mert_folder(tmp_path / "mert", hubert())
     if what == "no folder":
         shutil.rmtree(path)
     elif what == "no config":
@@ -445,18 +405,18 @@ def test_export_refuses_what_differs(mert_bundle: Any, tmp_path: Path, monkeypat
             shutil.copy(path, folder)
 
     monkeypatch.setattr(export.mert, "write_graphs", write_other)
-    path = folder(tmp_path / "mert", hubert(9))
+    path = mert_folder(tmp_path / "mert", hubert(9))
     with pytest.raises(ExportError, match=r"nothing was written.*DISAGREES"):
         export.mert.export(path, tmp_path / "bundle")
     assert [p.name for p in tmp_path.iterdir()] == ["mert"]
 
 
 def test_refusal_of_the_command(tmp_path: Path):
-    path = folder(tmp_path / "mert", hubert(), feature_extractor_cqt=True)
+    path = mert_folder(tmp_path / "mert", hubert(), feature_extractor_cqt=True)
     done = command(path, tmp_path / "bundle")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"error: {path}: this MERT is not one that clean_lm implements:\n"
+        f"error: {path}: clean_lm does not support this MERT:\n"
         "  config.json feature_extractor_cqt: found True, supported: False\n"
     )
     assert not (tmp_path / "bundle").exists()

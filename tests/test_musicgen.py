@@ -8,13 +8,15 @@ from threading import Event
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, NAMES, GoldenTexts
 
 from clean_lm import MusicGen
 from clean_lm.audio import AudioError
 from clean_lm.audio_codec import PIECE, Codec
 from clean_lm.manifest import BundleError, Manifest
 from clean_lm.session import open_graph
+from tests.support import GOLDEN, NAMES, GoldenTexts
+
+pytestmark = [pytest.mark.parity, pytest.mark.runtime]
 
 
 @pytest.fixture

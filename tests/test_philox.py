@@ -5,6 +5,8 @@ import pytest
 
 from clean_lm.philox import philox4x32, uniforms
 
+pytestmark = pytest.mark.runtime
+
 # Random123's known-answer vectors for philox4x32-10: counter, key, output.
 KNOWN = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),

@@ -11,7 +11,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import GOLDEN, PREFIXED, ROOT
 
 from clean_lm.conditioning import Conditioning
 from clean_lm.generation import Sampling
@@ -31,7 +30,10 @@ from export.quantize import add
 from export.rewrite import pack, quantize_blocks, quantize_columns, rewrite
 from export.sensitivity import MATRICES, most_sensitive, rounded, sensitivities
 from export.variants import FP32, VARIANTS, Variant
+from tests.support import GOLDEN, PREFIXED, ROOT
 from weights.mapping import fill
+
+pytestmark = pytest.mark.export
 
 QUANTIZED = tuple(name for name, variant in VARIANTS.items() if variant.bits)
 

@@ -13,7 +13,6 @@ import onnx_ir as ir
 import pytest
 import torch
 import yaml
-from conftest import ATTENTION, GOLDEN
 
 from demo.checkpoint import random_tensor
 from export import bundle_writer as folder_module
@@ -22,7 +21,10 @@ from export import verify
 from export.bundle_weights import read_initializer
 from export.lm import export
 from export.lm_graphs import LM_GRAPHS
+from tests.support import ATTENTION, GOLDEN
 from weights.lm import load
+
+pytestmark = pytest.mark.export
 
 LAYOUTS = Path(__file__).parent / "layouts"
 TEXT = GOLDEN / "text"

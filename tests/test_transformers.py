@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ATTENTION, GOLDEN, NAMES
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from test_weights import to_huggingface
 from transformers import (
     EncodecConfig,
     MusicgenConfig,
@@ -30,9 +28,13 @@ from clean_lm.models.transformer import StandardAttention
 from export import verify
 from export.bundle_writer import write_manifest
 from export.lm import CACHE_UPDATE, defaults, describe, export, write_graphs
+from tests.support import ATTENTION, GOLDEN, NAMES
+from tests.tiny_models import to_huggingface
 from weights.checkpoint import Checkpoint, Spec
 from weights.lm import load, read_config, table
 from weights.mapping import Model, fill
+
+pytestmark = pytest.mark.parity
 
 TEXT_DIM = 10
 COEF = 3.0

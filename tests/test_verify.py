@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, NAMES
 
 from export.lm_parity import golden
 from export.parity import compare
 from export.verify import verify
+from tests.support import GOLDEN, NAMES
+
+pytestmark = pytest.mark.export
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,9 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clean_lm.models.config import ConfigError
+from tests.tiny_models import to_huggingface
 from weights import check
 from weights.lm import load
 from weights.mapping import MappingError
+
+pytestmark = pytest.mark.weights
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -195,34 +198,6 @@ def test_fp16_is_widened_exactly():
     assert (wide.dtype, narrow.dtype) == (torch.float32, torch.float16)
     assert torch.equal(wide, theirs[name].float().T)
     assert torch.equal(narrow, theirs[name].T)
-
-
-def to_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename as transformers' convert_musicgen_transformers.py does; q, k and v are split."""
-    renames = {
-        TEXT: "enc_to_dec_proj",
-        "transformer.": "decoder.model.decoder.",
-        "emb.": "decoder.model.decoder.embed_tokens.",
-        "out_norm.": "decoder.model.decoder.layer_norm.",
-        "linears.": "decoder.lm_heads.",
-        ".cross_attention.": ".encoder_attn.",
-        ".linear1.": ".fc1.",
-        ".linear2.": ".fc2.",
-        ".norm1.": ".self_attn_layer_norm.",
-        ".norm_cross.": ".encoder_attn_layer_norm.",
-        ".norm2.": ".final_layer_norm.",
-    }
-    renamed = {}
-    for name, tensor in state.items():
-        for theirs, other in renames.items():
-            if name.startswith(theirs) or theirs.startswith("."):
-                name = name.replace(theirs, other, 1)
-        if name.endswith("in_proj_weight"):
-            for x, part in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[name.replace("in_proj_weight", f"{x}_proj.weight")] = part.clone()
-        else:
-            renamed[name] = tensor
-    return renamed
 
 
 def test_huggingface_gives_the_same_weights(tmp_path: Path):

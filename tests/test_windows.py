@@ -5,11 +5,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, NAMES, GoldenTexts
 
 from clean_lm.generation import Sampling
 from clean_lm.musicgen import MusicGen
 from clean_lm.windows import Window, plan, windows
+from tests.support import GOLDEN, NAMES, GoldenTexts
+
+pytestmark = [pytest.mark.parity, pytest.mark.runtime]
 
 FRAME_RATE = 50.0
 ROWS = json.loads((GOLDEN / "_windows" / "windows.json").read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
-"""Make the demo's model from nothing: loops, a codec, a text encoder, a language model, the loop that is continued.
+"""Train the demo's model from scratch: loops, a codec, a text encoder, a language model, the loop to continue.
 
   python -m demo.train                       all of it, into demo/; hours on one core
   python -m demo.train --out build/tiny --loops 12 --codec-steps 2 --lm-steps 2
 
-What was interrupted goes on where it was saved in --work. The seed is fixed: the same machine makes the same files.
+An interrupted run continues from --work. The seed is fixed: the same machine makes the same files.
 """
 
 import argparse
@@ -48,13 +48,13 @@ def main() -> None:
 
 
 def make(args: argparse.Namespace) -> None:
-    """All parts in turn, each from the files of those before it."""
+    """Make all parts in turn, each from the files of those before it."""
     loops, kinds = synth.render(args.work, args.loops, SECONDS)
 
-    sound = codec.fit(loops, args.work, replace(CODEC, steps=args.codec_steps))
-    sound = codec.finish(sound, loops, args.work, replace(DECODER, steps=args.decoder_steps))
+    trained = codec.fit(loops, args.work, replace(CODEC, steps=args.codec_steps))
+    trained = codec.finish(trained, loops, args.work, replace(DECODER, steps=args.decoder_steps))
     path = args.out / "compression_state_dict.bin"
-    write_codec(path, codec.CONFIG, sound.state_dict())
+    write_codec(path, codec.CONFIG, trained.state_dict())
 
     text.write(args.out / "t5", SEED)
     texts = text.Texts.load(args.out / "t5")

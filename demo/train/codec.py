@@ -14,7 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from clean_lm.models.config import CodecConfig
-from clean_lm.models.encodec import DecoderLayers, Encoder, StandardRecurrence, nearness
+from clean_lm.models.encodec import DecoderLayers, Encoder, StandardRecurrence
+from clean_lm.models.quantizer import negative_distance
 from demo.train.trainer import Settings, initialise, train
 
 CONFIG = CodecConfig(
@@ -43,7 +44,7 @@ class Codec(nn.Module):
         self.sums = nn.Buffer(torch.zeros(*shape, config.dimension))
 
     def forward(self, audio: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """audio [B, 1, samples], whole frames -> what is heard of it, the commitment loss. With a generator, the
+        """audio [B, 1, samples], whole frames -> the decoded audio, the commitment loss. With a generator, the
         codebooks learn."""
         with torch.autocast("cpu", torch.bfloat16):
             latent = self.encoder.latent(audio)
@@ -52,21 +53,21 @@ class Codec(nn.Module):
         for k, table in enumerate(self.encoder.codebooks):
             if generator is not None:
                 self.learn(k, left.detach(), generator)
-            quantised = F.embedding(nearness(left[None], table)[0].argmax(dim=-1), table)
+            quantised = F.embedding(negative_distance(left[None], table)[0].argmax(dim=-1), table)
             commitment = commitment + F.mse_loss(left, quantised)
             left = left - quantised
         rest = rearrange(left, "(b t) d -> b d t", b=len(audio))
         with torch.autocast("cpu", torch.bfloat16):
             x = self.decoder.first(latent - rest.detach())  # the gradient goes past the quantiser
             x, _ = self.decoder.lstm(x, self.decoder.lstm.start(x))
-            heard = self.decoder.sound(x)
-        return heard.float(), commitment
+            decoded = self.decoder.sound(x)
+        return decoded.float(), commitment
 
     @torch.no_grad()
     def learn(self, k: int, vectors: Tensor, generator: torch.Generator) -> None:
         """Move codebook k to the vectors [N, D] that it quantises."""
         table, uses, sums = self.encoder.codebooks[k], self.uses[k], self.sums[k]
-        codes = nearness(vectors[None], table)[0].argmax(dim=-1)
+        codes = negative_distance(vectors[None], table)[0].argmax(dim=-1)
         uses.mul_(DECAY).add_(torch.bincount(codes, minlength=len(table)), alpha=1 - DECAY)
         sums.mul_(DECAY).index_add_(0, codes, vectors, alpha=1 - DECAY)
         table.copy_(sums / uses.clamp(min=1e-5)[:, None])
@@ -102,12 +103,12 @@ def fit(
 
     def loss(step: int) -> tuple[Tensor, str]:
         audio = crops(loops, settings, step, round(seconds * config.frame_rate) * config.hop)
-        heard, commitment = codec(audio, torch.Generator().manual_seed(step))
-        error = heard - audio
-        wave, spectrum = error.abs().mean() + error.square().mean().sqrt(), spectral_loss(heard[:, 0], audio[:, 0])
+        decoded, commitment = codec(audio, torch.Generator().manual_seed(step))
+        error = decoded - audio
+        wave, spectrum = error.abs().mean() + error.square().mean().sqrt(), spectral_loss(decoded[:, 0], audio[:, 0])
         power = float(error.detach().square().mean() / audio.square().mean())
-        said = f"SNR {-10 * math.log10(power):5.2f} dB, spectral {spectrum:.3f}, commitment {commitment:.4f}"
-        return 10 * wave + 2 * spectrum + commitment, said
+        line = f"SNR {-10 * math.log10(power):5.2f} dB, spectral {spectrum:.3f}, commitment {commitment:.4f}"
+        return 10 * wave + 2 * spectrum + commitment, line
 
     train(codec, loss, folder / "codec.pt", settings)
     return codec.eval()
@@ -116,15 +117,15 @@ def fit(
 def finish(
     codec: Codec, loops: np.ndarray, folder: Path, settings: Settings, hop: int = CONFIG.hop, frames: int = 32
 ) -> Codec:
-    """Train the decoder alone; the codes stay. The waveform counts only where it is slow: hats and snares are noise,
-    whose waveform no code tells, and a decoder that must match it leaves them out."""
+    """Train the decoder alone; the codes stay. The waveform loss is low-passed: hats and snares are noise, whose
+    waveform no code describes, and a decoder that has to match it leaves them out."""
     codec.encoder.requires_grad_(False)
 
     def loss(step: int) -> tuple[Tensor, str]:
         audio = crops(loops, settings, step, frames * hop)
-        heard, _ = codec(audio)
-        low = F.avg_pool1d(heard, SLOW, SLOW // 2) - F.avg_pool1d(audio, SLOW, SLOW // 2)
-        wave, spectrum = low.abs().mean() + low.square().mean().sqrt(), spectral_loss(heard[:, 0], audio[:, 0], QUIET)
+        decoded, _ = codec(audio)
+        low = F.avg_pool1d(decoded, SLOW, SLOW // 2) - F.avg_pool1d(audio, SLOW, SLOW // 2)
+        wave, spectrum = low.abs().mean() + low.square().mean().sqrt(), spectral_loss(decoded[:, 0], audio[:, 0], QUIET)
         return 10 * wave + 2 * spectrum, f"slow wave {wave:.4f}, spectral {spectrum:.3f}"
 
     train(codec.decoder, loss, folder / "decoder.pt", settings)

@@ -1,5 +1,5 @@
-"""Train the demo's language model on the codes of synthesised loops: MusicGen's modules as clean_lm has them, on whole
-sequences instead of step by step. Every text is left out at times: guidance needs a model that also knows none."""
+"""Train the demo's language model on the codes of synthesised loops: the modules of clean_lm/models on whole sequences
+instead of step by step. Some sequences have no text, because guidance needs a model that can do without."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ NO_TEXT = 0.25  # share of the sequences of a step
 class CausalAttention:
     """PyTorch's own kernel, for whole sequences: the cache before them is empty. Training only."""
 
-    padding = True  # whether what a text is padded with is attended to, as upstream's models do
+    padding = True  # whether the padding of texts is attended to, as upstream's models do
 
     def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
         return ()
@@ -53,15 +53,15 @@ class CausalAttention:
 
     def cross(self, q: Tensor, cross: Cache, heads: int) -> Tensor:
         k, v = cross
-        said = None if self.padding else (k != 0).any(dim=-1)[:, :, None]  # the keys of padding are zeros
-        out = F.scaled_dot_product_attention(rearrange(q, "x s (h d) -> x h s d", h=heads), k, v, said)
+        mask = None if self.padding else (k != 0).any(dim=-1)[:, :, None]  # the keys of padding are zeros
+        out = F.scaled_dot_product_attention(rearrange(q, "x s (h d) -> x h s d", h=heads), k, v, mask)
         return rearrange(out, "x h s d -> x s (h d)")
 
 
 def lay_copying(lm: LM) -> None:
-    """Begin with an induction head (Olsson et al. 2022, "In-context Learning and Induction Heads"), which finds where
-    this column stood before and says what came next. Loops come again: continuing them rests on it, and from random
-    weights it had not begun after 500 steps. Everything is trained on from here.
+    """Initialise with an induction head (Olsson et al. 2022, "In-context Learning and Induction Heads"), which finds
+    an earlier column with the same codes and predicts what followed it. Continuing a loop depends on that, and from
+    random weights it had not begun after 500 steps. All weights are trained from here.
 
     places of the width W, D of a head:
     0         D/2       W/2 - D      W/2        W/2 + D/2     W - D            W
@@ -101,7 +101,7 @@ def lay_copying(lm: LM) -> None:
 
 
 class Model(nn.Module):
-    """The language model and what makes keys and values of a text."""
+    """The language model, and the module that makes keys and values of a text."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
@@ -116,13 +116,13 @@ class Model(nn.Module):
                     p.mul_(0.3)
             lay_copying(self.lm)
 
-    def forward(self, codes: Tensor, told: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """codes int64 [B, K, T], and text states and mask of the first X rows -> log-probabilities of the codes in
+    def forward(self, codes: Tensor, text: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """codes int64 [B, K, T], and states and mask of the first X rows' texts -> log-probabilities of the codes in
         every place [B, K, T, card]."""
         c = self.config
         columns = torch.from_numpy(delay(codes.numpy(), c.delays, codes.shape[2], c.special_token))
         empty = torch.zeros(len(codes), c.heads, 0, c.head_dim)
-        cross = self.condition(*told) if told else []
+        cross = self.condition(*text) if text else []
         x, _ = self.lm.read(columns[:, :, :-1], torch.zeros(1, dtype=torch.int64), [(empty, empty)] * c.layers, cross)
         logits = self.lm.logits(x).float()  # of the column after each: frame t of codebook k stands in 1 + t + delay
         frames = codes.shape[2]
@@ -136,8 +136,8 @@ def cross_entropy(log_probabilities: Tensor, codes: Tensor) -> Tensor:
 
 
 def mistaken(codes: Tensor, rng: np.random.Generator, most: float = MISTAKES) -> Tensor:
-    """Codes [B, K, T], of each sequence a share of `most` or less replaced by others of that codebook: what the model
-    draws is not always what should come, and it must go on from there."""
+    """Codes [B, K, T] with up to a share of `most` of each sequence replaced by others of that codebook: the model
+    has to go on from its own mistakes."""
     others = codes[:, :, torch.from_numpy(rng.permutation(codes.shape[2]))]
     others = others[torch.from_numpy(rng.permutation(len(codes)))]
     share = most * rng.random((len(codes), 1, 1))
@@ -145,20 +145,20 @@ def mistaken(codes: Tensor, rng: np.random.Generator, most: float = MISTAKES) ->
 
 
 def stuck(codes: Tensor, rng: np.random.Generator) -> Tensor:
-    """Codes [B, K, T] that hang in some stretches, one to four frames again and again: what copies may copy itself."""
+    """Codes [B, K, T] in some stretches of which one to four frames repeat: a model that copies may copy itself."""
     frames, rows = np.arange(codes.shape[2]), []
     for row in codes:
-        heard = frames.copy()
+        read = frames.copy()
         for start in rng.integers(codes.shape[2], size=rng.integers(4)):
             end = start + rng.integers(2, 80)
-            heard[start:end] = start + np.arange(len(heard[start:end])) % rng.integers(1, 5)
-        rows.append(row[:, torch.from_numpy(np.minimum(heard, frames[-1]))])
+            read[start:end] = start + np.arange(len(read[start:end])) % rng.integers(1, 5)
+        rows.append(row[:, torch.from_numpy(np.minimum(read, frames[-1]))])
     return torch.stack(rows)
 
 
-def cut(codes: Tensor, rng: np.random.Generator) -> Tensor:
-    """Codes [B, K, T] as a prompt's are: where it is cut off, the codec hears an end, and the last frames have other
-    codes than in the middle of a loop. A few mistakes besides."""
+def cut_off(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Codes [B, K, T] as those of a prompt: where it is cut off, its last frames have other codes than the whole loop
+    has there. With a few mistakes."""
     read, frames = codes.clone(), codes.shape[2]
     for row in read:
         end = int(rng.integers(frames // 5, frames - frames // 5))
@@ -169,18 +169,18 @@ def cut(codes: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def spoilt(codes: Tensor, rng: np.random.Generator) -> Tensor:
-    """Codes [B, K, T] with one of the ways in which what is read may be wrong, or with none."""
+    """Codes [B, K, T], wrong in one of the ways in which a model's input may be, or right."""
     drawn = rng.random()
     if drawn < 0.25:
         return codes
     if drawn < 0.5:
         return mistaken(codes, rng)
-    return cut(codes, rng) if drawn < 0.85 else mistaken(stuck(codes, rng), rng)
+    return cut_off(codes, rng) if drawn < 0.85 else mistaken(stuck(codes, rng), rng)
 
 
 def slipped(codes: Tensor, rng: np.random.Generator) -> Tensor:
-    """Codes [B, K, T] as a model reads them that has lost its place for a moment, or whose prompt was cut off there:
-    here and there some frames are others of the sequence. A few mistakes besides."""
+    """Codes [B, K, T] as read by a model that has lost its place for a moment, or whose prompt was cut off there: here
+    and there some frames are replaced by others of the sequence. With a few mistakes."""
     read, frames = codes.clone(), codes.shape[2]
     for row, original in zip(read, codes, strict=True):
         for _ in range(frames // SLIP):
@@ -213,10 +213,10 @@ def fit(
     """Train on stretches of codes [N, K, T] of loops whose style and pace are `kinds`. Goes on where folder/lm.pt was
     left, or further with a model from `before` in folder/lm-further.pt.
 
-    Every other step has `frames`. Those between have as many codes in shorter stretches: a text says little that the
-    codes before do not, but where there are none. Once the model copies they are a fifth as long, and the first frames
-    count most. Last, every text is read as if it were alone, which most are when the model is used: with padding only,
-    the model had learnt to need it. A model from before learns to keep its place; one step in four is short then.
+    Every other step has sequences of `frames`, the others as many codes in shorter ones: late in a sequence a text
+    adds little to the codes before. Once the model copies, short ones are a fifth as long and their first frames count
+    most. In the last steps padding is not read, as if each text were alone, which most are when the model is used:
+    otherwise the model learns to rely on it. A model `before` learns to keep its place, with every fourth step short.
     """
     torch.manual_seed(settings.seed)
     model = before or Model(config)
@@ -232,14 +232,14 @@ def fit(
         starts -= np.where(rng.random(batch) < ON_BEAT, starts % beats[rows], 0)
         known = np.stack([codes[row, :, start : start + length] for row, start in zip(rows, starts, strict=True)])
         known = torch.from_numpy(known).long()
-        told = [synth.describe(*kinds[int(row)], rng) for row in rows[: batch - round(NO_TEXT * batch)]]
+        descriptions = [synth.describe(*kinds[int(row)], rng) for row in rows[: batch - round(NO_TEXT * batch)]]
         with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(known if clean else (slipped if before else spoilt)(known, rng), texts(told))
+            predicted = model(known if clean else (slipped if before else spoilt)(known, rng), texts(descriptions))
         nats = cross_entropy(predicted, known)
         counts = torch.ones(length) if clean or not short else 1 / (1 + torch.arange(length) / FIRST)
         by_codebook = nats.detach().mean(dim=(0, 2))
-        said = "nats by codebook " + " ".join(f"{value:.2f}" for value in by_codebook)
-        return (nats * counts).mean() / counts.mean(), said
+        line = "nats by codebook " + " ".join(f"{value:.2f}" for value in by_codebook)
+        return (nats * counts).mean() / counts.mean(), line
 
     train(model, loss, folder / ("lm-further.pt" if before else "lm.pt"), settings)
     return model.eval()

@@ -1,4 +1,4 @@
-"""What is measured of the demo's model: numbers of waves and of codes, in numpy."""
+"""Measures of audio and of codes, for the demo's model, in numpy."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from demo.train import synth
 RATE = synth.RATE
 WINDOW, HOP = 1024, 160  # of onsets: one every 5 ms
 LAGS = np.arange(60, 170)  # of a beat, in onsets: 300 to 850 ms
-SAME = 0.03  # how far two tempi may be apart
+SAME = 0.03  # log of the ratio up to which two tempi are the same
 BEATS = [beat for tempi in synth.TEMPI.values() for beat in tempi]  # frames
 BANDS = 12
 
@@ -27,20 +27,20 @@ def spectrum(wave: np.ndarray, window: int, hop: int) -> np.ndarray:
 
 
 def stft_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Mean difference of log-magnitudes in dB over windows of 2048, 512 and 128 samples; under -60 dB all is one."""
+    """Mean difference of log-magnitudes in dB over windows of 2048, 512 and 128 samples, with a floor at -60 dB."""
     pairs = [[spectrum(w, window, window // 4) for w in (ours, theirs)] for window in (2048, 512, 128)]
     return float(np.mean([np.abs(20 * np.log10((a + 1e-3) / (b + 1e-3))).mean() for a, b in pairs]))
 
 
 def onsets(wave: np.ndarray) -> np.ndarray:
-    """[samples] -> how much louder each moment is than the one before [columns], summed over the spectrum."""
+    """[samples] -> how much louder each column is than the one before, summed over the spectrum [columns]."""
     loud = np.log1p(100 * spectrum(wave, WINDOW, HOP))
     rise = np.maximum(0, np.diff(loud, axis=0)).sum(axis=1)
     return rise - rise.mean()
 
 
 def rhythm(wave: np.ndarray, lags: np.ndarray) -> np.ndarray:
-    """Autocorrelation of the onsets at some lags, 1 at lag 0; of each lag's neighbours the best."""
+    """Autocorrelation of the onsets at some lags, 1 at lag 0; of a lag and its neighbours the highest."""
     rise = onsets(wave)
     power = rise @ rise / len(rise)
     near = lags[:, None] + np.arange(-1, 2)
@@ -48,7 +48,7 @@ def rhythm(wave: np.ndarray, lags: np.ndarray) -> np.ndarray:
 
 
 def beat(wave: np.ndarray) -> float:
-    """Seconds of a beat, or of two or a half: the lag whose onsets agree best, one and two lags apart."""
+    """Seconds of a beat, or of two or half of one: the lag at which, with twice the lag, onsets correlate best."""
     score = rhythm(wave, LAGS) + rhythm(wave, 2 * LAGS)
     return float(LAGS[score.argmax()] * HOP / RATE)
 
@@ -59,7 +59,7 @@ def same_tempo(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def features(wave: np.ndarray) -> np.ndarray:
-    """What a kind of loop is told by: loudness in bands, its spread, and how much every tempo's beat repeats."""
+    """The classifier's input: loudness in bands, its spread, the onsets' autocorrelation at every tempo's beat."""
     bands = np.array_split(np.log1p(100 * spectrum(wave, WINDOW, HOP)), np.geomspace(2, 400, BANDS).astype(int), axis=1)
     loud = np.stack([band.mean(axis=1) for band in bands])
     lags = np.array(BEATS) * synth.HOP // HOP
@@ -67,12 +67,14 @@ def features(wave: np.ndarray) -> np.ndarray:
 
 
 class Listener:
-    """Tells which of the nine kinds (style and tempo) a loop is: least squares on features of loops as the codec
-    returns them."""
+    """Classifies loops as one of nine kinds (style and tempo) by least squares on the features of decoded loops."""
 
-    def __init__(self, loops: Sequence[synth.Loop], heard: Callable[[np.ndarray], np.ndarray]):
-        """heard: [samples] -> [samples], the codec's way there and back."""
-        x, y = np.stack([features(heard(loop.wave)) for loop in loops]), np.eye(len(BEATS))[[kind(x) for x in loops]]
+    def __init__(self, loops: Sequence[synth.Loop], round_trip: Callable[[np.ndarray], np.ndarray]):
+        """round_trip: [samples] -> [samples], encoded and decoded."""
+        x, y = (
+            np.stack([features(round_trip(loop.wave)) for loop in loops]),
+            np.eye(len(BEATS))[[kind(x) for x in loops]],
+        )
         self.scale = np.abs(x).max(axis=0) + 1e-9
         self.weights = np.linalg.lstsq(np.vstack([x / self.scale, 0.03 * np.eye(x.shape[1])]),
                                        np.vstack([y, np.zeros((x.shape[1], y.shape[1]))]))[0]  # fmt: skip
@@ -82,12 +84,12 @@ class Listener:
 
 
 def kind(loop: synth.Loop) -> int:
-    """Which of BEATS a loop's is: every style has tempi of its own."""
+    """The index of a loop's beat in BEATS, which says its style too: no two styles share a tempo."""
     return BEATS.index(loop.beat)
 
 
 class Unigram:
-    """How often every code comes, by codebook: what a model without memory knows."""
+    """Predicts each code by how often it occurs in its codebook."""
 
     def __init__(self, codes: np.ndarray, card: int):
         """codes [N, K, T] of the training set."""
@@ -100,11 +102,10 @@ class Unigram:
 
 
 class Again:
-    """What stood some frames ago comes again, with a probability for each codebook; else the unigram. It is told how
-    many frames a bar of the loop has."""
+    """Predicts the code of a given number of frames ago, with one probability a codebook; otherwise the unigram."""
 
     def __init__(self, unigram: Unigram, codes: np.ndarray, lags: Sequence[int]):
-        """codes [N, K, T] of the training set, frames to look back in each: finds the best probabilities."""
+        """Fits the probabilities to codes [N, K, T] of the training set; lags: frames to look back in each."""
         self.unigram, hits, chances = unigram, [], []
         for row, lag in zip(codes, lags, strict=True):
             hits.append(row[:, lag:] == row[:, :-lag])

@@ -2,10 +2,10 @@
 
     python -m demo.train.synth --seed 1 --style house --out house.wav
 
-A loop is made of one or two bars that come again, with small changes in every bar and a fill in some, so that going on
-is more than copying. Drums are hits of a fixed sample pack, notes are struck anew each time. A beat is a whole number
-of the codec's frames and every hit begins with one: what sounds the same then has the same codes, as far as the codec
-is exact, and a model of this size can learn what comes when.
+A loop repeats one or two bars, with small changes in every bar and a fill in some, so that to continue it takes more
+than copying. Drum hits come from a fixed sample pack, notes are synthesised each time. A beat is a whole number of the
+codec's frames and every hit begins with one: what sounds the same then has about the same codes, and a model of this
+size can learn it.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def describe(style: str, pace: int, rng: np.random.Generator) -> str:
 
 
 def texts(name: str, style: str, pace: int) -> tuple[str, str, str]:
-    """The name of a style alone, with its tempo as a number, and as a word, which the middle one has not."""
+    """The name of a style: alone, with its tempo as a number, with its tempo as a word (none for the middle one)."""
     return name, f"{name}, {bpm(TEMPI[style][pace])} bpm", f"{PACE[pace]} {name}".strip()
 
 
@@ -71,8 +71,7 @@ def bpm(beat: int) -> int:
 
 
 class Track:
-    """Sixteenths of a beat on a time line, each at the frame that is nearest; what is played on `music` ducks under the
-    kick, `drums` do not."""
+    """A time line in sixteenths, each at the nearest frame. `music` is ducked under the kick, `drums` are not."""
 
     def __init__(self, beat: int, samples: int):
         self.beat = beat  # frames

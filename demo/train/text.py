@@ -23,10 +23,10 @@ NAME = "t5-small"  # upstream knows a text encoder's width by its name: 512
 
 
 def pieces() -> list[str]:
-    """Every token, the special ones first: whole words, with the space before them, and what stands between."""
-    said = [name for names in synth.NAMES.values() for name in names]
-    said += [*synth.PACE, "bpm", *(str(synth.bpm(beat)) for tempi in synth.TEMPI.values() for beat in tempi)]
-    words = sorted({SPACE + word for text in said for word in text.split()})
+    """Every token: the special ones, the space and the comma, and whole words with the space before them."""
+    phrases = [name for names in synth.NAMES.values() for name in names]
+    phrases += [*synth.PACE, "bpm", *(str(synth.bpm(beat)) for tempi in synth.TEMPI.values() for beat in tempi)]
+    words = sorted({SPACE + word for text in phrases for word in text.split()})
     return ["<pad>", "</s>", "<unk>", SPACE, ",", *words]
 
 

@@ -1,4 +1,4 @@
-"""What both trainings share: AdamW on a cosine schedule, resumable."""
+"""Trains a module: AdamW on a cosine schedule, resumable."""
 
 import math
 import time
@@ -15,7 +15,7 @@ SAVE = 200  # steps between saves
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one training."""
+    """How one module is trained."""
 
     steps: int
     batch: int
@@ -29,7 +29,7 @@ class Settings:
 def train(
     module: nn.Module, loss: Callable[[int], tuple[Tensor, str]], path: Path, settings: Settings, every: int = 50
 ) -> None:
-    """Minimise loss(step), which also says how it goes, for settings.steps; what is in `path` is continued."""
+    """Minimise loss(step), which also returns a line to print. Continues from `path` where it exists."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, 1.0, settings.betas, weight_decay=settings.decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings))
@@ -40,14 +40,14 @@ def train(
             part.load_state_dict(saved[name])
     start = time.perf_counter()
     for step in (bar := tqdm(range(schedule.last_epoch, settings.steps), path.stem, disable=None)):
-        value, said = loss(step)
+        value, line = loss(step)
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step % every == 0 or step == settings.steps - 1:
-            bar.write(f"{path.stem} step {step}, {time.perf_counter() - start:.0f} s: loss {value:.4f}, {said}")
+            bar.write(f"{path.stem} step {step}, {time.perf_counter() - start:.0f} s: loss {value:.4f}, {line}")
         if (step + 1) % SAVE == 0 or step == settings.steps - 1:
             partial = path.with_suffix(".partial")
             torch.save({name: part.state_dict() for name, part in parts.items()}, partial)
@@ -55,7 +55,7 @@ def train(
 
 
 def rate(step: int, settings: Settings) -> float:
-    """Up in a line, then down along a cosine."""
+    """The learning rate: it rises linearly, then falls along a cosine."""
     if step < settings.warmup:
         return settings.rate * (step + 1) / settings.warmup
     share = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
@@ -63,7 +63,7 @@ def rate(step: int, settings: Settings) -> float:
 
 
 def initialise(module: nn.Module) -> None:
-    """Give weights without storage some, uniform and of a size that keeps a layer's output as large as its input."""
+    """Give a module without storage weights: uniform, so large that a layer's output is as large as its input."""
     module.to_empty(device="cpu")
     for name, p in module.named_parameters():
         p.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Write trained modules as upstream's checkpoints: the tables that read them, the other way round."""
+"""Writes trained modules as audiocraft's checkpoints, by the tables that read such checkpoints, in reverse."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +11,13 @@ from torch import Tensor
 from clean_lm.models.config import CodecConfig, LMConfig
 from clean_lm.models.encodec import torch_gates
 from demo.checkpoint import codec_table, codec_xp_cfg, xp_cfg
-from weights.codec import AUDIOCRAFT, fold_gates, fold_weight_norm
+from weights.codec import AUDIOCRAFT, fold_gates
 from weights.lm import audiocraft
-from weights.mapping import Source
+from weights.mapping import Source, fold_weight_norm
 
 
 def theirs(rows: Mapping[str, Source], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors by the names of the table's pieces; what the table has and ours lack is left out."""
+    """Our tensors under audiocraft's names; those of the table that `ours` lacks are left out."""
     found: dict[str, Tensor] = {}
     for name, source in rows.items():
         if name not in ours:

@@ -1,7 +1,7 @@
 """Run the conformance kit through the Python runtime: a table of every case, and exit code 1 where one fails.
 
-  python tests/conformance.py                    tests/golden/conformance
-  python tests/conformance.py folder             another copy of the kit
+  python tests/conformance/run.py                tests/golden/conformance
+  python tests/conformance/run.py folder         another copy of the kit
 
 js/conformance.js does the same in JavaScript; tests/golden/conformance/README.md says how to write one more.
 """
@@ -27,7 +27,7 @@ from clean_lm.philox import uniforms
 from clean_lm.text_encoder import TextEncoder
 from clean_lm.windows import windows
 
-KIT = Path(__file__).parent / "golden" / "conformance"
+KIT = Path(__file__).parents[1] / "golden" / "conformance"
 Arrays = dict[str, np.ndarray]
 
 

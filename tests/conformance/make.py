@@ -1,7 +1,7 @@
 """Write the conformance kit anew: its bundles, its cases, and what is expected of them.
 
-  python tests/make_conformance.py               tests/golden/conformance, all of it: minutes
-  python tests/make_conformance.py --cases       only the cases, on the bundles that are there
+  python -m tests.conformance.make               tests/golden/conformance, all of it: minutes
+  python -m tests.conformance.make --cases       only the cases, on the bundles that are there
 
 Expected is what upstream's goldens say where they say it, else what the Python runtime gives on the kit's own bundles.
 """
@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from conformance import KIT, begin, check, opened, run
-from conftest import GOLDEN, Golden
 from safetensors.torch import load_file, save_file
 
 from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length
@@ -25,6 +23,8 @@ from clean_lm.generation import Generation
 from clean_lm.language_model import LanguageModel
 from clean_lm.windows import Window
 from export.bundle import export
+from tests.conformance.run import KIT, begin, check, opened, run
+from tests.support import GOLDEN, Golden
 
 BUNDLES = ("text", "standard", "stereo", "melody")
 VOCAB = 180  # pieces in spiece.model, which has no sentinels here: the kit stays small

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ATTENTION, NAMES, PREFIXED, feed
 
 from clean_lm.conditioning import Conditioning
 from clean_lm.delay_pattern import delay, prefill_length
@@ -17,6 +16,9 @@ from clean_lm.generation import Decoder, Sampling
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError
 from clean_lm.philox import uniforms
+from tests.support import ATTENTION, NAMES, PREFIXED, feed
+
+pytestmark = [pytest.mark.parity, pytest.mark.runtime]
 
 GREEDY = Sampling(use_sampling=False)
 CASES = ("desc", "desc_p17", "none", "none_p17", "two", "mixed_p9", "twostep", "coef1", "p1", "p29of30", "len1")

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from conftest import GOLDEN, GoldenTexts
-from test_mert import folder as mert_folder
-from test_mert import hubert
 from transformers import HubertModel
 
 from clean_lm import MusicGen
@@ -21,6 +18,10 @@ from clean_lm.conditioning import Excerpt
 from clean_lm.manifest import BundleError
 from export.bundle import export
 from export.bundle_writer import ExportError
+from tests.support import GOLDEN, GoldenTexts
+from tests.tiny_models import hubert, mert_folder
+
+pytestmark = [pytest.mark.parity, pytest.mark.runtime]
 
 CODEC = GOLDEN / "melody" / "compression_state_dict.bin"
 
