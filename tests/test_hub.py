@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hub_server import COMMIT, TOKEN, Hub, running
 
 import export.hub as module
 from clean_lm import MusicGen
 from clean_lm.manifest import BundleError, Manifest
 from export.commands import ExportError
 from export.model_card import Source, front_matter, model_card
+from tests.hub_server import COMMIT, TOKEN, Hub, running
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "tests" / "golden" / "conformance" / "bundles" / "text"
