@@ -13,6 +13,7 @@ from clean_lm.audio import as_batch, convert_audio
 from clean_lm.audio_codec import Codec
 from clean_lm.conditioning import Excerpt, PerRow, SelfWav
 from clean_lm.generation import Generation, Sampling
+from clean_lm.hub import bundle_folder
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError, LoadOptions, Manifest
 from clean_lm.options import LONGEST, MOST_TAKES, integer, number, seconds, seeds, texts
@@ -64,6 +65,17 @@ class MusicGen:
         text = TextEncoder.open(manifest) if "text_encoder" in manifest.graphs else None
         mert = open_graph(manifest, "style_features") if "style_features" in manifest.graphs else None
         return cls(LanguageModel.open(manifest), Codec.open(manifest), text, mert)
+
+    @classmethod
+    def get_pretrained(
+        cls, name: Path | str, revision: str | None = None, token: str | None = None, **options: Unpack[LoadOptions]
+    ) -> "MusicGen":
+        """Open a bundle of the Hugging Face hub, "user/repo", or a folder, see LoadOptions. Needs huggingface_hub.
+
+        Only the files of the chosen variant are downloaded, to huggingface_hub's cache. token: default: the one that
+        huggingface_hub has. Raises BundleError.
+        """
+        return cls.load(bundle_folder(name, revision, token, options), **options)
 
     @property
     def sample_rate(self) -> int:

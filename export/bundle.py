@@ -5,8 +5,9 @@
   python export/bundle.py --lm state_dict.bin --text t5-base --variant int4 fp32 --clip loop.wav
   python export/bundle.py --hub facebook/musicgen-small --text t5-base --out bundle
 
---lm is audiocraft's state_dict.bin or a Hugging Face MusicGen folder. --codec is audiocraft's
-compression_state_dict.bin, a Hugging Face EnCodec folder, or a bundle that has one; without it, what lies beside --lm.
+--lm is audiocraft's state_dict.bin or a Hugging Face MusicGen folder; --hub is a repository that holds either.
+--codec is audiocraft's compression_state_dict.bin, a Hugging Face EnCodec folder, or a bundle that has one; without
+it, what lies beside --lm.
 --text is a Hugging Face T5 folder or a bundle that has one; without it, the bundle takes no descriptions.
 --mert is a Hugging Face MERT folder or a bundle that has one; it lets style models take audio.
 A new bundle names shared files by their paths relative to itself: move both bundles together.
@@ -29,7 +30,7 @@ from clean_lm.audio import AudioError
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, LMConfig, StyleConfig
 from clean_lm.text_encoder import TOKENIZER
-from export import codec, conditioner, lm, lm_parity, mert, quantize, text
+from export import codec, conditioner, hub, lm, lm_parity, mert, quantize, text
 from export.bundle_writer import FP32, merged_model, new_folder, write_manifest
 from export.commands import ExportError, errors_as_one_line, print_files, progress
 from export.parity import Comparison, Verdict, calls_verdict, require_agreement, table
@@ -67,7 +68,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--lm", type=Path, help="state_dict.bin, or a Hugging Face MusicGen folder")
-    source.add_argument("--hub", help="a repository of the Hugging Face hub that holds both checkpoints")
+    source.add_argument("--hub", metavar="REPO", help="a repository of the Hugging Face hub, in place of --lm")
+    parser.add_argument("--revision", help="of --hub: a branch, a tag or a commit (default: main)")
     parser.add_argument("--codec", type=Path, help=f"{CODEC_FILE}, a Hugging Face EnCodec folder, or a bundle")
     parser.add_argument("--text", type=Path, help="a Hugging Face T5 folder, or a bundle")
     parser.add_argument("--mert", type=Path, help="a Hugging Face MERT folder, or a bundle; for style models")
@@ -76,9 +78,12 @@ def main() -> None:
     add_clip_option(parser)
     args = parser.parse_args()
     with errors_as_one_line(*ERRORS):
-        checkpoint = download(args.hub) if args.hub else args.lm
+        if args.revision and not args.hub:
+            raise ExportError(f"--revision {args.revision} belongs to --hub, which is not given")
+        checkpoint = hub.download(args.hub, args.revision) if args.hub else args.lm
+        source = hub.source_of(checkpoint, args.hub) if args.hub else None
         parts = checkpoint, args.codec, args.text
-        export(*parts, args.out, args.attention, args.variant, args.clip, args.cache, args.mert)
+        export(*parts, args.out, args.attention, args.variant, args.clip, args.cache, args.mert, source)
 
 
 def beside(checkpoint: Path) -> Path:
@@ -91,20 +96,6 @@ def beside(checkpoint: Path) -> Path:
     raise ExportError(f"{folder}: no {CODEC_FILE} beside the language model; give --codec")
 
 
-def download(repository: str) -> Path:
-    """The local folder of a Hugging Face hub repository's checkpoints, fetched where they are not in the cache."""
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
-        raise ExportError("--hub needs huggingface_hub: pip install huggingface_hub") from None
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*state_dict.bin"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ExportError(f"{repository}: neither in the local cache nor to be fetched: {reason}") from None
-
-
 def export(
     checkpoint: Path,
     codec_path: Path | None,
@@ -115,6 +106,7 @@ def export(
     clips: Sequence[Path] = (),
     cache: str | None = None,
     mert_path: Path | None = None,
+    source: Mapping[str, str] | None = None,
 ) -> None:
     """Write the bundle; print its files and how far each graph is from PyTorch. codec_path: None for that beside."""
     start = time.perf_counter()
@@ -138,7 +130,7 @@ def export(
             lm.describe(model.config), described[CODEC], described.get(TEXT, {}), described.get(MERT, {})
         )
         shared = [part for part in parts.values() if isinstance(part, Shared)]
-        write_manifest(folder, document, lm.defaults(model.config), lm.CACHE_UPDATE[attention], names, shared)
+        write_manifest(folder, document, lm.defaults(model.config), lm.CACHE_UPDATE[attention], names, shared, source)
         calls, verdicts = compare(folder, model, own)
         lines = require_agreement(verdicts) + quantize.add(folder, variants, clips, cache, keep=False)
     print("\n".join(table(calls)), end="\n\n")

@@ -60,11 +60,13 @@ def write_manifest(
     cache_update: str | None,
     graphs: Sequence[str],
     shared: Sequence[Shared] = (),
+    source: Mapping[str, str] | None = None,
 ) -> None:
     """Write the manifest.json of a new bundle.
 
     cache_update: None where no graph has a cache. graphs: names of those in `folder`, whose tensors are read back from
-    their files. shared: parts of other bundles, which stay there. fp32 is the only variant.
+    their files. shared: parts of other bundles, which stay there. source: the repository of the hub that the weights
+    come from. fp32 is the only variant.
     """
     own = {name: describe(folder / f"{name}.onnx") for name in graphs}
     theirs = [part.entries(folder) for part in shared]
@@ -75,6 +77,7 @@ def write_manifest(
         "defaults": defaults,
         "cache_update": cache_update,
         "graphs": own | _union(graphs for graphs, _ in theirs),
+        **({"source": source} if source else {}),
     }
     if cache_update:
         manifest |= _first_variant(folder, {name: own[name] for name in graphs if name in VARIED}, cache_update)

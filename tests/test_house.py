@@ -19,7 +19,16 @@ ALLOWED = {
     "bench": {"clean_lm.models", "weights", "export", "clean_lm"},
     "demo": {"clean_lm.models", "weights", "export", "clean_lm"},
 }
-RUNTIME = {"numpy", "onnxruntime", "soundfile", "tokenizers", "tqdm", "matplotlib", "soxr"}  # the last two: extras
+RUNTIME = {
+    "numpy",
+    "onnxruntime",
+    "soundfile",
+    "tokenizers",
+    "tqdm",
+    "matplotlib",
+    "soxr",
+    "huggingface_hub",
+}  # the last three: extras
 
 
 def modules() -> dict[str, Path]:

@@ -3,12 +3,15 @@
  *
  * @typedef {string | Uint8Array | ArrayBuffer | Blob} FileLike a string: a URL, which is fetched
  * @typedef {string | URL | Map<string, FileLike> | Record<string, FileLike> | ((name: string) => FileLike | Response | Promise<FileLike | Response>)} Source
- *   a folder's path (Node) or URL, files by name, or a function that returns a file by its name
+ *   a folder's path (Node) or URL, hf:user/repo, files by name, or a function that returns a file by its name
  * @typedef {(done: number, total: number, file: string) => void} LoadProgress done and total in bytes
  */
 
+import { createSha256, sha256 } from './sha256.js'
+
 // Node's modules are loaded by process.getBuiltinModule: bundlers for the web try to resolve every import.
 const isNode = typeof process !== 'undefined' && Boolean(process.versions?.node)
+const PIECE = 2 ** 26 // bytes that are read or written at a time: a Response or a read of 2 GB fails in many engines
 const isUrl = /^[a-z][a-z0-9+.-]+:\/\// // does not match C:\\
 
 /**
@@ -68,13 +71,14 @@ export class Files {
    * @returns {Promise<Uint8Array>}
    */
   async read(name, expected, onProgress) {
-    const key = expected && this.cache && this._url(name, expected.sha256)
+    const key = expected && this.cache && this._key(name, expected.sha256)
     const cached = key && (await this.cache?.match(key))
-    const bytes = cached ? new Uint8Array(await cached.arrayBuffer()) : await this._read(name, onProgress)
-    if (cached) onProgress?.(bytes.length)
+    const bytes = cached
+      ? await collect(cached, onProgress, expected.bytes)
+      : await this._read(name, onProgress, expected?.bytes)
     if (expected) this._compareSize(name, bytes.length, expected.bytes)
     if (expected && this.hashes && !cached) this._compareHash(name, await sha256(bytes), expected.sha256)
-    if (key && !cached) await this.cache?.put(key, new Response(/** @type {BodyInit} */ (bytes)))
+    if (key && !cached) await this.cache?.put(key, new Response(streamOf(bytes)))
     return bytes
   }
 
@@ -83,20 +87,23 @@ export class Files {
    *
    * @param {string} name
    * @param {{ bytes: number, sha256: string }} expected
+   * @param {(bytes: number) => void} [onProgress]
    */
-  async verify(name, expected) {
+  async verify(name, expected, onProgress) {
     const { createReadStream } = process.getBuiltinModule('node:fs')
     const { stat } = process.getBuiltinModule('node:fs/promises')
-    const { createHash } = process.getBuiltinModule('node:crypto')
     const path = /** @type {string} */ (await this.path(name))
     const { size } = await stat(path).catch(() => {
       throw new BundleError(`${path}: listed in manifest.json, but missing; copy the bundle again`)
     })
     this._compareSize(name, size, expected.bytes)
-    if (!this.hashes) return
-    const hash = createHash('sha256')
-    for await (const part of createReadStream(path, { highWaterMark: 2 ** 20, signal: this.signal })) hash.update(part)
-    this._compareHash(name, hash.digest('hex'), expected.sha256)
+    if (!this.hashes) return onProgress?.(size)
+    const hash = createSha256()
+    for await (const part of createReadStream(path, { highWaterMark: 2 ** 20, signal: this.signal })) {
+      hash.update(part)
+      onProgress?.(part.length)
+    }
+    this._compareHash(name, hash.digest(), expected.sha256)
   }
 
   /** @param {string} name @param {number} found @param {number} expected */
@@ -115,38 +122,60 @@ export class Files {
     )
   }
 
-  /** The URL of a file; null where the source has none. @param {string} name @param {string} [version] for caches */
-  _url(name, version) {
+  /** The URL of a file; null where the source has none. @param {string} name */
+  _url(name) {
     const { source } = this
     if (typeof source !== 'string' && !(source instanceof URL)) return null
     const base = new URL(String(source).replace(/\/?$/, '/'), globalThis.location?.href)
-    const url = new URL(name, base)
-    if (version) url.searchParams.set('sha256', version)
-    return url.href
+    return new URL(name, base).href
+  }
+
+  /** What a cache knows a file by: its URL and content. @param {string} name @param {string} hash its SHA-256 */
+  _key(name, hash) {
+    const url = this._url(name)
+    if (!url) return null
+    const key = new URL(url)
+    key.searchParams.set('sha256', hash)
+    return key.href
   }
 
   /**
    * @param {string} name
    * @param {(bytes: number) => void} [onProgress]
+   * @param {number} [size] bytes that are expected
    * @returns {Promise<Uint8Array>}
    */
-  async _read(name, onProgress) {
+  async _read(name, onProgress, size) {
     const path = await this.path(name)
-    if (path !== null) {
-      const { readFile } = process.getBuiltinModule('node:fs/promises')
-      const bytes = await readFile(path, { signal: this.signal }).catch((error) => {
-        if (error.code !== 'ENOENT') throw error
-        throw new BundleError(`${path}: not found; expected a bundle: a folder that export/bundle.py wrote`)
-      })
-      onProgress?.(bytes.length)
-      return bytes
-    }
+    if (path !== null) return this._readDisk(path, onProgress)
     const file = await this._find(name)
-    if (file instanceof Response) return this._download(file, name, onProgress)
+    if (file instanceof Response) return this._download(file, name, onProgress, size)
     const bytes =
       file instanceof Uint8Array ? file : new Uint8Array(file instanceof ArrayBuffer ? file : await file.arrayBuffer())
     onProgress?.(bytes.length)
     return bytes
+  }
+
+  /** @param {string} path @param {(bytes: number) => void} [onProgress] */
+  async _readDisk(path, onProgress) {
+    const { open } = process.getBuiltinModule('node:fs/promises')
+    const file = await open(path).catch((error) => {
+      if (error.code !== 'ENOENT') throw error
+      throw new BundleError(`${path}: not found; expected a bundle: a folder that export/bundle.py wrote`)
+    })
+    try {
+      const bytes = new Uint8Array((await file.stat()).size)
+      for (let at = 0; at < bytes.length;) {
+        this.signal?.throwIfAborted()
+        const { bytesRead } = await file.read(bytes, at, Math.min(PIECE, bytes.length - at))
+        if (!bytesRead) return bytes.subarray(0, at)
+        at += bytesRead
+        onProgress?.(bytesRead)
+      }
+      return bytes
+    } finally {
+      await file.close()
+    }
   }
 
   /** @param {string} name @returns {Promise<Exclude<FileLike, string> | Response>} */
@@ -166,37 +195,67 @@ export class Files {
    * @param {Response} response
    * @param {string} name
    * @param {(bytes: number) => void} [onProgress]
+   * @param {number} [size] bytes that are expected
    */
-  async _download(response, name, onProgress) {
+  async _download(response, name, onProgress, size) {
     if (!response.ok) throw new BundleError(`${this.label(name)}: not found (HTTP ${response.status})`)
-    if (!response.body) return new Uint8Array(await response.arrayBuffer())
-    const parts = []
-    let size = 0
-    const reader = response.body.getReader()
-    for (let part = await reader.read(); !part.done; part = await reader.read()) {
-      parts.push(part.value)
-      size += part.value.length
-      onProgress?.(part.value.length)
-    }
-    const bytes = new Uint8Array(size)
-    parts.reduce((at, part) => (bytes.set(part, at), at + part.length), 0)
-    return bytes
+    return collect(response, onProgress, size)
   }
+}
+
+/**
+ * The body of a response, read into one array.
+ *
+ * @param {Response} response
+ * @param {(bytes: number) => void} [onProgress]
+ * @param {number} [size] bytes that are expected; then no second copy is made
+ */
+async function collect(response, onProgress, size) {
+  let bytes = new Uint8Array(size ?? PIECE)
+  let filled = 0
+  for await (const part of partsOf(response)) {
+    if (filled + part.length > bytes.length) bytes = enlarged(bytes, Math.max(filled + part.length, 2 * filled))
+    bytes.set(part, filled)
+    filled += part.length
+    onProgress?.(part.length)
+  }
+  return filled === bytes.length ? bytes : bytes.slice(0, filled)
+}
+
+/** @param {Uint8Array} bytes @param {number} size */
+function enlarged(bytes, size) {
+  const larger = new Uint8Array(size)
+  larger.set(bytes)
+  return larger
+}
+
+/**
+ * The body of a response in parts, as they come.
+ *
+ * @param {Response} response
+ * @returns {AsyncGenerator<Uint8Array, void, void>}
+ */
+export async function* partsOf(response) {
+  if (!response.body) {
+    yield new Uint8Array(await response.arrayBuffer())
+    return
+  }
+  const reader = response.body.getReader()
+  for (let part = await reader.read(); !part.done; part = await reader.read()) yield part.value
+}
+
+/** @param {Uint8Array} bytes */
+function streamOf(bytes) {
+  let at = 0
+  return new ReadableStream({
+    pull(controller) {
+      if (at === bytes.length) return controller.close()
+      controller.enqueue(bytes.slice(at, (at = Math.min(at + PIECE, bytes.length))))
+    },
+  })
 }
 
 /** A bundle that cannot be used. The message names the file, what it got, and what it expected. */
 export class BundleError extends Error {
   name = 'BundleError'
-}
-
-/** @param {Uint8Array} bytes */
-async function sha256(bytes) {
-  if (!globalThis.crypto?.subtle) {
-    throw new BundleError(
-      'SHA-256: crypto.subtle is missing, because this page is not a secure context; ' +
-        'serve it over https or from localhost, or pass { hashes: false }',
-    )
-  }
-  const digest = await crypto.subtle.digest('SHA-256', /** @type {BufferSource} */ (bytes))
-  return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, '0')).join('')
 }

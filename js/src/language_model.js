@@ -3,6 +3,7 @@
 import { ConditioningBuilder } from './conditioning.js'
 import { BundleError } from './files.js'
 import { countSteps, Decoder, Generation } from './generation.js'
+import { DECODER, GENERATE_CODES, shown, validateCodes, validateOptions } from './options.js'
 import { uniforms } from './philox.js'
 import { windows } from './windows.js'
 
@@ -30,6 +31,7 @@ import { windows } from './windows.js'
  * @property {(done: number, total: number) => void} [onProgress] called with the columns sampled so far and their total
  */
 
+const MOST_DRAWS = 2 ** 28 // uniform numbers of a generation: 1 GB
 const SELF_WAV_GRAPHS = { melody: 'lm_melody', style: 'lm_style' }
 
 /** lm_inference, lm_condition and lm_melody or lm_style of a bundle. */
@@ -83,9 +85,10 @@ export class LanguageModel {
    * @param {GenerationOptions} options
    */
   async begin(options) {
+    validateOptions('generateCodes', options, GENERATE_CODES, this.frameRate ? 1 / this.frameRate : 0)
     const batch = batchOf(options)
     const prompt = this._prompt(options.prompt, batch)
-    const windows = this._windows(prompt[0][0].length, options)
+    const windows = this.windows(prompt[0][0].length, options)
     const sampling = this._sampling(options.sampling)
     const uniform = this._uniform(options, countSteps(windows, this.delays), batch)
     const texts = options.texts ?? Array(batch).fill(null)
@@ -94,7 +97,7 @@ export class LanguageModel {
     const conditioningOf = async ({ start }) =>
       this.conditioning.build(texts, selfWav ? await selfWav(start / (this.frameRate ?? 1)) : null, sampling)
     const first = await conditioningOf(windows[0])
-    const capacity = Math.max(...windows.map((w) => w.frames)) + Math.max(...this.delays)
+    const capacity = windows[0].frames + Math.max(...this.delays) // no later window is longer
     const decoder = new Decoder(this.graph, batch, capacity, first, sampling)
     const pattern = { delays: this.delays, special: this.special }
     return new Generation(decoder, prompt, windows, pattern, uniform, selfWav ? conditioningOf : () => first, signal)
@@ -106,7 +109,10 @@ export class LanguageModel {
    * @param {{ batch?: number, capacity: number, texts?: PerRow | null, selfWav?: PerRow | null, sampling?: Partial<Sampling> }} options
    *   capacity: columns
    */
-  async decoder({ batch = 1, capacity, texts, selfWav, sampling: given }) {
+  async decoder(options) {
+    validateOptions('decoder', options, DECODER)
+    const { batch = 1, capacity, texts, selfWav, sampling: given } = options
+    if (capacity === undefined) throw new TypeError('capacity: got undefined, expected a number of columns')
     const sampling = this._sampling(given)
     const conditioning = await this.conditioning.build(texts ?? Array(batch).fill(null), selfWav ?? null, sampling)
     return new Decoder(this.graph, batch, capacity, conditioning, sampling)
@@ -121,16 +127,9 @@ export class LanguageModel {
    */
   _prompt(prompt, batch) {
     if (!prompt) return Array.from({ length: batch }, () => this.delays.map(() => []))
-    const frames = prompt[0][0]?.length
-    for (const row of prompt) {
-      if (row.length !== this.codebooks || Array.from(row).some((codes) => codes.length !== frames)) {
-        throw new RangeError(`prompt: got ${row.length} codebooks, expected ${this.codebooks} of equal length`)
-      }
-      const wrong = Array.from(row, (codes) => Array.from(codes))
-        .flat()
-        .find((code) => !(code >= 0 && code < this.card))
-      if (wrong !== undefined) throw new RangeError(`prompt: got code ${wrong}, expected 0 .. ${this.card - 1}`)
-    }
+    for (const row of new Set(prompt)) validateCodes('prompt', row, this.codebooks, this.card) // takes share theirs
+    const lengths = new Set(prompt.map((row) => row[0].length))
+    if (lengths.size > 1) throw new RangeError(`prompt: got ${[...lengths]} frames, expected rows of equal length`)
     return prompt
   }
 
@@ -138,9 +137,9 @@ export class LanguageModel {
    * The windows of a generation, at least one; throws where it would not be longer than the prompt.
    *
    * @param {number} prompt frames
-   * @param {GenerationOptions} options
+   * @param {Pick<GenerationOptions, 'frames' | 'duration' | 'maxDuration' | 'extendStride'>} options
    */
-  _windows(prompt, { frames, duration, maxDuration, extendStride }) {
+  windows(prompt, { frames, duration, maxDuration, extendStride }) {
     if ((frames === undefined) === (duration === undefined)) {
       throw new TypeError(`got frames ${frames} and duration ${duration}, expected one of them`)
     }
@@ -152,25 +151,24 @@ export class LanguageModel {
     }
     const last = found[found.length - 1]
     const total = last ? last.start + last.frames : prompt
-    if (!Number.isInteger(total)) throw new RangeError(`frames: got ${total}, expected a whole number`)
-    if (total <= prompt) throw new RangeError(`requested ${total} frames, but the prompt already has ${prompt}`)
-    return found
+    if (total > prompt) return found
+    if (frames !== undefined) throw new RangeError(`requested ${total} frames, but the prompt already has ${prompt}`)
+    const seconds = prompt / (this.frameRate ?? 1)
+    throw new RangeError(
+      `duration: requested ${duration} s, but the prompt already has ${seconds} s; ` +
+        'the duration includes the prompt: ask for more, or give a shorter prompt',
+    )
   }
 
   /**
-   * The bundle's sampling with some values replaced; throws where one is out of range.
+   * The bundle's sampling with some values replaced.
    *
    * @param {Partial<Sampling>} [given]
    * @returns {Sampling}
    */
   _sampling(given = {}) {
     const defined = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined))
-    const unknown = Object.keys(defined).filter((name) => !(name in this.sampling))
-    if (unknown.length)
-      throw new TypeError(`sampling: got ${unknown}, expected ${Object.keys(this.sampling).join(', ')}`)
-    const sampling = /** @type {Sampling} */ ({ ...this.sampling, ...defined })
-    validateSampling(sampling)
-    return sampling
+    return /** @type {Sampling} */ ({ ...this.sampling, ...defined })
   }
 
   /**
@@ -182,6 +180,12 @@ export class LanguageModel {
    */
   _uniform({ uniform, seed = randomSeed() }, steps, batch) {
     const size = steps * batch * this.codebooks
+    if (size > MOST_DRAWS) {
+      throw new RangeError(
+        `takes: got ${batch} of ${steps} columns, which need ${size} uniform numbers; ` +
+          `expected ${MOST_DRAWS} or fewer: fewer takes, or a shorter duration`,
+      )
+    }
     if (uniform) {
       if (uniform.length !== size || uniform.some((u) => !(u >= 0 && u < 1))) {
         throw new RangeError(
@@ -217,19 +221,6 @@ function batchOf({ prompt, texts, batch }) {
   return sizes[0] ?? 1
 }
 
-/** @param {Sampling} sampling */
-function validateSampling({ temperature, topK, topP, cfgCoef, cfgCoefBeta }) {
-  if (!(temperature >= 0)) throw new RangeError(`temperature: got ${temperature}, expected 0 or more`)
-  if (!(topK >= 0 && Number.isInteger(topK))) {
-    throw new RangeError(`topK: got ${topK}, expected a whole number, 0 (off) or more`)
-  }
-  if (!(topP >= 0 && topP <= 1)) throw new RangeError(`topP: got ${topP}, expected 0 (off) to 1`)
-  if (!Number.isFinite(cfgCoef)) throw new RangeError(`cfgCoef: got ${cfgCoef}, expected a finite number`)
-  if (cfgCoefBeta !== null && !Number.isFinite(cfgCoefBeta)) {
-    throw new RangeError(`cfgCoefBeta: got ${cfgCoefBeta}, expected a finite number or null`)
-  }
-}
-
 /**
  * The seed of each take.
  *
@@ -238,16 +229,13 @@ function validateSampling({ temperature, topK, topP, cfgCoef, cfgCoefBeta }) {
  * @returns {bigint[]}
  */
 function seedsOf(seed, batch) {
-  const wrong = new RangeError(
-    `seed: got ${seed}, expected a whole number from 0 to 2^64 - ${batch}, or a list of ${batch} seeds`,
-  )
-  /** @type {bigint[]} */
-  let seeds
-  try {
-    seeds = Array.isArray(seed) ? seed.map(BigInt) : Array.from({ length: batch }, (_, b) => BigInt(seed) + BigInt(b))
-  } catch {
-    throw wrong
+  const seeds = Array.isArray(seed)
+    ? seed.map(BigInt)
+    : Array.from({ length: batch }, (_, b) => BigInt(seed) + BigInt(b))
+  if (seeds.length !== batch || seeds.some((s) => s >= 2n ** 64n)) {
+    throw new RangeError(
+      `seed: got ${shown(seed)}, expected a whole number from 0 to 2^64 - ${batch}, or a list of ${batch} seeds`,
+    )
   }
-  if (seeds.length !== batch || seeds.some((s) => s < 0n || s >= 2n ** 64n)) throw wrong
   return seeds
 }

@@ -1,6 +1,8 @@
 /** A bundle's manifest.json as typed data, and which of its variants is loaded. */
 
 import { BundleError, Files } from './files.js'
+import { HubFiles, isHub } from './hub.js'
+import { LOAD, validateOptions } from './options.js'
 import { Graph } from './session.js'
 
 /**
@@ -63,6 +65,9 @@ import { Graph } from './session.js'
  * @property {import('./files.js').LoadProgress} [onProgress] called with the bytes read so far and their total
  * @property {AbortSignal} [signal] cancels loading
  * @property {Cache} [cache] a cache of the browser, where downloads are kept
+ * @property {string} [token] of the Hugging Face hub, for private and gated repositories; default in Node: HF_TOKEN
+ * @property {string} [endpoint] of the hub; default: https://huggingface.co, in Node HF_ENDPOINT
+ * @property {string} [cacheFolder] Node: where bundles from the hub are kept; default: clean-lm in the user's cache
  * @property {Partial<import('onnxruntime-common').InferenceSession.SessionOptions>} [sessionOptions]
  */
 
@@ -117,7 +122,8 @@ export class Manifest {
     if (!options?.ort?.InferenceSession) {
       throw new TypeError('ort: expected ONNX Runtime, for example { ort: await import("onnxruntime-node") }')
     }
-    const files = new Files(source, options)
+    validateOptions('load', options, LOAD)
+    const files = isHub(source) ? new HubFiles(source, options) : new Files(source, options)
     const path = files.label('manifest.json')
     const text = new TextDecoder().decode(await files.read('manifest.json'))
     /** @type {ManifestTree} */
@@ -129,6 +135,7 @@ export class Manifest {
     }
     if (tree?.format !== FORMAT) throw new BundleError(`${path}: format is ${tree?.format}, expected ${FORMAT}`)
     if (tree.version !== VERSION) throw new BundleError(`${path}: version is ${tree.version}, expected ${VERSION}`)
+    if (files instanceof HubFiles) files.confine(tree)
     return new Manifest(tree, files, options, backendOf(options) !== 'webgpu' || (await gpuHasFloat16()))
   }
 
@@ -205,9 +212,7 @@ export class Manifest {
    * @param {string} name
    */
   async verify(name) {
-    const expected = this.tree.files[name]
-    await this.files.verify(name, expected)
-    this.reportProgress(expected.bytes, name)
+    await this.files.verify(name, this.tree.files[name], (bytes) => this.reportProgress(bytes, name))
   }
 
   /**

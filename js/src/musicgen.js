@@ -4,10 +4,23 @@ import { convertAudio } from './audio.js'
 import { Codec } from './audio_codec.js'
 import { melodyConditioning, mertFeatures, styleConditioning } from './conditioning.js'
 import { BundleError } from './files.js'
+import { HubFiles } from './hub.js'
 import { LanguageModel, randomSeed } from './language_model.js'
 import { Manifest } from './manifest.js'
+import {
+  CONTINUE,
+  GENERATE,
+  sampleRate as validateRate,
+  shown,
+  STREAM,
+  STREAM_CONTINUATION,
+  validateCodes,
+  validateOptions,
+} from './options.js'
 import { prefetch } from './prefetch.js'
 import { TextConditioner } from './text_encoder.js'
+
+const MOST_CHANNELS = 64
 
 /**
  * @typedef {import('./audio.js').AudioChannels} AudioChannels
@@ -32,6 +45,8 @@ import { TextConditioner } from './text_encoder.js'
  * @property {number} [evalQ] style models: how many levels of quantization are kept, fewer are freer; default 3
  * @property {number} [excerptLength] style models: seconds of the melody that are used; default 3
  * @property {number} [excerptStart] style models: where they begin; default: chosen by the seed
+ * @property {Int32Array[] | number[][] | null} [promptCodes] continuations: codes of an earlier one, one array a
+ *   codebook, in place of audio
  * @property {AbortSignal} [signal] cancels: the promise is rejected with the signal's reason
  * @property {(done: number, total: number) => void} [onProgress] called with the columns sampled so far and their total
  * @property {(codes: Int32Array[]) => void} [onCodes] streams: called with the codes of the next frames, the prompt's
@@ -67,19 +82,23 @@ export class MusicGen {
   /**
    * Load a bundle. Throws BundleError where it cannot be used.
    *
-   * @param {import('./files.js').Source} source a folder's path (Node) or URL, files by name, or a function that returns
-   *   a file by its name
+   * @param {import('./files.js').Source} source a folder's path (Node) or URL, hf:user/repo of the Hugging Face hub, files
+   *   by name, or a function that returns a file by its name
    * @param {import('./manifest.js').LoadOptions & { tokenizer?: import('./text_encoder.js').TokenizerFactory, lazy?: boolean }} options
    *   tokenizer: default @huggingface/tokenizers; lazy: load what encodes texts and melodies with its first use; default:
-   *   true for a folder on a disk (Node), false otherwise
+   *   true for a folder on a disk (Node), false otherwise; from the hub, Node downloads all of it at once
    */
   static async load(source, options) {
     const manifest = await Manifest.open(source, options)
     const model = new MusicGen(manifest, options.tokenizer)
     const { lazy = manifest.files.folder !== null } = options
     const graphs = lazy ? [model.lm.graph, model.codec.encoder, model.codec.streamDecoder] : model.graphs()
-    manifest.addToTotal(graphs.flatMap(({ entry }) => manifest.filesOf(entry)))
-    if (model.text && !lazy) manifest.addToTotal(['tokenizer.json'])
+    // from the hub to a disk, everything is downloaded now: no download begins in the middle of a generation
+    const all = manifest.files instanceof HubFiles && manifest.files.folder !== null && options.lazy === undefined
+    const names = (all ? model.graphs() : graphs).flatMap(({ entry }) => manifest.filesOf(entry))
+    if (model.text && (all || !lazy)) names.push('tokenizer.json')
+    manifest.addToTotal(names)
+    if (all) for (const name of names) await manifest.verify(name)
     for (const graph of graphs) await graph.session() // one by one, so that only one download is in memory
     if (!lazy) await model.text?.tokenizer()
     return model
@@ -116,12 +135,13 @@ export class MusicGen {
   /**
    * Continue audio up to `duration` seconds in all. The result begins with the prompt, as the codec decodes it.
    *
-   * @param {Float32Array | AudioChannels} audio the prompt: mono, or one array a channel
-   * @param {number} sampleRate of the prompt, any
+   * @param {Float32Array | AudioChannels | null} audio the prompt: mono, or one array a channel; null with promptCodes
+   * @param {number | null} sampleRate of the prompt, any; null with promptCodes
    * @param {GenerateOptions} [options]
    * @returns {Promise<Generated>}
    */
   async generateContinuation(audio, sampleRate, options = {}) {
+    this._validate('generateContinuation', options, CONTINUE)
     return this._complete(await this._continue(audio, sampleRate, options), options)
   }
 
@@ -132,6 +152,7 @@ export class MusicGen {
    * @returns {Promise<Generated>}
    */
   async generate(options = {}) {
+    this._validate('generate', options, GENERATE)
     return this._complete(await this._begin(options, null), options)
   }
 
@@ -140,12 +161,13 @@ export class MusicGen {
    *
    * Generation does not wait for the consumer. It ends when the consumer leaves the loop, or when the signal aborts.
    *
-   * @param {Float32Array | AudioChannels} audio
-   * @param {number} sampleRate
+   * @param {Float32Array | AudioChannels | null} audio
+   * @param {number | null} sampleRate
    * @param {GenerateOptions & { chunkSeconds?: number }} [options] chunkSeconds: length of a chunk; default 1
    * @returns {AsyncGenerator<AudioChannels, void, void>}
    */
   async *streamContinuation(audio, sampleRate, options = {}) {
+    this._validate('streamContinuation', options, STREAM_CONTINUATION)
     yield* this._stream(() => this._continue(audio, sampleRate, options), options)
   }
 
@@ -156,7 +178,19 @@ export class MusicGen {
    * @returns {AsyncGenerator<AudioChannels, void, void>}
    */
   async *stream(options = {}) {
+    this._validate('stream', options, STREAM)
     yield* this._stream(() => this._begin(options, null), options)
+  }
+
+  /**
+   * Throw unless the options are those of a call, and within bounds.
+   *
+   * @param {string} call
+   * @param {object} options
+   * @param {import('./options.js').Table} table
+   */
+  _validate(call, options, table) {
+    validateOptions(call, options, table, 1 / this.frameRate)
   }
 
   /**
@@ -166,9 +200,6 @@ export class MusicGen {
    */
   async *_stream(start, { chunkSeconds = 1, takes = 1, onProgress, onCodes }) {
     const size = Math.round(chunkSeconds * this.frameRate)
-    if (!(size >= 1)) {
-      throw new RangeError(`chunkSeconds: got ${chunkSeconds}, expected ${1 / this.frameRate} (a frame) or more`)
-    }
     if (takes !== 1) throw new RangeError(`takes: got ${takes}, expected 1: a stream has one take; start one for each`)
     const { generation } = await start()
     const codes = streamCodes(generation, size, onProgress, onCodes)
@@ -176,32 +207,56 @@ export class MusicGen {
   }
 
   /**
-   * @param {Float32Array | AudioChannels} audio
-   * @param {number} sampleRate
+   * @param {Float32Array | AudioChannels | null} audio
+   * @param {number | null} sampleRate
    * @param {GenerateOptions} options
    */
   async _continue(audio, sampleRate, options) {
-    const prompt = validateAudio('audio', audio, sampleRate)
-    const { duration = this.duration, maxDuration = this.maxDuration } = options
-    const [seconds, longest] = [prompt[0].length / sampleRate, Math.min(duration, maxDuration)]
-    if (Math.ceil(seconds * this.frameRate) >= Math.trunc(longest * this.frameRate)) {
-      const limit = duration <= maxDuration ? 'duration' : 'maxDuration'
-      throw new RangeError(`audio: got ${seconds.toFixed(2)} s, expected less than ${limit}, ${longest} s`)
+    const { promptCodes } = options
+    if (promptCodes) {
+      if (audio) throw new TypeError('promptCodes: got audio too, expected one of them; pass null for audio')
+      validateCodes('promptCodes', promptCodes, this.lm.codebooks, this.lm.card)
+      const frames = promptCodes[0].length
+      this._validateLength('promptCodes', frames, frames / this.frameRate, options)
+      return this._begin(options, promptCodes, frames)
     }
-    return this._begin(options, convertAudio(prompt, sampleRate, this.sampleRate, this.channels))
+    const rate = /** @type {number} */ (sampleRate)
+    const prompt = validateAudio('audio', audio, rate)
+    const seconds = prompt[0].length / rate
+    const frames = Math.ceil(seconds * this.frameRate)
+    this._validateLength('audio', frames, seconds, options)
+    const encode = () => this.codec.encode(convertAudio(prompt, rate, this.sampleRate, this.channels))
+    return this._begin(options, encode, frames)
+  }
+
+  /**
+   * Throw where a prompt leaves nothing to generate.
+   *
+   * @param {'audio' | 'promptCodes'} name
+   * @param {number} frames
+   * @param {number} seconds
+   * @param {GenerateOptions} options
+   */
+  _validateLength(name, frames, seconds, { duration = this.duration, maxDuration = this.maxDuration }) {
+    const longest = Math.min(duration, maxDuration)
+    if (frames > 0 && frames < Math.trunc(longest * this.frameRate)) return
+    const limit = duration <= maxDuration ? 'duration' : 'maxDuration'
+    throw new RangeError(
+      `${name}: got ${seconds.toFixed(2)} s, expected less than ${limit}, ${longest} s, and more than 0`,
+    )
   }
 
   /**
    * @param {GenerateOptions} options
-   * @param {AudioChannels | null} prompt at the codec's rate
+   * @param {ArrayLike<ArrayLike<number>> | null | (() => Promise<Int32Array[]>)} prompt codes, or what encodes them
+   * @param {number} [frames] of the prompt
    * @returns {Promise<Started>}
    */
-  async _begin(options, prompt) {
+  async _begin(options, prompt, frames = 0) {
     const { description, duration = this.duration, takes = 1, seed = randomSeed(), signal } = options
     signal?.throwIfAborted()
-    if (!(takes >= 1 && takes === Math.trunc(takes))) throw new RangeError(`takes: got ${takes}, expected 1 or more`)
-    if (!(duration > 0 && duration < Infinity))
-      throw new RangeError(`duration: got ${duration} s, expected more than 0`)
+    if (Array.isArray(seed)) throw new TypeError('seed: got a list, expected one: take b has seed + b')
+    this.lm.windows(frames, { duration, maxDuration: options.maxDuration, extendStride: options.extendStride })
     if (description && !this.text) {
       throw new BundleError(
         `${this.manifest.path}: got a description, but the bundle contains no text encoder; export it again with --text`,
@@ -209,7 +264,7 @@ export class MusicGen {
     }
     const selfWav = await this._selfWav(options, takes, duration, seed)
     const states = (await this.text?.encode(description)) ?? null
-    const codes = prompt && (await this.codec.encode(prompt))
+    const codes = typeof prompt === 'function' ? await prompt() : prompt
     const generation = await this.lm.begin({
       prompt: codes && Array(takes).fill(codes),
       texts: Array(takes).fill(states),
@@ -242,7 +297,7 @@ export class MusicGen {
     if (!options.melody) return null
     const { selfWavGraph, selfWavKind } = this.lm
     if (!selfWavGraph) throw new TypeError('melody: this model takes no melody; load a melody or style model')
-    const rate = options.melodySampleRate ?? 0
+    const rate = /** @type {number} */ (options.melodySampleRate)
     const audio = validateAudio('melody', options.melody, rate)
     const converted = convertAudio(audio, rate, this.sampleRate, this.channels) // to the model's channels first, as audiocraft
     const [mono] = convertAudio(converted, this.sampleRate, this.sampleRate, 1)
@@ -253,7 +308,7 @@ export class MusicGen {
     }
     const { evalQ = 3, excerptLength = 3, excerptStart } = options
     const levels = this.manifest.require('model').style_levels ?? 0
-    if (!(evalQ >= 1 && evalQ <= levels)) throw new RangeError(`evalQ: got ${evalQ}, expected 1 to ${levels}`)
+    if (evalQ > levels) throw new RangeError(`evalQ: got ${evalQ}, expected 1 to ${levels}`)
     if (!this.mert) {
       throw new BundleError(`${this.manifest.path}: the bundle contains no MERT; export it again with --mert`)
     }
@@ -274,11 +329,21 @@ export class MusicGen {
     /** @type {Take[]} */
     const takes = []
     for (const codes of generation.codes()) {
-      const own = typeof seed === 'bigint' ? seed + BigInt(takes.length) : seed + takes.length
-      takes.push({ audio: await this.codec.decode(codes), codes, seed: own })
+      takes.push({ audio: await this.codec.decode(codes), codes, seed: seedOf(seed, takes.length) })
     }
     return { ...takes[0], sampleRate: this.sampleRate, takes }
   }
+}
+
+/**
+ * The seed of take b: a number, or a BigInt where the first one is, or where a number would be rounded.
+ *
+ * @param {number | bigint} seed
+ * @param {number} b
+ */
+function seedOf(seed, b) {
+  const exact = typeof seed === 'number' && Number.isSafeInteger(seed + b)
+  return exact ? seed + b : BigInt(seed) + BigInt(b)
 }
 
 /**
@@ -310,23 +375,31 @@ async function* streamCodes(generation, size, onProgress, onCodes) {
  * Audio as one array a channel; throws where it is empty, not finite, or has no sample rate.
  *
  * @param {'audio' | 'melody'} name of the argument
- * @param {Float32Array | AudioChannels} audio
- * @param {number} sampleRate
+ * @param {Float32Array | AudioChannels | null} audio
+ * @param {unknown} sampleRate
  * @returns {AudioChannels}
  */
 function validateAudio(name, audio, sampleRate) {
   const channels = audio instanceof Float32Array ? [audio] : audio
+  const expected = 'a Float32Array, or a list of one per channel, of equal length and not empty'
   const samples = channels?.[0]?.length
   const isChannel = (/** @type {unknown} */ c) => c instanceof Float32Array && c.length === samples
   if (!Array.isArray(channels) || !samples || !channels.every(isChannel)) {
-    throw new TypeError(`${name}: expected a Float32Array, or a list of one per channel, of equal length and not empty`)
+    const first = /** @type {any} */ (Array.isArray(channels) ? channels[0] : channels)
+    const integers = ArrayBuffer.isView(first) && !(first instanceof Float32Array || first instanceof Float64Array)
+    const hint = integers ? '; divide PCM by its full scale, and pass codes as promptCodes' : ''
+    const list = Array.isArray(channels) && channels.length ? `a list of ${shown(first)}` : shown(audio)
+    throw new TypeError(`${name}: got ${list}, expected ${expected}${hint}`)
+  }
+  if (channels.length > MOST_CHANNELS) {
+    throw new RangeError(
+      `${name}: got ${channels.length} channels of ${samples} samples, expected one array per channel; ` +
+        'interleaved samples have to be taken apart first',
+    )
   }
   if (channels.some((channel) => channel.some((sample) => !Number.isFinite(sample)))) {
     throw new RangeError(`${name}: got NaN or infinity, expected finite samples`)
   }
-  if (!(sampleRate >= 1)) {
-    const option = name === 'audio' ? 'sampleRate' : 'melodySampleRate'
-    throw new RangeError(`${option}: got ${sampleRate}, expected samples per second`)
-  }
+  validateRate(name === 'audio' ? 'sampleRate' : 'melodySampleRate', sampleRate)
   return channels
 }

@@ -57,7 +57,9 @@ export class Graph {
       if (error instanceof BundleError) throw error
       const { message } = /** @type {Error} */ (error)
       const hint = /alloc|memory|out of bounds/i.test(message) ? '; not enough memory: load a smaller variant' : ''
-      throw new BundleError(`${files.label(this.entry.file)}: ONNX Runtime cannot load it: ${message}${hint}`)
+      const names = providers?.map((provider) => provider.name ?? provider).join(', ')
+      const where = names ? ` with executionProviders ${names}` : ''
+      throw new BundleError(`${files.label(this.entry.file)}: ONNX Runtime cannot load it${where}: ${message}${hint}`)
     }
   }
 

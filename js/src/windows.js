@@ -12,6 +12,10 @@
  * @property {number} frames how many it has in all
  */
 
+import { LONGEST } from './options.js'
+
+const MOST_WINDOWS = 10_000
+
 /**
  * The windows of a generation; an empty list where the prompt is already as long as the whole.
  *
@@ -25,6 +29,7 @@
  * @returns {Window[]}
  */
 export function windows(duration, maxDuration, extendStride, frameRate, prompt) {
+  if (!(duration <= LONGEST)) throw new RangeError(`duration: got ${duration} s, expected ${LONGEST} s (a day) or less`)
   const total = Math.trunc(duration * frameRate)
   if (duration <= maxDuration) return [{ start: 0, known: prompt, frames: total }]
   const stride = Math.trunc(frameRate * extendStride)
@@ -34,15 +39,21 @@ export function windows(duration, maxDuration, extendStride, frameRate, prompt) 
         `and less than ${maxDuration} s (a window)`,
     )
   }
+  const count = Math.ceil(total / stride)
+  if (count > MOST_WINDOWS) {
+    throw new RangeError(
+      `extendStride: got ${extendStride} s for a duration of ${duration} s, which makes ${count} windows; ` +
+        `expected ${MOST_WINDOWS} or fewer: give a longer extendStride`,
+    )
+  }
   const found = []
   let [start, known] = [0, prompt]
   while (start + known < total) {
     const frames = Math.trunc(Math.min(duration - start / frameRate, maxDuration) * frameRate)
     if (frames <= known) {
       throw new RangeError(
-        `got a window of ${frames} frames that are all known, expected more than ${known} (prompt of ${prompt} frames, ` +
-          `duration ${duration} s, maxDuration ${maxDuration} s, extendStride ${extendStride} s); ` +
-          'give a shorter prompt or a longer maxDuration',
+        `the prompt fills a window: got a prompt of ${prompt / frameRate} s, windows of ${maxDuration} s every ` +
+          `${extendStride} s, ${duration} s in all; expected a shorter prompt or a longer maxDuration`,
       )
     }
     found.push({ start, known, frames })

@@ -10,6 +10,7 @@ import { pathToFileURL } from 'node:url'
 import * as node from 'onnxruntime-node'
 import * as web from 'onnxruntime-web'
 
+import { Files } from '../src/files.js'
 import { BundleError, MusicGen } from '../src/index.js'
 import { BUNDLE, bundleFiles, clip, KIT } from './kit.js'
 
@@ -197,6 +198,23 @@ test('a missing ort, variant or server file is refused', async () => {
   await assert.rejects(MusicGen.load(BUNDLE, /** @type {any} */ ({})), /ort: expected ONNX Runtime/)
   await assert.rejects(MusicGen.load(BUNDLE, { ort, variant: 'int3' }), /got variant "int3", the bundle contains fp32/)
   await served((url) => assert.rejects(MusicGen.load(url, { ort }), /manifest\.json: not found \(HTTP 404\)/), 404)
+})
+
+test('an execution provider that ONNX Runtime cannot start is named', async () => {
+  const load = (/** @type {any} */ executionProviders) => MusicGen.load(BUNDLE, { ort, executionProviders })
+  await assert.rejects(load(['nonsense']), /cannot load it with executionProviders nonsense: /)
+  await assert.rejects(load([{ name: 'nonsense' }]), /with executionProviders nonsense: /)
+})
+
+test('a response is read whole, whatever length its manifest says', async () => {
+  const bytes = new Uint8Array(1000).map((_, i) => i)
+  const files = new Files(() => new Response(new Blob([bytes.subarray(0, 300), bytes.subarray(300)])), {
+    hashes: false,
+  })
+  assert.deepEqual(await files.read('x'), bytes)
+  assert.deepEqual(await files.read('x', { bytes: 1000, sha256: '' }), bytes)
+  for (const size of [1, 999, 1001, 5000])
+    await assert.rejects(files.read('x', { bytes: size, sha256: '' }), /x: got 1000 bytes, expected \d+/)
 })
 
 test('the text encoder is opened with its first use, or at once', async () => {

@@ -157,7 +157,7 @@ const WRONG = [
     [],
     RATE,
     {},
-    /audio: expected a Float32Array, or a list of one per channel, of equal length and not empty/,
+    /audio: got Array of 0, expected a Float32Array, or a list of one per channel, of equal length and not empty/,
   ],
   ['channels of other lengths', [PROMPT[0], new Float32Array(3)], RATE, {}, /of equal length/],
   ['an array of numbers', [1, 2], RATE, {}, /expected a Float32Array/],
@@ -173,7 +173,13 @@ const WRONG = [
   ['a prompt as long as a window', PROMPT, RATE, { duration: 9, maxDuration: 0.2 }, /less than maxDuration, 0\.2 s/],
   ['no duration', PROMPT, RATE, { duration: Infinity }, /duration: got Infinity s/],
   ['a stride of nothing', PROMPT, RATE, { duration: 9, maxDuration: 1, extendStride: 0 }, /extendStride: got 0 s/],
-  ['temperature', PROMPT, RATE, { duration: 1, temperature: -1 }, /temperature: got -1, expected 0 or more/],
+  [
+    'temperature',
+    PROMPT,
+    RATE,
+    { duration: 1, temperature: -1 },
+    /temperature: got -1, expected 0 \(greedy\) or at least 1e-6/,
+  ],
   ['topK', PROMPT, RATE, { duration: 1, topK: 2.5 }, /topK: got 2\.5/],
   ['topP', PROMPT, RATE, { duration: 1, topP: 2 }, /topP: got 2/],
   ['cfgCoef', PROMPT, RATE, { duration: 1, cfgCoef: NaN }, /cfgCoef: got NaN/],
@@ -193,7 +199,7 @@ const WRONG = [
   ],
   ['a seed', PROMPT, RATE, { duration: 1, seed: -1 }, /seed: got -1, expected a whole number from 0 to 2\^64 - 1/],
   ['half a seed', PROMPT, RATE, { duration: 1, seed: 0.5 }, /seed: got 0\.5/],
-  ['no takes', PROMPT, RATE, { duration: 1, takes: 0 }, /takes: got 0, expected 1 or more/],
+  ['no takes', PROMPT, RATE, { duration: 1, takes: 0 }, /takes: got 0, expected a whole number from 1 to 1000/],
 ]
 for (const [name, audio, rate, options, message] of WRONG) {
   test(`refused: ${name}`, () => assert.rejects(model.generateContinuation(audio, rate, options), message))
@@ -201,7 +207,10 @@ for (const [name, audio, rate, options, message] of WRONG) {
 
 test('refused: codes and streams out of range', async () => {
   const codes = (/** @type {number} */ code) => [[[0], [0], [0], [code]]]
-  await assert.rejects(model.lm.generateCodes({ prompt: codes(64), frames: 9 }), /got code 64, expected 0 \.\. 63/)
+  await assert.rejects(
+    model.lm.generateCodes({ prompt: codes(64), frames: 9 }),
+    /got code 64, expected whole numbers, 0 \.\. 63/,
+  )
   await assert.rejects(model.lm.generateCodes({ prompt: [[[0]]], frames: 9 }), /got 1 codebooks, expected 4/)
   await assert.rejects(
     model.lm.generateCodes({ prompt: codes(1), frames: 1 }),
@@ -210,7 +219,7 @@ test('refused: codes and streams out of range', async () => {
   await assert.rejects(model.lm.generateCodes({}), /got frames undefined and duration undefined, expected one of them/)
   await assert.rejects(model.lm.generateCodes({ frames: 9, texts: [new Float32Array(5)] }), /texts: got 5 numbers/)
   await assert.rejects(model.lm.generateCodes({ frames: 9, batch: 2, texts: [null] }), /rows: got 1, 2/)
-  await assert.rejects(collect(model.stream({ chunkSeconds: 0 })), /chunkSeconds: got 0, expected 0\.02/)
+  await assert.rejects(collect(model.stream({ chunkSeconds: 0 })), /chunkSeconds: got 0 s, expected 0\.02/)
   await assert.rejects(collect(model.stream({ takes: 2 })), /takes: got 2, expected 1: a stream has one take/)
 })
 
