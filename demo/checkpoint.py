@@ -14,7 +14,8 @@ import torch
 import yaml
 
 import weights.codec
-from clean_lm.models.config import CODEC_IMPLEMENTED, IMPLEMENTED, CodecConfig, LMConfig
+from clean_lm.models.config import CodecConfig, LMConfig
+from weights.audiocraft_config import CODEC_SUPPORTED, SUPPORTED
 from weights.checkpoint import Checkpoint
 from weights.lm import audiocraft
 from weights.mapping import Source
@@ -97,10 +98,10 @@ def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def codec_xp_cfg(c: CodecConfig) -> dict[str, Any]:
     """The fields of the codec's xp.cfg that weights/ checks, and those that audiocraft needs to build the model."""
-    implemented = {name: value for name, (value, _) in CODEC_IMPLEMENTED.items()}
-    del implemented["rvq.codebook_dim"]  # an argument that audiocraft's own quantizer does not take
+    supported = {name: value for name, (value, _) in CODEC_SUPPORTED.items()}
+    del supported["rvq.codebook_dim"]  # an argument that audiocraft's own quantizer does not take
     return nested(
-        implemented
+        supported
         | {
             "sample_rate": c.sample_rate,
             "channels": c.channels,
@@ -128,7 +129,7 @@ def codec_xp_cfg(c: CodecConfig) -> dict[str, Any]:
 def xp_cfg(config: LMConfig) -> dict[str, Any]:
     """The fields of xp.cfg that weights/ checks, and those that audiocraft needs to build the model."""
     return nested(
-        {name: value for name, (value, _) in IMPLEMENTED.items()}
+        {name: value for name, (value, _) in SUPPORTED.items()}
         | {
             "solver": config.solver,
             "transformer_lm.n_q": config.codebooks,

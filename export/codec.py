@@ -20,7 +20,8 @@ from einops import rearrange
 from clean_lm.audio_codec import Stream, decode_chunks
 from clean_lm.manifest import Manifest
 from clean_lm.models.config import CodecConfig, ConfigError
-from clean_lm.models.encodec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder, nearness
+from clean_lm.models.encodec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder
+from clean_lm.models.quantizer import negative_distance
 from clean_lm.session import open_graph
 from export.bundle_writer import new_folder, write_manifest
 from export.commands import ExportError, errors_as_one_line, print_files, progress
@@ -157,7 +158,7 @@ def excess(model: Model[CodecConfig], audio: np.ndarray, codes: tuple[np.ndarray
     for chosen in map(torch.from_numpy, codes):
         left, share = latent, 0.0
         for code, table in zip(chosen.unbind(dim=1), encoder.codebooks, strict=True):
-            near = nearness(left, table)
+            near = negative_distance(left, table)
             given = near.gather(-1, code[..., None])
             share = max(share, float((near.amax(dim=-1, keepdim=True) - given).max() / near.abs().max()))
             left = left - table[code]

@@ -13,7 +13,7 @@ from torch import Tensor
 from clean_lm.manifest import Manifest
 from clean_lm.models.chroma import Melody
 from clean_lm.models.config import LMConfig, MelodyConfig, StyleConfig
-from clean_lm.models.encodec import nearness
+from clean_lm.models.quantizer import negative_distance
 from clean_lm.models.style import Style
 from clean_lm.session import open_graph
 from export.onnx_graph import TensorSpec, write
@@ -112,10 +112,10 @@ def reference(model: Model[LMConfig], feed: dict[str, np.ndarray], dtype: torch.
     if isinstance(module, Melody):
         margin = module.fit(lead(module.chroma(tensors["audio"])))
     else:
-        left = module.read(tensors["features"])
+        left = module.encode(tensors["features"])
         margin = torch.full(left.shape[:2], torch.inf, dtype=dtype)
-        for code, table in zip(module.codes(left).unbind(dim=1), module.codebooks, strict=True):
-            margin = margin.minimum(lead(nearness(left, table)))
+        for code, table in zip(module.quantize(left).unbind(dim=1), module.codebooks, strict=True):
+            margin = margin.minimum(lead(negative_distance(left, table)))
             left = left - table[code]
     return module(**tensors).numpy(), margin.numpy()
 

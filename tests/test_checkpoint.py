@@ -1,4 +1,4 @@
-"""weights/checkpoint.py: what is a checkpoint is opened, and what is not is refused in words; nothing is ever run."""
+"""weights/checkpoint.py, containers.py: a checkpoint is opened; anything else is refused in words; no code is run."""
 
 import json
 import shutil

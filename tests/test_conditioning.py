@@ -17,6 +17,7 @@ import weights.lm
 from clean_lm.models.config import LMConfig, MelodyConfig, StyleConfig
 from export.bundle_writer import write_manifest
 from export.conditioner import describe, lead, parity, write_graph
+from weights.audiocraft_config import lm_config
 from weights.checkpoint import Checkpoint, Spec
 from weights.lm import SELF_WAV, load
 from weights.mapping import Model
@@ -38,7 +39,7 @@ def bundle(folder: Path, model: Model[LMConfig]) -> Path:
 def released(name: str) -> Model[LMConfig]:
     """A released model's conditioner with random weights, one layer of it where it has layers."""
     tree = yaml.safe_load((HERE / "layouts" / f"{name}.cfg.yaml").read_text())
-    config = LMConfig.from_xp_cfg(tree, text_dim=768)
+    config = lm_config(tree, text_dim=768)
     if isinstance(config.self_wav, StyleConfig):
         config = replace(config, self_wav=replace(config.self_wav, layers=1))
     listed = json.loads(gzip.decompress((HERE / "layouts" / f"{name}.json.gz").read_bytes()))

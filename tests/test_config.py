@@ -1,4 +1,4 @@
-"""clean_lm/config.py: a configuration is read as it stands, or refused by field, value found and value supported."""
+"""weights/audiocraft_config.py, huggingface_config.py: read as it stands, or refused by field, found and supported."""
 
 import copy
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
+from weights import audiocraft_config, huggingface_config
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -61,7 +62,7 @@ def changed(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def audiocraft(**changes: Any) -> LMConfig:
     names = {name.replace("__", "."): value for name, value in changes.items()}
-    return LMConfig.from_xp_cfg(changed(yaml.safe_load(XP_CFG), names), text_dim=96)
+    return audiocraft_config.lm_config(changed(yaml.safe_load(XP_CFG), names), text_dim=96)
 
 
 def refused(**changes: Any) -> str:
@@ -72,7 +73,7 @@ def refused(**changes: Any) -> str:
 
 def huggingface(**changes: Any) -> LMConfig:
     names = {name.replace("__", "."): value for name, value in changes.items()}
-    return LMConfig.from_huggingface(changed(HUGGINGFACE, names))
+    return huggingface_config.lm_config(changed(HUGGINGFACE, names))
 
 
 def test_sizes_come_from_the_file():
@@ -100,7 +101,7 @@ def test_sizes_come_from_the_file():
 
 def released(name: str) -> LMConfig:
     tree = yaml.safe_load((Path(__file__).parent / "layouts" / f"{name}.cfg.yaml").read_text())
-    return LMConfig.from_xp_cfg(tree, text_dim=768)
+    return audiocraft_config.lm_config(tree, text_dim=768)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_pattern_of_2023_files():
 def test_options_refused_by_name_and_value():
     package = torch.load(GOLDEN / "options" / "state_dict.bin", weights_only=True)
     with pytest.raises(ConfigError) as error:
-        LMConfig.from_xp_cfg(yaml.safe_load(package["xp.cfg"]), text_dim=768)
+        audiocraft_config.lm_config(yaml.safe_load(package["xp.cfg"]), text_dim=768)
     assert str(error.value).splitlines()[1:] == [
         "  xp.cfg transformer_lm.bias_attn: found True, supported: False",
         "  xp.cfg transformer_lm.bias_ff: found True, supported: False",

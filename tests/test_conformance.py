@@ -74,7 +74,7 @@ def test_the_bundles_are_what_the_exporter_writes(bundle: Callable[..., Path], m
         for there, prefix in parts:
             for path in there.glob(f"{prefix}*.onnx"):
                 assert same_graph(path, folder / path.name), f"{name}/{path.name}: run tests/make_conformance.py"
-    whole, kit = (Manifest.read(folder).tree for folder in (music("stereo"), KIT / "bundles" / "stereo"))
+    whole, kit = (Manifest.read(folder).document for folder in (music("stereo"), KIT / "bundles" / "stereo"))
     assert {**whole, "files": {}} == {**kit, "files": {}}
     assert whole["files"].keys() == kit["files"].keys()
 
@@ -94,7 +94,7 @@ def same_graph(ours: Path, theirs: Path) -> bool:
 
 def test_what_is_shared():
     """One bundle beside another, as --codec and --text make them; what is in the folder is in a manifest."""
-    standard, melody = (Manifest.read(KIT / "bundles" / name).tree for name in ("standard", "melody"))
+    standard, melody = (Manifest.read(KIT / "bundles" / name).document for name in ("standard", "melody"))
     for graph in ("compression_encode", "compression_decode", "compression_stream", "text_encoder"):
         assert standard["graphs"][graph]["file"] == f"../text/{graph}.onnx"
     assert melody["graphs"]["compression_decode"]["file"] == "../text/compression_decode.onnx"
@@ -105,7 +105,7 @@ def test_what_is_shared():
 
 def manifest_files(name: str) -> list[str]:
     manifest = Manifest.read(KIT / "bundles" / name)
-    files = list(manifest.tree["files"])
+    files = list(manifest.document["files"])
     manifest.check_files(files)
     return files
 

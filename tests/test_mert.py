@@ -26,6 +26,7 @@ from clean_lm.models.config import ConfigError, MertConfig
 from clean_lm.models.mert import Mert
 from export.bundle_writer import ExportError
 from weights.checkpoint import Checkpoint, CheckpointError, Spec
+from weights.huggingface_config import mert_config
 from weights.mapping import MappingError, Model, differences, fill
 from weights.mert import dropped, load, table
 
@@ -104,7 +105,7 @@ def folder(path: Path, model: Any, state: dict[str, Tensor] | None = None, **con
 
 def opened(model: Any) -> Model[MertConfig]:
     """A model without a folder."""
-    state, config = tensors(model), MertConfig.from_huggingface(model.config.to_dict())
+    state, config = tensors(model), mert_config(model.config.to_dict())
     specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in state.items()}
     checkpoint = Checkpoint(Path("memory"), "mert", {}, specs, lambda: state.__getitem__)
     rows = table(checkpoint, config)
@@ -178,7 +179,7 @@ def test_transformers(
 
 
 def test_lengths():
-    config = MertConfig.from_huggingface(PUBLISHED)
+    config = mert_config(PUBLISHED)
     assert (config.hop, config.receptive_field) == (320, 400)
     lengths = {0: 0, 79: 0, 399: 0, 400: 1, 719: 1, 720: 2, 72_000: 224, 120_000: 374}
     assert {samples: config.features(samples) for samples in lengths} == lengths
@@ -264,7 +265,7 @@ def test_released_layout():
         state = tensors(HubertModel(HubertConfig(**PUBLISHED)))
     specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in state.items()}
     checkpoint = Checkpoint(ROOT, "mert", PUBLISHED, specs, lambda: pytest.fail("nothing is read"))
-    config = MertConfig.from_huggingface(PUBLISHED)
+    config = mert_config(PUBLISHED)
     assert (config.layers, config.heads, config.dim, config.hidden) == (12, 12, 768, 3072)
     assert (config.position_kernel, config.position_groups, config.sample_rate) == (128, 16, 24_000)
     rows = table(checkpoint, config)
@@ -376,7 +377,7 @@ def test_every_difference_is_listed(tmp_path: Path):
 )
 def test_other_configurations(change: dict[str, Any], words: list[str]):
     with pytest.raises(ConfigError) as error:
-        MertConfig.from_huggingface({name: x for name, x in (PUBLISHED | change).items() if x is not None})
+        mert_config({name: x for name, x in (PUBLISHED | change).items() if x is not None})
     assert [word for word in words if word not in str(error.value)] == [], str(error.value)
 
 
@@ -385,7 +386,7 @@ def test_every_problem_is_listed(tmp_path: Path):
     with pytest.raises(ConfigError) as error:
         load(path)
     assert str(error.value).split("\n  ") == [
-        f"{path}: this MERT is not one that clean_lm implements:",
+        f"{path}: clean_lm does not support this MERT:",
         "config.json deepnorm: found True, supported: False",
         "config.json conv_bias: found True, supported: False",
     ]
@@ -456,7 +457,7 @@ def test_refusal_of_the_command(tmp_path: Path):
     done = command(path, tmp_path / "bundle")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"error: {path}: this MERT is not one that clean_lm implements:\n"
+        f"error: {path}: clean_lm does not support this MERT:\n"
         "  config.json feature_extractor_cqt: found True, supported: False\n"
     )
     assert not (tmp_path / "bundle").exists()

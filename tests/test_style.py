@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clean_lm.models.lm import periods, sinusoid
 from clean_lm.models.style import Style
+from clean_lm.models.transformer import periods, sinusoid
 from export.conditioner import write_graph
 from weights.lm import SELF_WAV, load
 from weights.mapping import Model, fill
@@ -66,10 +66,10 @@ def test_stages(golden, style: Style):
     g = golden("style")
     close(style.transform(torch.from_numpy(g["style.embed"])), g["style.transformer"])
     close(style.normalize(torch.from_numpy(g["style.transformer"])), g["style.bn"])
-    codes = style.codes(torch.from_numpy(g["style.bn"]))
+    codes = style.quantize(torch.from_numpy(g["style.bn"]))
     assert codes.dtype == torch.int64
     np.testing.assert_array_equal(codes[:, :3], g["style.codes"])
-    close(style.told(codes[:, :, ::15], torch.tensor(3)), g["style.out"])
+    close(style.dequantize(codes[:, :, ::15], torch.tensor(3)), g["style.out"])
 
 
 @pytest.mark.parametrize("case", ["desc", "two"])

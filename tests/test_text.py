@@ -36,6 +36,7 @@ from clean_lm.models.t5 import T5Encoder, buckets
 from clean_lm.text_encoder import TextEncoder
 from export.bundle_writer import ExportError
 from weights.checkpoint import Checkpoint, CheckpointError, Spec
+from weights.huggingface_config import text_config
 from weights.mapping import MappingError, Model, differences, fill
 from weights.text import dropped, load, read_config, table
 from weights.tokenizer import from_sentencepiece, open_tokenizer
@@ -376,7 +377,7 @@ def test_no_embedding(tmp_path: Path):
 def test_defaults_of_old_files():
     """config.json of t5-base names neither the feed-forward nor the longest distance."""
     sizes = {"num_layers": 12, "num_heads": 12, "d_kv": 64, "d_model": 768, "d_ff": 3072, "vocab_size": 32128}
-    theirs, ours = T5Config(), TextConfig.from_huggingface({"model_type": "t5"} | sizes)
+    theirs, ours = T5Config(), text_config({"model_type": "t5"} | sizes)
     assert (ours.buckets, ours.max_distance, ours.eps, ours.pad_token, ours.eos_token, ours.gated) == (
         theirs.relative_attention_num_buckets,
         theirs.relative_attention_max_distance,
@@ -409,7 +410,7 @@ def test_defaults_of_old_files():
 def test_other_configurations(change: dict[str, Any], words: list[str]):
     tree = T5Config(**TINY).to_dict() | change
     with pytest.raises(ConfigError) as error:
-        TextConfig.from_huggingface({name: value for name, value in tree.items() if value is not None})
+        text_config({name: value for name, value in tree.items() if value is not None})
     assert [word for word in words if word not in str(error.value)] == [], str(error.value)
 
 
@@ -532,7 +533,7 @@ def test_tokens(tokenizers: Any):
 
 
 def tiny_tokenizer() -> tuple[Path, TextConfig]:
-    return SPIECE.parent, TextConfig.from_huggingface(T5Config(**TINY).to_dict())
+    return SPIECE.parent, text_config(T5Config(**TINY).to_dict())
 
 
 def test_tokenizer_json_goes_first(tmp_path: Path):
@@ -590,9 +591,10 @@ def without(*kinds: int) -> bytes:
         (SPIECE.read_bytes() * 2, ["unknown pieces"]),
         (b"", ["not a SentencePiece model, or truncated", "0 pieces"]),
         (b"hello, world", ["not a SentencePiece model, or truncated"]),
-        (b"\x08\x01", ["field 1 is a number"]),
+        (b"\x08\x01", ["not a SentencePiece model, or truncated", "0 pieces"]),
         (b"\x0a\x02\x0a\xff", ["truncated"]),
-        (b"\xff" * 30, ["no number ends"]),
+        (b"\x0a\x03\x0a\x01\xff", ["truncated"]),
+        (b"\xff" * 30, ["not a SentencePiece model, or truncated"]),
         (b"version https://git-lfs.github.com/spec/v1\n", ["Git LFS pointer"]),
     ],
 )
@@ -632,7 +634,7 @@ def test_other_tokenizers(
     elif content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(kind) as error:
-        open_tokenizer(tmp_path, TextConfig.from_huggingface(T5Config(**TINY).to_dict() | change))
+        open_tokenizer(tmp_path, text_config(T5Config(**TINY).to_dict() | change))
     assert [word for word in words if word not in str(error.value)] == [], str(error.value)
 
 

@@ -1,12 +1,12 @@
-"""Check a MusicGen checkpoint before it is exported: what each of its tensors becomes, what is left out and why.
+"""Check a MusicGen checkpoint before export: what each of its tensors becomes, what is dropped and why.
 
     python weights/check.py --ckpt path/to/state_dict.bin      audiocraft's file, or the folder it is in
     python weights/check.py --ckpt path/to/folder              Hugging Face's: config.json and model.safetensors
     python weights/check.py --layout list.json --config cfg    names and shapes alone: {name: [shape, dtype]} with
                                                                the model's xp.cfg, or Hugging Face's config.json
 
-Prints a table of the tensors, the values that are not finite, the model, and OK; or every tensor that is missing,
-unexpected or misshapen. Exit status 0 if the checkpoint can be exported, else 1.
+Prints a table of the tensors, the model's sizes, and OK; or every tensor that is missing, unexpected, misshapen or not
+finite. Exit status 0 if the checkpoint can be exported, else 1.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WIDTH = 120
 
 
 def main() -> int:
-    """Check what the command line names; the exit status."""
+    """Check what the command line names. Returns the exit status."""
     args = parse_args()
     try:
         checkpoint = open_layout(args.layout, args.config) if args.layout else open_lm(args.ckpt)
@@ -64,14 +64,14 @@ def parse_args() -> argparse.Namespace:
 
 @dataclass
 class Row:
-    """One line of the table: their tensors of one component, by name, and what they become."""
+    """One line of the table: the checkpoint's tensors of one component, and the names of ours that they become."""
 
     specs: dict[str, Spec] = field(default_factory=dict)
     ours: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
 
 
 def tensor_table(rows: Mapping[str, Source], specs: Mapping[str, Spec]) -> list[str]:
-    """What is in the checkpoint, a component a line."""
+    """A line for every component of the model."""
     table: dict[str, Row] = {}
     for ours, source in rows.items():
         row = table.setdefault(source.component, Row())
@@ -88,7 +88,7 @@ def tensor_table(rows: Mapping[str, Source], specs: Mapping[str, Spec]) -> list[
 
 
 def dropped_lines(drop: list[Dropped], specs: Mapping[str, Spec]) -> list[str]:
-    """What is left out, and why: a pattern a line, where the checkpoint has any of it."""
+    """What is dropped and why: two lines for every pattern that matches tensors of the checkpoint."""
     lines = []
     for item in drop:
         found = [spec for name, spec in specs.items() if reason(name, [item])]
@@ -110,7 +110,7 @@ def not_finite(checkpoint: Checkpoint) -> list[str]:
 
 
 def model_lines(config: LMConfig) -> str:
-    """The model in a few words."""
+    """The model's sizes and conditioners."""
     hidden, sound = config.hidden_scale * config.dim, "stereo" if config.channels == 2 else "mono"
     return (
         f"{config.layers} layers x {config.dim}, {config.heads} heads, feed-forward {hidden}, "

@@ -1,4 +1,4 @@
-"""Which tensor of an EnCodec becomes which of ours: one table for each library's names, checked name by name."""
+"""The codec's table: our tensors <- audiocraft's or Hugging Face's EnCodec."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +8,28 @@ from torch import Tensor
 
 from clean_lm.models.config import CodecConfig, ConfigError
 from clean_lm.models.encodec import onnx_gates
+from weights import audiocraft_config, huggingface_config
 from weights.checkpoint import Checkpoint, open_codec
-from weights.mapping import Dropped, Model, Piece, Source, match
+from weights.mapping import (
+    Dropped,
+    Model,
+    Piece,
+    Source,
+    codebook_training_state,
+    match,
+    one,
+    stack,
+    weight_norm,
+    weight_norm_names,
+)
 
-PREFIX = {"audiocraft": "", "encodec": "", "huggingface": "audio_encoder."}  # by layout: where a codec's tensors stand
+# By layout: what the names of a codec's tensors and settings begin with.
+PREFIX = {"audiocraft": "", "encodec": "", "huggingface": "audio_encoder."}
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a library calls the parts of a codec. Layers are counted together with the activations between them."""
+    """What a library calls the parts of a codec. Activations count as layers."""
 
     layers: str  # of "encoder" or "decoder"
     conv: str  # within a layer
@@ -26,8 +39,6 @@ class Names:
 
 AUDIOCRAFT = Names("{}.model", "conv.conv", "convtr.convtr", "quantizer.vq.layers.{}._codebook")
 HUGGINGFACE = Names("{}.layers", "conv", "conv", "quantizer.layers.{}.codebook")
-# Weight norm's two tensors, by torch.nn.utils.weight_norm and by torch.nn.utils.parametrizations.weight_norm.
-WEIGHT_NORM = ("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")
 
 
 def load(path: Path) -> Model[CodecConfig]:
@@ -48,26 +59,21 @@ def describe(checkpoint: Checkpoint) -> tuple[CodecConfig, dict[str, Source]]:
 def read_config(checkpoint: Checkpoint) -> CodecConfig:
     """The codec that a checkpoint's configuration describes. Raises ConfigError."""
     if checkpoint.layout == "audiocraft":
-        return CodecConfig.from_xp_cfg(checkpoint.config)
-    return CodecConfig.from_huggingface(checkpoint.config, PREFIX[checkpoint.layout])
+        return audiocraft_config.codec_config(checkpoint.config)
+    return huggingface_config.codec_config(checkpoint.config, PREFIX[checkpoint.layout])
 
 
 def table(checkpoint: Checkpoint, c: CodecConfig) -> dict[str, Source]:
     """Ours <- theirs, for the layout of `checkpoint`, which may spell weight norm in either way."""
     names = AUDIOCRAFT if checkpoint.layout == "audiocraft" else HUGGINGFACE
-    parametrized = any(name.endswith(WEIGHT_NORM[1]) for name in checkpoint.specs)
-    return Table(names, PREFIX[checkpoint.layout], WEIGHT_NORM[parametrized], c).rows()
+    return Table(names, PREFIX[checkpoint.layout], weight_norm_names(checkpoint.specs), c).rows()
 
 
 def dropped(checkpoint: Checkpoint) -> list[Dropped]:
     """What is left out on purpose, and why."""
     names = AUDIOCRAFT if checkpoint.layout == "audiocraft" else HUGGINGFACE
     codebook = PREFIX[checkpoint.layout] + names.codebook.format("*")
-    training = [
-        Dropped(f"{codebook}.{name}", "state of the codebook's training")
-        for name in ("inited", "cluster_size", "embed_avg")
-    ]
-    return training + (_MUSICGEN if checkpoint.layout == "huggingface" else [])
+    return codebook_training_state(codebook) + (_MUSICGEN if checkpoint.layout == "huggingface" else [])
 
 
 _MUSICGEN = [
@@ -89,16 +95,16 @@ class Table:
     def rows(self) -> dict[str, Source]:
         c = self.c
         names = [f"{self.prefix}{self.names.codebook.format(k)}.embed" for k in range(c.codebooks)]
-        tables = [Piece(name, (c.card, c.dimension)) for name in names]
-        rows = {f"encoder.codebooks.{k}": Source("codebooks", (table,)) for k, table in enumerate(tables)}
-        return rows | {"decoder.codebooks": Source("codebooks", tuple(tables))} | self.encoder() | self.decoder()
+        shape = c.card, c.dimension
+        rows = {f"encoder.codebooks.{k}": one("codebooks", name, shape) for k, name in enumerate(names)}
+        return rows | {"decoder.codebooks": stack("codebooks", names, shape)} | self.encoder() | self.decoder()
 
     def encoder(self) -> dict[str, Source]:
         c, layer, width = self.c, 1, self.c.filters
         rows = self.conv("encoder", "first", 0, (width, c.channels, c.kernel_size))
         for i, ratio in enumerate(reversed(c.ratios)):
             rows |= self.residuals("encoder", f"stages.{i}", layer, width)
-            layer += c.residual_layers + 2  # an activation, and the convolution that shortens
+            layer += c.residual_layers + 2  # an activation, and the strided convolution
             rows |= self.conv("encoder", f"stages.{i}.conv", layer - 1, (2 * width, width, 2 * ratio))
             width *= 2
         rows |= self.lstm("encoder", layer)
@@ -129,12 +135,10 @@ class Table:
     ) -> dict[str, Source]:
         name = self.names.conv_transpose if transposed else self.names.conv
         theirs = f"{self.prefix}{self.names.layers.format(half)}.{layer}.{name}"
-        g, v = (f"{theirs}.{part}" for part in self.weight_norm)
-        pieces = Piece(g, (shape[0], 1, 1)), Piece(v, shape)
-        bias = Piece(f"{theirs}.bias", (shape[1 if transposed else 0],))
+        g = (shape[0], 1, 1)
         return {
-            f"{half}.{ours}.weight": Source("convolutions", pieces, fold=fold_weight_norm),
-            f"{half}.{ours}.bias": Source("convolutions", (bias,)),
+            f"{half}.{ours}.weight": weight_norm("convolutions", theirs, self.weight_norm, g, shape),
+            f"{half}.{ours}.bias": one("convolutions", f"{theirs}.bias", (shape[1 if transposed else 0],)),
         }
 
     def lstm(self, half: str, layer: int) -> dict[str, Source]:
@@ -150,15 +154,6 @@ class Table:
                 pieces = tuple(Piece(f"{theirs}.{part}_l{i}", shape) for part in parts)
                 rows[f"{half}.lstm.{ours}.{i}"] = Source("LSTM", pieces, fold=fold_gates)
         return rows
-
-
-def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    """g v / |v| for every first index: of the outputs, in a transposed convolution of the inputs.
-
-    Source: Salimans and Kingma 2016, "Weight Normalization", equation 2; PyTorch's weight_norm with dim=0.
-    """
-    g, v = g.float(), v.float()
-    return v * (g / v.norm(dim=(1, 2), keepdim=True))
 
 
 def fold_gates(*parts: Tensor) -> Tensor:

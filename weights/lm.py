@@ -1,10 +1,11 @@
-"""Which tensor of a checkpoint becomes which of ours: one table, checked name by name and shape by shape."""
+"""The language model's table: our tensors <- audiocraft's or Hugging Face's, and the conditioner's of audio."""
 
 from pathlib import Path
 
 from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
+from weights import audiocraft_config, huggingface_config
 from weights.checkpoint import Checkpoint, is_codec, open_lm
-from weights.mapping import Dropped, Model, Piece, Source, match
+from weights.mapping import Dropped, Model, Source, codebook_training_state, match, norm, one, stack
 
 TEXT = "condition_provider.conditioners.description.output_proj"
 SELF_WAV = "condition_provider.conditioners.self_wav"
@@ -33,11 +34,11 @@ def read_config(checkpoint: Checkpoint) -> LMConfig:
             "checks and exports a codec"
         )
     if checkpoint.layout == "huggingface":
-        return LMConfig.from_huggingface(checkpoint.config)
+        return huggingface_config.lm_config(checkpoint.config)
     projection = checkpoint.specs.get(f"{TEXT}.weight")
     if projection is None or len(projection.shape) != 2:
         raise ConfigError(f"no {TEXT}.weight of two axes: the width of its text encoder is unknown")
-    return LMConfig.from_xp_cfg(checkpoint.config, text_dim=projection.shape[1])
+    return audiocraft_config.lm_config(checkpoint.config, text_dim=projection.shape[1])
 
 
 def table(checkpoint: Checkpoint, config: LMConfig) -> dict[str, Source]:
@@ -53,66 +54,68 @@ def dropped(checkpoint: Checkpoint) -> list[Dropped]:
 
 
 def audiocraft(c: LMConfig) -> dict[str, Source]:
-    d, hidden = c.dim, c.dim * c.hidden_scale
+    d, hidden = c.dim, c.hidden
     q, kv = slice(0, d), slice(d, 3 * d)
     rows: dict[str, Source] = {
-        "lm.embedding": _stack("embeddings", "emb.{}.weight", c.codebooks, (c.card + 1, d)),
-        "lm.heads": _stack("heads", "linears.{}.weight", c.codebooks, (c.card, d), transpose=True),
-        **_norm("lm.out_norm", "out_norm", d),
-        "condition.output_proj": _one("text projection", f"{TEXT}.weight", (d, c.text_dim), transpose=True),
-        "condition.output_bias": _one("text projection", f"{TEXT}.bias", (d,)),
+        "lm.embedding": stack("embeddings", _numbered("emb.{}.weight", c.codebooks), (c.card + 1, d)),
+        "lm.heads": stack("heads", _numbered("linears.{}.weight", c.codebooks), (c.card, d), transpose=True),
+        **norm("lm.out_norm", "out_norm", d),
+        "condition.output_proj": one("text projection", f"{TEXT}.weight", (d, c.text_dim), transpose=True),
+        "condition.output_bias": one("text projection", f"{TEXT}.bias", (d,)),
     }
     for i in range(c.layers):
         ours, theirs = f"lm.layers.{i}", f"transformer.layers.{i}"
         self_in, self_out = f"{theirs}.self_attn.in_proj_weight", f"{theirs}.self_attn.out_proj.weight"
-        rows |= _norm(f"{ours}.norm1", f"{theirs}.norm1", d)
-        rows[f"{ours}.qkv"] = _one("self-attention", self_in, (3 * d, d), transpose=True)
-        rows[f"{ours}.out"] = _one("self-attention", self_out, (d, d), transpose=True)
-        rows |= _norm(f"{ours}.norm2", f"{theirs}.norm2", d)
-        rows[f"{ours}.linear1"] = _one("feed-forward", f"{theirs}.linear1.weight", (hidden, d), transpose=True)
-        rows[f"{ours}.linear2"] = _one("feed-forward", f"{theirs}.linear2.weight", (d, hidden), transpose=True)
+        rows |= norm(f"{ours}.norm1", f"{theirs}.norm1", d)
+        rows[f"{ours}.qkv"] = one("self-attention", self_in, (3 * d, d), transpose=True)
+        rows[f"{ours}.out"] = one("self-attention", self_out, (d, d), transpose=True)
+        rows |= norm(f"{ours}.norm2", f"{theirs}.norm2", d)
+        rows[f"{ours}.linear1"] = one("feed-forward", f"{theirs}.linear1.weight", (hidden, d), transpose=True)
+        rows[f"{ours}.linear2"] = one("feed-forward", f"{theirs}.linear2.weight", (d, hidden), transpose=True)
         if c.cross:
-            # q, k and v are stacked: keys and values depend on the text alone, so they go to the other graph
+            # q, k and v are stacked. Keys and values depend on the text alone: they are computed by lm_condition
             cross_in = f"{theirs}.cross_attention.in_proj_weight"
             cross_out = f"{theirs}.cross_attention.out_proj.weight"
-            rows |= _norm(f"{ours}.norm_cross", f"{theirs}.norm_cross", d)
-            rows[f"{ours}.cross_q"] = _one("cross-attention", cross_in, (3 * d, d), q, transpose=True)
-            rows[f"{ours}.cross_out"] = _one("cross-attention", cross_out, (d, d), transpose=True)
-            rows[f"condition.key_values.{i}"] = _one("cross-attention", cross_in, (3 * d, d), kv, transpose=True)
+            rows |= norm(f"{ours}.norm_cross", f"{theirs}.norm_cross", d)
+            rows[f"{ours}.cross_q"] = one("cross-attention", cross_in, (3 * d, d), q, transpose=True)
+            rows[f"{ours}.cross_out"] = one("cross-attention", cross_out, (d, d), transpose=True)
+            rows[f"condition.key_values.{i}"] = one("cross-attention", cross_in, (3 * d, d), kv, transpose=True)
     return rows
 
 
 def _huggingface(c: LMConfig) -> dict[str, Source]:
-    d, hidden = c.dim, c.dim * c.hidden_scale
+    d, hidden = c.dim, c.hidden
     decoder = "decoder.model.decoder"
+    embeddings = _numbered(f"{decoder}.embed_tokens.{{}}.weight", c.codebooks)
+    heads = _numbered("decoder.lm_heads.{}.weight", c.codebooks)
     rows: dict[str, Source] = {
-        "lm.embedding": _stack("embeddings", f"{decoder}.embed_tokens.{{}}.weight", c.codebooks, (c.card + 1, d)),
-        "lm.heads": _stack("heads", "decoder.lm_heads.{}.weight", c.codebooks, (c.card, d), transpose=True),
-        **_norm("lm.out_norm", f"{decoder}.layer_norm", d),
-        "condition.output_proj": _one("text projection", "enc_to_dec_proj.weight", (d, c.text_dim), transpose=True),
-        "condition.output_bias": _one("text projection", "enc_to_dec_proj.bias", (d,)),
+        "lm.embedding": stack("embeddings", embeddings, (c.card + 1, d)),
+        "lm.heads": stack("heads", heads, (c.card, d), transpose=True),
+        **norm("lm.out_norm", f"{decoder}.layer_norm", d),
+        "condition.output_proj": one("text projection", "enc_to_dec_proj.weight", (d, c.text_dim), transpose=True),
+        "condition.output_bias": one("text projection", "enc_to_dec_proj.bias", (d,)),
     }
     for i in range(c.layers):
         ours, theirs = f"lm.layers.{i}", f"{decoder}.layers.{i}"
-        qkv = tuple(Piece(f"{theirs}.self_attn.{x}_proj.weight", (d, d)) for x in "qkv")
-        kv = tuple(Piece(f"{theirs}.encoder_attn.{x}_proj.weight", (d, d)) for x in "kv")
+        qkv = [f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv"]
+        kv = [f"{theirs}.encoder_attn.{x}_proj.weight" for x in "kv"]
         self_out, cross_out = f"{theirs}.self_attn.out_proj.weight", f"{theirs}.encoder_attn.out_proj.weight"
-        rows |= _norm(f"{ours}.norm1", f"{theirs}.self_attn_layer_norm", d)
-        rows[f"{ours}.qkv"] = Source("self-attention", qkv, transpose=True)
-        rows[f"{ours}.out"] = _one("self-attention", self_out, (d, d), transpose=True)
-        rows |= _norm(f"{ours}.norm2", f"{theirs}.final_layer_norm", d)
-        rows[f"{ours}.linear1"] = _one("feed-forward", f"{theirs}.fc1.weight", (hidden, d), transpose=True)
-        rows[f"{ours}.linear2"] = _one("feed-forward", f"{theirs}.fc2.weight", (d, hidden), transpose=True)
-        rows |= _norm(f"{ours}.norm_cross", f"{theirs}.encoder_attn_layer_norm", d)
+        rows |= norm(f"{ours}.norm1", f"{theirs}.self_attn_layer_norm", d)
+        rows[f"{ours}.qkv"] = stack("self-attention", qkv, (d, d), transpose=True)
+        rows[f"{ours}.out"] = one("self-attention", self_out, (d, d), transpose=True)
+        rows |= norm(f"{ours}.norm2", f"{theirs}.final_layer_norm", d)
+        rows[f"{ours}.linear1"] = one("feed-forward", f"{theirs}.fc1.weight", (hidden, d), transpose=True)
+        rows[f"{ours}.linear2"] = one("feed-forward", f"{theirs}.fc2.weight", (d, hidden), transpose=True)
+        rows |= norm(f"{ours}.norm_cross", f"{theirs}.encoder_attn_layer_norm", d)
         cross_q = f"{theirs}.encoder_attn.q_proj.weight"
-        rows[f"{ours}.cross_q"] = _one("cross-attention", cross_q, (d, d), transpose=True)
-        rows[f"{ours}.cross_out"] = _one("cross-attention", cross_out, (d, d), transpose=True)
-        rows[f"condition.key_values.{i}"] = Source("cross-attention", kv, transpose=True)
+        rows[f"{ours}.cross_q"] = one("cross-attention", cross_q, (d, d), transpose=True)
+        rows[f"{ours}.cross_out"] = one("cross-attention", cross_out, (d, d), transpose=True)
+        rows[f"condition.key_values.{i}"] = stack("cross-attention", kv, (d, d), transpose=True)
     return rows
 
 
 def self_wav(c: LMConfig) -> dict[str, Source]:
-    """The conditioner of melody and style models that reads a sound."""
+    """The conditioner of melody and style models that takes audio."""
     if isinstance(c.self_wav, MelodyConfig):
         return _melody(c.self_wav)
     return {} if c.self_wav is None else _style(c.self_wav)
@@ -120,7 +123,7 @@ def self_wav(c: LMConfig) -> dict[str, Source]:
 
 def _melody(c: MelodyConfig) -> dict[str, Source]:
     return {
-        "melody.window": _one("melody", f"{SELF_WAV}.chroma.spec.window", (c.n_fft,)),
+        "melody.window": one("melody", f"{SELF_WAV}.chroma.spec.window", (c.n_fft,)),
         **_output("melody", c.chroma, c.output_dim),
     }
 
@@ -128,42 +131,43 @@ def _melody(c: MelodyConfig) -> dict[str, Source]:
 def _style(c: StyleConfig) -> dict[str, Source]:
     d, hidden = c.dim, c.hidden
     rows = {
-        "style.embed": _one("style", f"{SELF_WAV}.embed.weight", (d, c.features), transpose=True),
-        "style.embed_bias": _one("style", f"{SELF_WAV}.embed.bias", (d,)),
-        "style.mean": _one("style", f"{SELF_WAV}.batch_norm.running_mean", (d,)),
-        "style.variance": _one("style", f"{SELF_WAV}.batch_norm.running_var", (d,)),
+        "style.embed": one("style", f"{SELF_WAV}.embed.weight", (d, c.features), transpose=True),
+        "style.embed_bias": one("style", f"{SELF_WAV}.embed.bias", (d,)),
+        "style.mean": one("style", f"{SELF_WAV}.batch_norm.running_mean", (d,)),
+        "style.variance": one("style", f"{SELF_WAV}.batch_norm.running_var", (d,)),
         **_output("style", d, c.output_dim),
     }
     for i in range(c.layers):
         ours, theirs = f"style.layers.{i}", f"{SELF_WAV}.transformer.layers.{i}"
-        rows |= _norm(f"{ours}.norm1", f"{theirs}.norm1", d, "style")
-        rows |= _norm(f"{ours}.norm2", f"{theirs}.norm2", d, "style")
+        rows |= norm(f"{ours}.norm1", f"{theirs}.norm1", d, "style")
+        rows |= norm(f"{ours}.norm2", f"{theirs}.norm2", d, "style")
         for name, key, shape in (
             ("qkv", "self_attn.in_proj_weight", (3 * d, d)),
             ("out", "self_attn.out_proj.weight", (d, d)),
             ("linear1", "linear1.weight", (hidden, d)),
             ("linear2", "linear2.weight", (d, hidden)),
         ):
-            rows[f"{ours}.{name}"] = _one("style", f"{theirs}.{key}", shape, transpose=True)
+            rows[f"{ours}.{name}"] = one("style", f"{theirs}.{key}", shape, transpose=True)
     for i in range(c.levels):
-        rows[f"style.codebooks.{i}"] = _one("style", f"{SELF_WAV}.rvq.vq.layers.{i}._codebook.embed", (c.bins, d))
+        rows[f"style.codebooks.{i}"] = one("style", f"{SELF_WAV}.rvq.vq.layers.{i}._codebook.embed", (c.bins, d))
     return rows
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [name.format(i) for i in range(count)]
 
 
 def _output(component: str, width: int, dim: int) -> dict[str, Source]:
     return {
-        f"{component}.output_proj": _one(component, f"{SELF_WAV}.output_proj.weight", (dim, width), transpose=True),
-        f"{component}.output_bias": _one(component, f"{SELF_WAV}.output_proj.bias", (dim,)),
+        f"{component}.output_proj": one(component, f"{SELF_WAV}.output_proj.weight", (dim, width), transpose=True),
+        f"{component}.output_bias": one(component, f"{SELF_WAV}.output_proj.bias", (dim,)),
     }
 
 
 _DROPPED = {
     "audiocraft": [
         Dropped(f"{SELF_WAV}.batch_norm.num_batches_tracked", "counts training steps"),
-        *(
-            Dropped(f"{SELF_WAV}.rvq.vq.layers.*._codebook.{name}", "state of the codebook's training")
-            for name in ("inited", "cluster_size", "embed_avg")
-        ),
+        *codebook_training_state(f"{SELF_WAV}.rvq.vq.layers.*._codebook"),
     ],
     "huggingface": [
         Dropped("text_encoder.*", "the text encoder is exported by export/text.py"),
@@ -171,17 +175,3 @@ _DROPPED = {
         Dropped("decoder.model.decoder.embed_positions.weights", "the sinusoid is computed"),
     ],
 }
-
-
-def _one(
-    component: str, name: str, shape: tuple[int, ...], rows: slice | None = None, transpose: bool = False
-) -> Source:
-    return Source(component, (Piece(name, shape, rows),), transpose)
-
-
-def _stack(component: str, names: str, count: int, shape: tuple[int, ...], transpose: bool = False) -> Source:
-    return Source(component, tuple(Piece(names.format(i), shape) for i in range(count)), transpose)
-
-
-def _norm(ours: str, theirs: str, dim: int, component: str = "norms") -> dict[str, Source]:
-    return {f"{ours}.{part}": _one(component, f"{theirs}.{part}", (dim,)) for part in ("weight", "bias")}

@@ -1,7 +1,12 @@
-"""The generic half of a checkpoint's mapping: our tensors <- theirs in one table, names equal as sets, then shapes."""
+"""The generic half of reading a checkpoint: a table of our tensors <- theirs, checked by names, then by shapes.
+
+A table is a dict {our name: Source}; lm.py, codec.py, text.py and mert.py each build one out of `one`, `stack`,
+`norm`, `linear` and `weight_norm`. `match` compares it with what a checkpoint holds: every tensor must be in the table
+or among the Dropped, each with its reason. `Model.weights` then reads one component's tensors by our names.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
@@ -10,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from weights.checkpoint import Checkpoint, Spec
+
+# Weight norm's two tensors, g and v, by torch.nn.utils.weight_norm and by torch.nn.utils.parametrizations.weight_norm.
+WEIGHT_NORM = ("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")
 
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
@@ -36,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Tensors that nothing reads, by a pattern of their names (`*` matches anything)."""
+    """Tensors that are left out on purpose, by a pattern of their names (`*` matches anything), and why."""
 
     pattern: str
     reason: str
@@ -124,3 +132,61 @@ def differences(rows: Mapping[str, Source], drop: list[Dropped], specs: Mapping[
 def reason(name: str, drop: list[Dropped]) -> str | None:
     """Why a tensor is left out, or None where it is not."""
     return next((d.reason for d in drop if fnmatchcase(name, d.pattern)), None)
+
+
+# Rows of a table
+
+
+def one(
+    component: str, name: str, shape: tuple[int, ...], rows: slice | None = None, transpose: bool = False
+) -> Source:
+    """One of their tensors, or `rows` of it."""
+    return Source(component, (Piece(name, shape, rows),), transpose)
+
+
+def stack(component: str, names: Iterable[str], shape: tuple[int, ...], transpose: bool = False) -> Source:
+    """Several of their tensors of the same shape, one after the other along the first axis."""
+    return Source(component, tuple(Piece(name, shape) for name in names), transpose)
+
+
+def norm(ours: str, theirs: str, dim: int, component: str = "norms") -> dict[str, Source]:
+    """A norm's weight and bias."""
+    return {f"{ours}.{part}": one(component, f"{theirs}.{part}", (dim,)) for part in ("weight", "bias")}
+
+
+def linear(component: str, ours: str, theirs: list[str], shape: tuple[int, int]) -> dict[str, Source]:
+    """Linear maps [out, in] with biases, stacked -> weight [in, outs], bias [outs]."""
+    return {
+        f"{ours}.weight": stack(component, [f"{name}.weight" for name in theirs], shape, transpose=True),
+        f"{ours}.bias": stack(component, [f"{name}.bias" for name in theirs], shape[:1]),
+    }
+
+
+def weight_norm(component: str, theirs: str, names: tuple[str, str], g: tuple[int, ...], v: tuple[int, ...]) -> Source:
+    """The weight of a convolution with weight norm, from its tensors g and v, which are called `names`."""
+    pieces = Piece(f"{theirs}.{names[0]}", g), Piece(f"{theirs}.{names[1]}", v)
+    return Source(component, pieces, fold=fold_weight_norm)
+
+
+def weight_norm_names(specs: Iterable[str]) -> tuple[str, str]:
+    """Which of the WEIGHT_NORM names a checkpoint's tensors have."""
+    return WEIGHT_NORM[any(name.endswith(WEIGHT_NORM[1]) for name in specs)]
+
+
+def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """g v / |v|, with the norm over the axes along which g has length 1.
+
+    Source: Salimans and Kingma 2016, "Weight Normalization", equation 2; g's other axis is `dim` of PyTorch's
+    weight_norm: 0 in the codec (outputs, in a transposed convolution inputs), 2 in MERT (places of the kernel).
+    """
+    g, v = g.float(), v.float()
+    axes = [axis for axis, length in enumerate(g.shape) if length == 1]
+    return v * (g / torch.linalg.vector_norm(v, dim=axes, keepdim=True))
+
+
+def codebook_training_state(codebook: str) -> list[Dropped]:
+    """What audiocraft's and EnCodec's codebooks keep beside their vectors."""
+    return [
+        Dropped(f"{codebook}.{name}", "state of the codebook's training")
+        for name in ("inited", "cluster_size", "embed_avg")
+    ]

@@ -1,22 +1,20 @@
-"""Which tensor of a Hugging Face MERT becomes which of ours: one table, checked name by name."""
+"""MERT's table: our tensors <- Hugging Face's MERT or HuBERT."""
 
 from pathlib import Path
 
-from torch import Tensor
-
 from clean_lm.models.config import ConfigError, MertConfig
 from weights.checkpoint import Checkpoint, open_mert
-from weights.codec import WEIGHT_NORM
-from weights.mapping import Dropped, Model, Piece, Source, match
+from weights.huggingface_config import mert_config
+from weights.mapping import Dropped, Model, Source, linear, match, norm, one, weight_norm, weight_norm_names
 
-PREFIXES = ("hubert.", "mert_model.")  # where a MERT's tensors stand beside a head's; alone they have none
+PREFIXES = ("hubert.", "mert_model.")  # before a MERT's names in a file that also has a head; else none
 
 
 def load(path: Path) -> Model[MertConfig]:
     """Open a MERT and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
     checkpoint = open_mert(path)
     try:
-        config = MertConfig.from_huggingface(checkpoint.config)
+        config = mert_config(checkpoint.config)
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
     return match(checkpoint, config, table(checkpoint, config), dropped(checkpoint))
@@ -28,66 +26,40 @@ def prefix(checkpoint: Checkpoint) -> str:
 
 
 def table(checkpoint: Checkpoint, c: MertConfig) -> dict[str, Source]:
-    """Ours <- theirs, which may spell weight norm in either way."""
+    """Ours <- theirs, weight norm in either of its spellings."""
     at, last = prefix(checkpoint), c.channels[-1]
     rows = {
-        **_norm("conv_norm", f"{at}feature_extractor.conv_layers.0.layer_norm", c.channels[0]),
-        **_norm("feature_norm", f"{at}feature_projection.layer_norm", last),
-        **_linear("projection", "projection", [f"{at}feature_projection.projection"], (c.dim, last)),
+        **norm("conv_norm", f"{at}feature_extractor.conv_layers.0.layer_norm", c.channels[0]),
+        **norm("feature_norm", f"{at}feature_projection.layer_norm", last),
+        **linear("projection", "projection", [f"{at}feature_projection.projection"], (c.dim, last)),
         **_positions(checkpoint, f"{at}encoder.pos_conv_embed.conv", c),
-        **_norm("norm", f"{at}encoder.layer_norm", c.dim),
+        **norm("norm", f"{at}encoder.layer_norm", c.dim),
     }
     for i, shape in enumerate(zip(c.channels, (1, *c.channels[:-1]), c.kernels, strict=True)):
-        conv = Piece(f"{at}feature_extractor.conv_layers.{i}.conv.weight", shape)
-        rows[f"convs.{i}"] = Source("convolutions", (conv,))
+        rows[f"convs.{i}"] = one("convolutions", f"{at}feature_extractor.conv_layers.{i}.conv.weight", shape)
     for i in range(c.layers):
         ours, theirs = f"layers.{i}", f"{at}encoder.layers.{i}"
         attention, ff = f"{theirs}.attention", f"{theirs}.feed_forward"
         qkv = [f"{attention}.{x}_proj" for x in "qkv"]
-        rows |= _linear("self-attention", f"{ours}.qkv", qkv, (c.dim, c.dim))
-        rows |= _linear("self-attention", f"{ours}.out", [f"{attention}.out_proj"], (c.dim, c.dim))
-        rows |= _norm(f"{ours}.norm1", f"{theirs}.layer_norm", c.dim)
-        rows |= _linear("feed-forward", f"{ours}.linear1", [f"{ff}.intermediate_dense"], (c.hidden, c.dim))
-        rows |= _linear("feed-forward", f"{ours}.linear2", [f"{ff}.output_dense"], (c.dim, c.hidden))
-        rows |= _norm(f"{ours}.norm2", f"{theirs}.final_layer_norm", c.dim)
+        rows |= linear("self-attention", f"{ours}.qkv", qkv, (c.dim, c.dim))
+        rows |= linear("self-attention", f"{ours}.out", [f"{attention}.out_proj"], (c.dim, c.dim))
+        rows |= norm(f"{ours}.norm1", f"{theirs}.layer_norm", c.dim)
+        rows |= linear("feed-forward", f"{ours}.linear1", [f"{ff}.intermediate_dense"], (c.hidden, c.dim))
+        rows |= linear("feed-forward", f"{ours}.linear2", [f"{ff}.output_dense"], (c.dim, c.hidden))
+        rows |= norm(f"{ours}.norm2", f"{theirs}.final_layer_norm", c.dim)
     return {f"mert.{name}": source for name, source in rows.items()}
 
 
 def dropped(checkpoint: Checkpoint) -> list[Dropped]:
     """What is left out on purpose, and why."""
-    masked = Dropped(f"{prefix(checkpoint)}masked_spec_embed", "stands for what training hides")
+    masked = Dropped(f"{prefix(checkpoint)}masked_spec_embed", "the embedding of masked frames, for training")
     heads = ("lm_head.*", "projector.*", "classifier.*", "layer_weights")
-    return [masked, *(Dropped(name, "of a head on the features, which are wanted themselves") for name in heads)]
-
-
-def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    """g v / |v| for every place in the kernel, the last axis.
-
-    Source: Salimans and Kingma 2016, "Weight Normalization", equation 2; PyTorch's weight_norm with dim=2.
-    """
-    g, v = g.float(), v.float()
-    return v * (g / v.norm(dim=(0, 1), keepdim=True))
+    return [masked, *(Dropped(name, "of a head on the features, which is not used") for name in heads)]
 
 
 def _positions(checkpoint: Checkpoint, theirs: str, c: MertConfig) -> dict[str, Source]:
-    parametrized = f"{theirs}.{WEIGHT_NORM[1][0]}" in checkpoint.specs
-    g, v = (f"{theirs}.{part}" for part in WEIGHT_NORM[parametrized])
-    shape = (c.dim, c.dim // c.position_groups, c.position_kernel)
-    pieces = Piece(g, (1, 1, c.position_kernel)), Piece(v, shape)
+    shapes = (1, 1, c.position_kernel), (c.dim, c.dim // c.position_groups, c.position_kernel)
     return {
-        "positions.weight": Source("positions", pieces, fold=fold_weight_norm),
-        "positions.bias": Source("positions", (Piece(f"{theirs}.bias", (c.dim,)),)),
+        "positions.weight": weight_norm("positions", theirs, weight_norm_names(checkpoint.specs), *shapes),
+        "positions.bias": one("positions", f"{theirs}.bias", (c.dim,)),
     }
-
-
-def _linear(component: str, ours: str, theirs: list[str], shape: tuple[int, int]) -> dict[str, Source]:
-    weights = tuple(Piece(f"{name}.weight", shape) for name in theirs)
-    biases = tuple(Piece(f"{name}.bias", shape[:1]) for name in theirs)
-    return {
-        f"{ours}.weight": Source(component, weights, transpose=True),
-        f"{ours}.bias": Source(component, biases),
-    }
-
-
-def _norm(ours: str, theirs: str, dim: int) -> dict[str, Source]:
-    return {f"{ours}.{part}": Source("norms", (Piece(f"{theirs}.{part}", (dim,)),)) for part in ("weight", "bias")}

@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face T5 becomes which of the text encoder's: one table, checked name by name."""
+"""The text encoder's table: our tensors <- Hugging Face's T5."""
 
 from pathlib import Path
 
@@ -6,9 +6,13 @@ import torch
 
 from clean_lm.models.config import ConfigError, TextConfig
 from weights.checkpoint import Checkpoint, open_text
-from weights.mapping import Dropped, MappingError, Model, Piece, Source, match
+from weights.huggingface_config import text_config
+from weights.mapping import Dropped, MappingError, Model, Source, match, one, stack
 
-PREFIX = {"t5": "", "huggingface": "text_encoder."}  # by layout: where a T5's tensors and settings stand
+PREFIX = {
+    "t5": "",
+    "huggingface": "text_encoder.",
+}  # by layout: before a T5's names
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor by two names: files have either or both
 
 
@@ -28,7 +32,7 @@ def load(path: Path) -> Model[TextConfig]:
 
 def read_config(checkpoint: Checkpoint) -> TextConfig:
     """The text encoder that config.json describes. Raises ConfigError."""
-    return TextConfig.from_huggingface(checkpoint.config, PREFIX[checkpoint.layout])
+    return text_config(checkpoint.config, PREFIX[checkpoint.layout])
 
 
 def embeddings(checkpoint: Checkpoint) -> list[str]:
@@ -44,23 +48,21 @@ def table(checkpoint: Checkpoint, c: TextConfig) -> dict[str, Source]:
     inner = c.heads * c.head_dim
     first = f"{at}encoder.block.0.layer.0.SelfAttention"
     rows = {
-        "embedding": _one("embeddings", embedding, (c.vocab, c.dim)),
-        "relative_bias": _one("relative bias", f"{first}.relative_attention_bias.weight", (c.buckets, c.heads)),
-        "out_norm.weight": _one("norms", f"{at}encoder.final_layer_norm.weight", (c.dim,)),
+        "embedding": one("embeddings", embedding, (c.vocab, c.dim)),
+        "relative_bias": one("relative bias", f"{first}.relative_attention_bias.weight", (c.buckets, c.heads)),
+        "out_norm.weight": one("norms", f"{at}encoder.final_layer_norm.weight", (c.dim,)),
     }
     for i in range(c.layers):
         ours, attention, ff = f"layers.{i}", *(f"{at}encoder.block.{i}.layer.{part}" for part in (0, 1))
-        qkv = tuple(Piece(f"{attention}.SelfAttention.{x}.weight", (inner, c.dim)) for x in "qkv")
-        linear1 = tuple(
-            Piece(f"{ff}.DenseReluDense.{x}.weight", (c.hidden, c.dim))
-            for x in (("wi_0", "wi_1") if c.gated else ("wi",))
-        )
-        rows[f"{ours}.norm1.weight"] = _one("norms", f"{attention}.layer_norm.weight", (c.dim,))
-        rows[f"{ours}.qkv"] = Source("self-attention", qkv, transpose=True)
-        rows[f"{ours}.out"] = _one("self-attention", f"{attention}.SelfAttention.o.weight", (c.dim, inner), True)
-        rows[f"{ours}.norm2.weight"] = _one("norms", f"{ff}.layer_norm.weight", (c.dim,))
-        rows[f"{ours}.linear1"] = Source("feed-forward", linear1, transpose=True)
-        rows[f"{ours}.linear2"] = _one("feed-forward", f"{ff}.DenseReluDense.wo.weight", (c.dim, c.hidden), True)
+        out, linear2 = f"{attention}.SelfAttention.o.weight", f"{ff}.DenseReluDense.wo.weight"
+        qkv = [f"{attention}.SelfAttention.{x}.weight" for x in "qkv"]
+        linear1 = [f"{ff}.DenseReluDense.{x}.weight" for x in (("wi_0", "wi_1") if c.gated else ("wi",))]
+        rows[f"{ours}.norm1.weight"] = one("norms", f"{attention}.layer_norm.weight", (c.dim,))
+        rows[f"{ours}.qkv"] = stack("self-attention", qkv, (inner, c.dim), transpose=True)
+        rows[f"{ours}.out"] = one("self-attention", out, (c.dim, inner), transpose=True)
+        rows[f"{ours}.norm2.weight"] = one("norms", f"{ff}.layer_norm.weight", (c.dim,))
+        rows[f"{ours}.linear1"] = stack("feed-forward", linear1, (c.hidden, c.dim), transpose=True)
+        rows[f"{ours}.linear2"] = one("feed-forward", linear2, (c.dim, c.hidden), transpose=True)
     return {f"text_encoder.{name}": source for name, source in rows.items()}
 
 
@@ -72,8 +74,8 @@ def dropped(checkpoint: Checkpoint) -> list[Dropped]:
 
 _DROPPED = {
     "t5": [
-        Dropped("decoder.*", "T5's decoder writes text; a text is only read here"),
-        Dropped("lm_head.weight", "T5's decoder writes text; a text is only read here"),
+        Dropped("decoder.*", "of T5's decoder: only the encoder is used"),
+        Dropped("lm_head.weight", "of T5's decoder: only the encoder is used"),
     ],
     "huggingface": [
         Dropped("decoder.*", "the language model is exported by export/lm.py"),
@@ -81,7 +83,3 @@ _DROPPED = {
         Dropped("audio_encoder.*", "the codec is exported by export/codec.py"),
     ],
 }
-
-
-def _one(component: str, name: str, shape: tuple[int, ...], transpose: bool = False) -> Source:
-    return Source(component, (Piece(name, shape),), transpose)

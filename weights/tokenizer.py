@@ -1,31 +1,23 @@
-"""A T5's tokenizer: its `tokenizer.json`, or one made of its SentencePiece `spiece.model`, which is read here."""
+"""A T5's tokenizer: its `tokenizer.json`, or one made of its SentencePiece `spiece.model`."""
 
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
 from clean_lm.models.config import TextConfig
-from weights.checkpoint import CheckpointError, read_json, refuse_pointer
+from weights.containers import CheckpointError, read_json, refuse_pointer
+from weights.sentencepiece_model import (
+    CONTROL,
+    EOS,
+    UNKNOWN,
+    USER_DEFINED,
+    SentencePieceModel,
+    read_sentencepiece,
+)
 
-EXTRA_IDS = 100  # T5's sentinels, after the pieces, the last one first
+EXTRA_IDS = 100  # T5's sentinels, which follow the pieces, highest number first
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
-UNIGRAM = 1
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of pieces
-
-# Settings of sentencepiece_model.proto that would make other tokens,
-#   (message, number of the field): (its name, the value that is implemented, the value of a field that is left out)
-TRAINER, NORMALIZER = 2, 3
-IMPLEMENTED = {
-    (TRAINER, 3): ("model_type", UNIGRAM, UNIGRAM),
-    (TRAINER, 24): ("treat_whitespace_as_suffix", 0, 0),
-    (TRAINER, 35): ("byte_fallback", 0, 0),
-    (NORMALIZER, 3): ("add_dummy_prefix", 1, 1),
-    (NORMALIZER, 4): ("remove_extra_whitespaces", 1, 1),
-    (NORMALIZER, 5): ("escape_whitespaces", 1, 1),
-}
 
 
 def open_tokenizer(folder: Path, config: TextConfig) -> Tokenizer:
@@ -51,37 +43,35 @@ def open_tokenizer(folder: Path, config: TextConfig) -> Tokenizer:
 
 
 def from_sentencepiece(path: Path, extra_ids: int = EXTRA_IDS) -> Tokenizer:
-    """Read a `spiece.model`: a Unigram model whose spaces stand before words. Raises CheckpointError.
+    """Read a `spiece.model`: a Unigram model that marks the space before a word. Raises CheckpointError.
 
     The tokens are those of transformers' T5Tokenizer, which also runs on the tokenizers library. The sentencepiece
-    package itself, of which transformers before 5 could be made, has others for two oddities: an accent that
-    follows a character which normalisation changes ("½" and U+0301), and special tokens that are spelled out.
+    package, which transformers before 5 could use, gives others in two rare cases: an accent that follows a character
+    which normalisation changes ("½" and U+0301), and special tokens that are spelled out.
     """
-    refuse_pointer(path)
-    try:
-        pieces, settings = _parse(path.read_bytes())
-    except (ValueError, struct.error) as error:
-        raise CheckpointError(f"{path}: not a SentencePiece model, or truncated ({error}); copy it again") from None
-    _check(path, pieces, settings)
-    kinds = [kind for _, _, kind in pieces]
-    extra = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
-    vocab = [(piece, score) for piece, score, _ in pieces] + [(token, 0.0) for token in extra]
-    tokenizer = Tokenizer(Unigram(vocab, unk_id=kinds.index(UNKNOWN), byte_fallback=False))
-    special = [piece for piece, _, kind in pieces if kind in (UNKNOWN, CONTROL)] + extra
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    user = [piece for piece, _, kind in pieces if kind == USER_DEFINED]
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in user])
-    if charsmap := settings.get((NORMALIZER, 2)):
-        assert isinstance(charsmap, bytes)
-        tokenizer.normalizer = normalizers.Precompiled(charsmap)
+    model = read_sentencepiece(path)
+    tokenizer = _unigram(model, [f"<extra_id_{i}>" for i in reversed(range(extra_ids))])
+    if model.charsmap:
+        tokenizer.normalizer = normalizers.Precompiled(model.charsmap)
     spaces = {"replacement": SPACE, "prepend_scheme": "always", "split": True}
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**spaces)]
     )
     tokenizer.decoder = decoders.Metaspace(**spaces)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+        single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, tokenizer.token_to_id(EOS))]
     )
+    return tokenizer
+
+
+def _unigram(model: SentencePieceModel, extra: list[str]) -> Tokenizer:
+    """Pieces and sentinels with their scores; special and user-defined ones are found before the text is split."""
+    vocab = [(piece.text, piece.score) for piece in model.pieces] + [(token, 0.0) for token in extra]
+    unknown = [piece.kind for piece in model.pieces].index(UNKNOWN)
+    tokenizer = Tokenizer(Unigram(vocab, unk_id=unknown, byte_fallback=False))
+    special = model.of_kind(UNKNOWN, CONTROL) + extra
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in model.of_kind(USER_DEFINED)])
     return tokenizer
 
 
@@ -99,77 +89,3 @@ def _extra_ids(path: Path) -> int:
     if not isinstance(count, int) or not 0 <= count < 2**16:
         raise CheckpointError(f"{path}: extra_ids is {count!r}, expected a number of tokens")
     return count
-
-
-Piece = tuple[str, float, int]  # text, score, kind
-Settings = dict[tuple[int, int], int | bytes]  # (message, number of the field): value
-
-
-def _parse(data: bytes) -> tuple[list[Piece], Settings]:
-    """The pieces and settings of a sentencepiece_model.proto. Raises ValueError, struct.error."""
-    pieces: list[Piece] = []
-    settings: Settings = {}
-    for number, value in _fields(data):
-        if not isinstance(value, bytes):
-            raise ValueError(f"field {number} is a number, expected a message")
-        if number == 1:
-            piece = {1: b"", 2: b"\0\0\0\0", 3: 1} | dict(_fields(value))
-            text, score, kind = piece[1], piece[2], piece[3]
-            if not (isinstance(text, bytes) and isinstance(score, bytes) and isinstance(kind, int)):
-                raise ValueError(f"piece {len(pieces)} is not a text, a score and a kind")
-            pieces.append((text.decode("utf-8"), *struct.unpack("<f", score), kind))
-        elif number in (TRAINER, NORMALIZER):
-            settings |= {(number, inner): found for inner, found in _fields(value)}
-    return pieces, settings
-
-
-def _check(path: Path, pieces: list[Piece], settings: Settings) -> None:
-    """Raise CheckpointError where the model is not T5's kind."""
-    if not pieces or not any(message == TRAINER for message, _ in settings):
-        raise CheckpointError(f"{path}: not a SentencePiece model, or truncated ({len(pieces)} pieces); copy it again")
-    for field, (name, ours, default) in IMPLEMENTED.items():
-        if (found := settings.get(field, default)) != ours:
-            raise CheckpointError(f"{path}: {name} is {found!r}, supported: {ours} (a Unigram model like T5's)")
-    unknown = [piece for piece, _, kind in pieces if kind == UNKNOWN]
-    if len(unknown) != 1 or "</s>" not in (piece for piece, _, _ in pieces):
-        raise CheckpointError(f"{path}: {len(unknown)} unknown pieces, expected one, and a piece </s>")
-    if len({piece for piece, _, _ in pieces}) != len(pieces):
-        raise CheckpointError(f"{path}: a piece stands in it twice; copy it again")
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """A protobuf message's fields: its number, and its value or, where it is not a varint, its bytes.
-
-    Encoding: https://protobuf.dev/programming-guides/encoding/. Raises ValueError where it is cut off.
-    """
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if wire == 2:
-            length, at = _varint(data, at)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire} at byte {at}")
-        if at + length > len(data):
-            raise ValueError(f"{length} bytes wanted at byte {at} of {len(data)}")
-        yield number, data[at : at + length]
-        at += length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in 7 bits a byte, lowest first, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            break
-        byte = data[at]
-        value, at = value | (byte & 127) << shift, at + 1
-        if byte < 128:
-            return value, at
-    raise ValueError(f"no number ends at byte {at}")

@@ -1,4 +1,4 @@
-"""What a melody model is given of a sound: the pitch class that each of its frames is on, as vectors of the model."""
+"""The melody conditioner: audio -> the strongest pitch class of each frame -> vectors of the conditioning prefix."""
 
 import numpy as np
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from clean_lm.models.config import MelodyConfig
 from clean_lm.models.transformer import weight
 
-HOPS = 4  # of a frame: the frames overlap
+HOPS = 4  # of a frame: frames overlap by three quarters
 
 
 class Melody(nn.Module):
-    """A sound to its pitch classes, one a frame, and those to vectors."""
+    """Audio -> pitch classes, one a frame -> vectors in the language model's width."""
 
     def __init__(self, config: MelodyConfig):
         super().__init__()
@@ -25,19 +25,19 @@ class Melody(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """audio [M, samples], one sample or more at the model's rate -> [M, frames, output_dim].
 
-        A sound that has fewer frames is told again from its start; one that has more, not to its end.
+        Audio with fewer frames is repeated from its start; audio with more is cut.
         """
-        classes = self.chroma(audio).argmax(dim=2)  # of equals the first: every frame of silence is on class 0
+        classes = self.chroma(audio).argmax(dim=2)  # the first of equal ones: silence is class 0
         return F.embedding(self.fit(classes), self.output_proj) + self.output_bias
 
     def fit(self, x: Tensor) -> Tensor:
-        """x [M, T] -> [M, frames]: from the start again where T is less."""
+        """x [M, T] -> [M, frames]: repeated from the start where T is less."""
         return repeat(x, "m t -> m (times t)", times=self.config.frames)[:, : self.config.frames]
 
     def chroma(self, audio: Tensor) -> Tensor:
         """audio [M, samples] -> the power of each pitch class [M, T, chroma], T <= frames.
 
-        Upstream divides this by the window's power, and then each frame by its largest or 1e-6: no argmax changes.
+        Upstream also normalises by the window's power and by each frame's largest value: the argmax is the same.
         """
         spectrum = torch.view_as_real(torch.fft.rfft(self.cut(audio) * self.window))
         power = spectrum.square().sum(dim=3)
@@ -46,8 +46,8 @@ class Melody(nn.Module):
     def cut(self, audio: Tensor) -> Tensor:
         """audio [M, samples] -> its frames [M, T, n_fft], T <= frames, for any number of samples.
 
-        A sound that is shorter than a frame has zeros on both sides to make it as long; then half a frame is mirrored
-        on each end. For 5 samples, frames of 8, hops of 2:
+        Audio shorter than a frame is padded to one with zeros on both sides; then half a frame is mirrored at each
+        end. For 5 samples, frames of 8, hops of 2:
 
             place        -4 -3 -2 -1  0  1  2  3  4  5  6  7  8  9 10 11
             mirrored      4  3  2  1  0  1  2  3  4  5  6  7  6  5  4  3
@@ -69,7 +69,7 @@ class Melody(nn.Module):
 
 
 def filters(c: MelodyConfig) -> Tensor:
-    """How much of each bin of a spectrum belongs to each pitch class: float32 [n_fft / 2 + 1, chroma], from C on.
+    """The weight of each bin of a spectrum in each pitch class: float32 [n_fft / 2 + 1, chroma], from C on.
 
     Ellis, "Chroma feature analysis and synthesis" (Columbia University, LabROSA, 2007): a bell around each pitch class
     in every octave, half a class wide or as wide as a bin, of the same power in all bins; then a bell over the octaves

@@ -14,11 +14,12 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from clean_lm.models.config import CodecConfig
+from clean_lm.models.quantizer import quantize
 from clean_lm.models.transformer import weight
 
 
 class Recurrence(Protocol):
-    """How one layer of an LSTM runs: a choice made when the model is built."""
+    """How one layer of an LSTM runs: StandardRecurrence in PyTorch, OnnxRecurrence for export."""
 
     def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, B, C], weights [1, 4C, C] of inputs and of states, biases [1, 8C] of both, state [2, B, C]: h and c.
@@ -42,7 +43,7 @@ class StandardRecurrence:
 
 
 class OnnxRecurrence:
-    """ONNX's LSTM operator: PyTorch's, exported, would have the number of frames for a constant. Export only."""
+    """ONNX's LSTM operator. Exported from torch.lstm it would have a fixed number of frames. Export only."""
 
     def __call__(self, x: Tensor, w: Tensor, r: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         frames, rows, width = x.shape
@@ -53,7 +54,7 @@ class OnnxRecurrence:
             dtypes=[x.dtype] * 3,
             shapes=[(frames, 1, rows, width), (1, rows, width), (1, rows, width)],
         )
-        some = x.new_ones(frames).sum() > 0  # ONNX Runtime leaves the state undefined after no frames
+        some = x.new_ones(frames).sum() > 0  # after 0 frames ONNX Runtime leaves the state undefined
         return hidden[:, 0], torch.where(some, torch.cat([h, c]), state)
 
 
@@ -64,13 +65,13 @@ def onnx_gates(rows: Tensor) -> Tensor:
 
 
 def torch_gates(rows: Tensor) -> Tensor:
-    """The way back."""
+    """The inverse of onnx_gates."""
     i, o, f, c = rows.chunk(4)
     return torch.cat([i, f, c, o])
 
 
 class LSTM(nn.Module):
-    """Layers of LSTM over time, and a skip around them all."""
+    """Layers of LSTM over time, and a skip connection around them all."""
 
     def __init__(self, width: int, layers: int, recurrence: Recurrence):
         super().__init__()
@@ -95,7 +96,7 @@ class LSTM(nn.Module):
 class Conv(nn.Module):
     """A convolution over time, padded so that N samples become ceil(N / stride): [B, C, N] -> [B, C', ceil(N / s)].
 
-    left  | samples          | lacking | right      lacking: what the last stride misses
+    left  | samples          | lacking | right      lacking: what completes the last stride
     3     | 0 1 2 3 4 5 6 7 8 | 3       | 2          kernel 8, stride 4: 5 in all beside it, an odd one goes left
     """
 
@@ -116,7 +117,7 @@ class Conv(nn.Module):
 def reflect(x: Tensor, left: int, right: int) -> Tensor:
     """Mirror x [B, C, N] at its ends -> [B, C, left + N + right].
 
-    One that is too short for that counts as longer, by zeros at its end, as audiocraft's pad1d has it:
+    Audio that is too short to be mirrored is first extended by zeros, as in audiocraft's pad1d:
 
     left 3, right 2    a b   is   z z b | a b | z z        the mirrors are a, and the last of a b z z
     """
@@ -129,7 +130,7 @@ def reflect(x: Tensor, left: int, right: int) -> Tensor:
 
 
 class ConvTranspose(nn.Module):
-    """The way back of a strided Conv: [B, C, N] -> [B, C', N x stride]. Of the padding, an odd sample goes left."""
+    """The transpose of a strided Conv: [B, C, N] -> [B, C', N x stride]. An odd sample of padding goes left."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -142,7 +143,7 @@ class ConvTranspose(nn.Module):
 
 
 class Residual(nn.Module):
-    """A dilated convolution that narrows, one of kernel 1 that widens again, and a skip around both."""
+    """A dilated convolution to fewer channels, one of kernel 1 back, and a skip connection around both."""
 
     def __init__(self, c: CodecConfig, width: int, dilation: int):
         super().__init__()
@@ -154,8 +155,8 @@ class Residual(nn.Module):
         return x + self.widen(F.elu(self.narrow(F.elu(x))))
 
 
-class Down(nn.Module):
-    """Residual blocks, then a convolution that shortens by `ratio` and doubles the channels."""
+class EncoderBlock(nn.Module):
+    """Residual blocks, then a convolution of stride `ratio` that doubles the channels."""
 
     def __init__(self, c: CodecConfig, width: int, ratio: int):
         super().__init__()
@@ -168,8 +169,8 @@ class Down(nn.Module):
         return self.conv(F.elu(x))
 
 
-class Up(nn.Module):
-    """A convolution that lengthens by `ratio` and halves the channels, then residual blocks."""
+class DecoderBlock(nn.Module):
+    """A transposed convolution of stride `ratio` that halves the channels, then residual blocks."""
 
     def __init__(self, c: CodecConfig, width: int, ratio: int):
         super().__init__()
@@ -189,7 +190,9 @@ class Encoder(nn.Module):
     def __init__(self, c: CodecConfig, recurrence: Recurrence):
         super().__init__()
         self.first = Conv(c.channels, c.filters, c.kernel_size, c.pad_mode)
-        self.stages = nn.ModuleList(Down(c, c.filters * 2**i, ratio) for i, ratio in enumerate(reversed(c.ratios)))
+        self.stages = nn.ModuleList(
+            EncoderBlock(c, c.filters * 2**i, ratio) for i, ratio in enumerate(reversed(c.ratios))
+        )
         self.lstm = LSTM(c.width, c.lstm_layers, recurrence)
         self.last = Conv(c.width, c.dimension, c.last_kernel_size, c.pad_mode)
         self.codebooks = nn.ParameterList(weight(c.card, c.dimension) for _ in range(c.codebooks))
@@ -207,22 +210,12 @@ class Encoder(nn.Module):
         return self.last(F.elu(x))
 
     def quantize(self, latent: Tensor) -> Tensor:
-        """latent [B, dimension, T] -> codes int64 [B, K, T]: each codebook takes the nearest to what is left."""
-        left = rearrange(latent, "b d t -> b t d")
-        codes = []
-        for table in self.codebooks:
-            codes.append(nearness(left, table).argmax(dim=-1))
-            left = left - F.embedding(codes[-1], table)
-        return torch.stack(codes, dim=1)
-
-
-def nearness(x: Tensor, table: Tensor) -> Tensor:
-    """2 x.e - |e|^2 = |x|^2 - |x - e|^2, for vectors x [B, T, D] and e of a table [card, D] -> [B, T, card]."""
-    return 2 * x @ table.T - table.pow(2).sum(dim=1)
+        """latent [B, dimension, T] -> codes int64 [B, K, T]: each codebook quantizes what those before it left."""
+        return quantize(rearrange(latent, "b d t -> b t d"), self.codebooks)
 
 
 class DecoderLayers(nn.Module):
-    """What decoding consists of, whole or in pieces."""
+    """The layers that Decoder and StreamDecoder share."""
 
     def __init__(self, config: CodecConfig, recurrence: Recurrence):
         super().__init__()
@@ -230,7 +223,7 @@ class DecoderLayers(nn.Module):
         self.codebooks = weight(c.codebooks * c.card, c.dimension)  # one table after the other
         self.first = Conv(c.dimension, c.width, c.kernel_size, c.pad_mode)
         self.lstm = LSTM(c.width, c.lstm_layers, recurrence)
-        self.stages = nn.ModuleList(Up(c, c.width // 2**i, ratio) for i, ratio in enumerate(c.ratios))
+        self.stages = nn.ModuleList(DecoderBlock(c, c.width // 2**i, ratio) for i, ratio in enumerate(c.ratios))
         self.last = Conv(c.filters, c.channels, c.last_kernel_size, c.pad_mode)
 
     def vectors(self, codes: Tensor) -> Tensor:
@@ -239,7 +232,7 @@ class DecoderLayers(nn.Module):
         return self.first(reduce(F.embedding(codes + table, self.codebooks), "b k t d -> b d t", "sum"))
 
     def sound(self, latents: Tensor) -> Tensor:
-        """What the LSTM made of them [B, C, T] -> audio [B, channels, T x hop]."""
+        """The LSTM's output [B, C, T] -> audio [B, channels, T x hop]."""
         for stage in self.stages:
             latents = stage(latents)
         return self.last(F.elu(latents))
@@ -260,7 +253,7 @@ Past = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class StreamDecoder(DecoderLayers):
-    """The next frames' codes, and what those before left -> audio, as Decoder makes it of all frames at once.
+    """The next frames' codes and the state of earlier calls -> the same audio that Decoder makes of all frames at once.
 
     Frames 0 to 11 are past, 12 to 16 new; near 3, reach 1 and 1, as of the released codecs:
 
@@ -268,7 +261,7 @@ class StreamDecoder(DecoderLayers):
     codes      6  7  8 | 9 10 11 |12 13 14 15 16      the first convolution sees 3 frames on both sides
     latents       7| 8 | 9 10 11  12 13|14 15 16      9 to 13 settle and the LSTM's state after them is kept; 14 to 16
              before  ^ unheard                        see an end that may not be one: their state is not
-    audio            8  9 10 11  12|13 14 15 16       8 to 12 are final, the others (lookahead 4) if this is the end
+    audio            8  9 10 11  12|13 14 15 16       8 to 12 are final, the last 4 (lookahead) only at the end
     """
 
     def forward(self, codes: Tensor, past: Past) -> tuple[Tensor, Past]:

@@ -1,4 +1,4 @@
-"""MERT, which hears what MusicGen-style calls a style: audio -> features, the states of a HuBERT's last layer.
+"""MERT, the feature extractor of MusicGen-style: audio -> features, the last hidden states of a HuBERT.
 
 Sources: Li et al., "MERT: Acoustic Music Understanding Model with Large-Scale Self-supervised Training" (arXiv
 2306.00107); its layers from Hsu et al., "HuBERT" (arXiv 2106.07447), and Baevski et al., "wav2vec 2.0" (arXiv
@@ -25,7 +25,7 @@ class Linear(nn.Module):
 
 
 class TimeNorm(nn.Module):
-    """Each channel on its own over time, a group norm of as many groups: [B, C, T], eps 1e-5."""
+    """A norm of each channel over time, which is a group norm with C groups: [B, C, T], eps 1e-5."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -36,7 +36,7 @@ class TimeNorm(nn.Module):
 
 
 class Positions(nn.Module):
-    """A wide convolution, whose outputs stand for positions: [B, T, dim].
+    """The convolutional position embedding: [B, T, dim].
 
     kernel 4    0 0 | a b c | 0    an even kernel sees one feature more before than after
     """
@@ -88,10 +88,10 @@ class Mert(nn.Module):
         self.layers = nn.ModuleList(MertLayer(c) for _ in range(c.layers))
 
     def forward(self, audio: Tensor) -> Tensor:
-        """audio [B, N], one channel at `sample_rate`, as it is: not brought to a mean or a loudness -> [B, T, dim].
+        """audio [B, N], mono at `sample_rate`, not normalised -> [B, T, dim].
 
-        T = (N - receptive_field) // hop + 1, N not under receptive_field. Of MERT's 24000 samples a second those are
-        400 and 320: 3 s have 224 features.
+        T = (N - receptive_field) // hop + 1, N >= receptive_field. At MERT's 24 kHz these are 400 and 320 samples: 3 s
+        have 224 features.
         """
         x = self.projection(self.feature_norm(rearrange(self.shorten(audio), "b c t -> b t c")))
         x = self.norm(x + self.positions(x))
@@ -100,7 +100,7 @@ class Mert(nn.Module):
         return x
 
     def shorten(self, audio: Tensor) -> Tensor:
-        """audio [B, N] -> [B, C, T], each made of `receptive_field` samples."""
+        """audio [B, N] -> [B, C, T], each of `receptive_field` samples."""
         x = self.conv_norm(F.conv1d(rearrange(audio, "b n -> b 1 n"), self.convs[0], stride=self.strides[0]))
         for kernel, stride in zip(self.convs[1:], self.strides[1:], strict=True):
             x = F.conv1d(F.gelu(x), kernel, stride=stride)

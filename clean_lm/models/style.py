@@ -1,6 +1,7 @@
-"""What a style model is given of a sound: an excerpt's features, told in a few vectors of its codebooks.
+"""The style conditioner of MusicGen-style: MERT features of an excerpt -> a few vectors of the conditioning prefix.
 
-The excerpt's features come from elsewhere, 75 a second. Rouard et al., "Audio Conditioning for Music Generation via
+A transformer reads the features, 75 a second (see mert.py); every ds_factor-th frame goes through a residual quantizer,
+an information bottleneck. Rouard et al., "Audio Conditioning for Music Generation via
 Discrete Bottleneck Features" (arXiv 2407.12563).
 """
 
@@ -10,9 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from clean_lm.models.config import StyleConfig
-from clean_lm.models.encodec import nearness
-from clean_lm.models.lm import periods, sinusoid
-from clean_lm.models.transformer import Norm, attend, weight
+from clean_lm.models.quantizer import quantize
+from clean_lm.models.transformer import Norm, attend, periods, sinusoid, weight
 
 
 class StyleLayer(nn.Module):
@@ -36,7 +36,7 @@ class StyleLayer(nn.Module):
 
 
 class Style(nn.Module):
-    """An excerpt's features to vectors of the language model."""
+    """Features of an excerpt -> vectors in the language model's width."""
 
     def __init__(self, config: StyleConfig):
         super().__init__()
@@ -49,35 +49,31 @@ class Style(nn.Module):
         self.output_proj, self.output_bias = weight(config.dim, config.output_dim), weight(config.output_dim)
 
     def forward(self, features: Tensor, eval_q: Tensor) -> Tensor:
-        """features [M, F, width], eval_q int64 []: levels that count -> [M, ceil(F / ds_factor), output_dim]."""
-        return self.told(self.codes(self.read(features)), eval_q) @ self.output_proj + self.output_bias
+        """features [M, F, width], eval_q int64 []: how many levels to use -> [M, ceil(F / ds_factor), output_dim]."""
+        return self.dequantize(self.quantize(self.encode(features)), eval_q) @ self.output_proj + self.output_bias
 
-    def read(self, features: Tensor) -> Tensor:
-        """features [M, F, width] -> what is to be quantized [M, ceil(F / ds_factor), dim]."""
+    def encode(self, features: Tensor) -> Tensor:
+        """features [M, F, width] -> the vectors to quantize [M, ceil(F / ds_factor), dim]."""
         x = self.transform(features @ self.embed + self.embed_bias)
-        # Upstream quantizes every frame by itself, and drops all but these afterwards.
+        # Upstream quantizes all frames and keeps these afterwards, which is the same.
         return self.normalize(x[:, :: self.ds_factor])
 
     def transform(self, x: Tensor) -> Tensor:
-        """x [M, F, dim] -> [M, F, dim], which has seen the whole excerpt."""
+        """x [M, F, dim] -> [M, F, dim], every frame attending to the whole excerpt."""
         x = x + sinusoid(torch.arange(x.shape[1]), self.period).to(x.dtype)
         for layer in self.layers:
             x = layer(x)
         return x
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Batch norm by the means and variances of its training, eps 1e-5: x [..., dim] -> x."""
+        """Batch norm with the running means and variances of training, eps 1e-5: x [..., dim] -> x."""
         return (x - self.mean) * torch.rsqrt(self.variance + 1e-5)
 
-    def codes(self, x: Tensor) -> Tensor:
-        """x [M, T, dim] -> at each level the vector nearest to what those before it left, int64 [M, levels, T]."""
-        codes = []
-        for vectors in self.codebooks:
-            codes.append(nearness(x, vectors).argmax(dim=-1))
-            x = x - F.embedding(codes[-1], vectors)
-        return torch.stack(codes, dim=1)
+    def quantize(self, x: Tensor) -> Tensor:
+        """x [M, T, dim] -> each level's code, int64 [M, levels, T]."""
+        return quantize(x, self.codebooks)
 
-    def told(self, codes: Tensor, eval_q: Tensor) -> Tensor:
+    def dequantize(self, codes: Tensor, eval_q: Tensor) -> Tensor:
         """codes int64 [M, levels, T], eval_q int64 [] -> the sum of the first eval_q levels' vectors [M, T, dim]."""
         levels = zip(codes.unbind(dim=1), self.codebooks, strict=True)
         vectors = torch.stack([F.embedding(code, table) for code, table in levels])

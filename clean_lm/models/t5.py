@@ -17,7 +17,7 @@ from clean_lm.models.transformer import weight
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis: no mean is taken away, nothing is added."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis: no mean is subtracted, there is no bias."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -38,7 +38,7 @@ class TextLayer(nn.Module):
         self.qkv = weight(c.dim, 3 * c.heads * c.head_dim)
         self.out = weight(c.heads * c.head_dim, c.dim)
         self.norm2 = RMSNorm(c.dim, c.eps)
-        self.linear1 = weight(c.dim, (1 + c.gated) * c.hidden)  # gate, then what it lets through
+        self.linear1 = weight(c.dim, (1 + c.gated) * c.hidden)  # the gate, then the values
         self.linear2 = weight(c.hidden, c.dim)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class TextLayer(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """Tokens to states. Positions are known by the relative bias alone."""
+    """Tokens -> states. Positions enter only through the relative bias."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -71,7 +71,7 @@ class T5Encoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids int64 [R, N], attention_mask int64 [R, N], 0 where a token is padding -> states [R, N, E].
 
-        What stands where the mask is 0 is of no use. Any N: T5 knows no longest text.
+        States where the mask is 0 are meaningless. N is not limited: positions are relative.
         """
         x, bias = self.embed(input_ids), self.bias(attention_mask)
         for layer in self.layers:
@@ -87,7 +87,7 @@ class T5Encoder(nn.Module):
         n = torch.arange(attention_mask.shape[1])
         distance = (n[None, :] - n[:, None]).clamp(-self.max_distance, self.max_distance)
         bias = F.embedding(self.buckets[distance + self.max_distance], self.relative_bias)
-        # The lowest number and not -inf: a row that masks everything stays finite.
+        # The lowest number rather than -inf: a row whose tokens are all masked stays finite.
         lowest = torch.finfo(bias.dtype).min
         return torch.where(attention_mask[:, None, None, :] > 0, rearrange(bias, "q k h -> h q k"), lowest)
 

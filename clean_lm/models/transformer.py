@@ -1,4 +1,4 @@
-"""The parts of MusicGen's transformer: weights, norms and attention with an explicit cache.
+"""The parts of MusicGen's transformer: weights, positions, norms and attention with an explicit cache.
 
 Weights of linear maps are stored [in, out], as `x @ w` and ONNX MatMul want them.
 """
@@ -17,17 +17,17 @@ class Attention(Protocol):
     """How causal self-attention reads and extends its cache: a choice made when the model is built."""
 
     def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
-        """What all layers share about the `new` columns from `position` [1] on: computed once a step."""
+        """What all layers need to know of the `new` columns from `position` [1] on: computed once a step."""
         ...
 
     def __call__(self, qkv: Tensor, cache: Cache, columns: tuple[Tensor, ...], heads: int) -> tuple[Tensor, Cache]:
-        """qkv [R, S, 3HD], cache 2 x [R, H, C, D] -> what each new column read [R, S, HD], present cache."""
+        """qkv [R, S, 3HD], cache 2 x [R, H, C, D] -> the new columns' attention [R, S, HD], present cache."""
         ...
 
     def cross(self, q: Tensor, cross: Cache, heads: int) -> Tensor:
-        """q [X, S, HD], the text's keys and values 2 x [X, H, N, D] -> what each column read of it [X, S, HD].
+        """q [X, S, HD], the text's keys and values 2 x [X, H, N, D] -> the columns' attention [X, S, HD].
 
-        Nothing is masked here: the padding of a text is zero keys, which take their share of the softmax.
+        Nothing is masked: the padding of a text has zero keys, which take their share of the softmax, as upstream.
         """
         ...
 
@@ -40,7 +40,7 @@ class StandardAttention:
     1  o o o o . . . . . . . . . . . .    o o .        position 4, S = 3, C = 16
     2  o o o o . . . . . . . . . . . .    o o o
 
-    Scores of both halves are joined, a number a column; their keys and values, D numbers a column, are not.
+    Only scores are concatenated, one number a column; keys and values, D numbers a column, are not copied.
     """
 
     def columns(self, position: Tensor, rows: int, new: int, capacity: int) -> tuple[Tensor, ...]:
@@ -123,6 +123,21 @@ def weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, device="meta"), requires_grad=False)
 
 
+def periods(dim: int) -> Tensor:
+    """10000^(i / (dim/2 - 1)) for i = 0 .. dim/2 - 1: the sinusoid's periods over 2 pi, in columns [dim/2].
+
+    A constant by torch's own float32 power, as upstream's: at column 1500 a last bit moves the phase by 1e-4.
+    """
+    half = dim // 2
+    return 10_000 ** (torch.arange(half, dtype=torch.float32) / (half - 1))
+
+
+def sinusoid(positions: Tensor, period: Tensor) -> Tensor:
+    """positions int64 [S], period [dim/2] -> [S, dim] = [cos | sin] of position / period."""
+    phase = positions[:, None].float() / period
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
 class Norm(nn.Module):
     """Layer norm over the last axis, eps 1e-5."""
 
@@ -159,9 +174,9 @@ class Layer(nn.Module):
         read, present = self.attention(self.norm1(x) @ self.qkv, cache, columns, self.heads)
         x = x + read @ self.out
         if cross is not None:
-            # Null text reads zeros and so adds exactly zero: the rows after the first X, which have no text, skip it.
-            told, nulls = x.split([texts, x.shape[0] - texts])
-            read = self.attention.cross(self.norm_cross(told) @ self.cross_q, cross, self.heads)
-            x = torch.cat([told + read @ self.cross_out, nulls])
+            # Rows without text would attend to zeros, which adds exactly zero: those after the first X skip it.
+            conditioned, unconditional = x.split([texts, x.shape[0] - texts])
+            read = self.attention.cross(self.norm_cross(conditioned) @ self.cross_q, cross, self.heads)
+            x = torch.cat([conditioned + read @ self.cross_out, unconditional])
         x = x + F.gelu(self.norm2(x) @ self.linear1) @ self.linear2
         return x, present

@@ -14,7 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from clean_lm.models.config import CodecConfig
-from clean_lm.models.encodec import DecoderLayers, Encoder, StandardRecurrence, nearness
+from clean_lm.models.encodec import DecoderLayers, Encoder, StandardRecurrence
+from clean_lm.models.quantizer import negative_distance
 from demo.train.trainer import Settings, initialise, train
 
 CONFIG = CodecConfig(
@@ -52,7 +53,7 @@ class Codec(nn.Module):
         for k, table in enumerate(self.encoder.codebooks):
             if generator is not None:
                 self.learn(k, left.detach(), generator)
-            quantised = F.embedding(nearness(left[None], table)[0].argmax(dim=-1), table)
+            quantised = F.embedding(negative_distance(left[None], table)[0].argmax(dim=-1), table)
             commitment = commitment + F.mse_loss(left, quantised)
             left = left - quantised
         rest = rearrange(left, "(b t) d -> b d t", b=len(audio))
@@ -66,7 +67,7 @@ class Codec(nn.Module):
     def learn(self, k: int, vectors: Tensor, generator: torch.Generator) -> None:
         """Move codebook k to the vectors [N, D] that it quantises."""
         table, uses, sums = self.encoder.codebooks[k], self.uses[k], self.sums[k]
-        codes = nearness(vectors[None], table)[0].argmax(dim=-1)
+        codes = negative_distance(vectors[None], table)[0].argmax(dim=-1)
         uses.mul_(DECAY).add_(torch.bincount(codes, minlength=len(table)), alpha=1 - DECAY)
         sums.mul_(DECAY).index_add_(0, codes, vectors, alpha=1 - DECAY)
         table.copy_(sums / uses.clamp(min=1e-5)[:, None])

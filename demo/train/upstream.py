@@ -11,9 +11,9 @@ from torch import Tensor
 from clean_lm.models.config import CodecConfig, LMConfig
 from clean_lm.models.encodec import torch_gates
 from demo.checkpoint import codec_table, codec_xp_cfg, xp_cfg
-from weights.codec import AUDIOCRAFT, fold_gates, fold_weight_norm
+from weights.codec import AUDIOCRAFT, fold_gates
 from weights.lm import audiocraft
-from weights.mapping import Source
+from weights.mapping import Source, fold_weight_norm
 
 
 def theirs(rows: Mapping[str, Source], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,204 @@
+"""Hugging Face's config.json -> dataclasses of clean_lm.models.config, or a ConfigError with every unsupported field.
+
+Each reader checks what is supported first, then reads sizes.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from clean_lm.models.config import CodecConfig, LMConfig, MertConfig, TextConfig
+from weights.fields import Fields, Supported, require_supported, unsupported
+
+# The language model, by the defaults of MusicgenDecoderConfig.
+LM_SUPPORTED: Supported = {
+    "decoder.activation_function": ("gelu", "gelu"),
+    "decoder.scale_embedding": (False, False),
+}
+
+# The codec, by the defaults of EncodecConfig.
+CODEC_SUPPORTED: Supported = {
+    "use_causal_conv": (False, True),
+    "normalize": (False, False),
+    "norm_type": ("weight_norm", "weight_norm"),
+    "trim_right_ratio": (1.0, 1.0),
+    "use_conv_shortcut": (False, True),
+    "chunk_length_s": (None, None),
+    "overlap": (None, None),
+}
+
+# T5's feed_forward_proj: what T5Config makes of it, (dense_act_fn, is_gated_act).
+T5_FEED_FORWARD = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True)}
+
+# MERT: its own fields, then those of HubertConfig with its defaults. 24 kHz is the rate of MusicGen-style's MERT.
+MERT_SUPPORTED: Supported = {
+    "sample_rate": (24_000, None),
+    "feature_extractor_cqt": (False, False),
+    "deepnorm": (False, False),
+    "feat_extract_norm": ("group", "group"),
+    "feat_extract_activation": ("gelu", "gelu"),
+    "feat_proj_layer_norm": (True, True),
+    "conv_bias": (False, False),
+    "conv_pos_batch_norm": (False, False),
+    "do_stable_layer_norm": (False, False),
+    "hidden_act": ("gelu", "gelu"),
+    "layer_norm_eps": (1e-5, 1e-5),
+}
+
+
+def lm_config(tree: Mapping[str, Any]) -> LMConfig:
+    """Read the config.json of a MusicGen, with its generation_config.json as the field of that name.
+
+    Raises ConfigError with every unsupported field, or with the first that is missing or out of range.
+    """
+    fields = Fields(tree)
+    dim, hidden = fields.require("decoder.hidden_size", int), fields.require("decoder.ffn_dim", int)
+    problems = unsupported(fields, LM_SUPPORTED, "config.json", "transformers")
+    if dim < 1 or hidden % dim:
+        problems.append(f"config.json decoder.ffn_dim: found {hidden}, expected a multiple of hidden_size {dim}")
+    require_supported("language model", problems)
+    codebooks, channels = fields.require("decoder.num_codebooks", int), _channels(fields)
+    config = LMConfig(
+        layers=fields.require("decoder.num_hidden_layers", int),
+        heads=fields.require("decoder.num_attention_heads", int),
+        dim=dim,
+        hidden_scale=hidden // dim,
+        codebooks=codebooks,
+        card=fields.require("decoder.vocab_size", int),
+        delays=tuple(k // max(channels, 1) for k in range(codebooks)),  # stereo: left and right share a delay
+        text_dim=fields.require("text_encoder.d_model", int),
+        text_encoder=_text_encoder(fields),
+        max_duration=_max_duration(fields),
+        solver="musicgen",
+        sample_rate=fields.require("audio_encoder.sampling_rate", int),
+        channels=channels,
+        cross=("description",),
+        prepend=(),
+        self_wav=None,
+    )
+    config.validate()
+    return config
+
+
+def _channels(fields: Fields) -> int:
+    name = "decoder.audio_channels"
+    return 1 if fields.get(name) is None else fields.require(name, int)
+
+
+def _text_encoder(fields: Fields) -> str:
+    """The name of the text encoder; "t5" where the file leaves it empty."""
+    name = "text_encoder._name_or_path"
+    return fields.require(name, str) if fields.get(name) else "t5"
+
+
+def _max_duration(fields: Fields) -> float:
+    """Seconds of generation_config.json's longest generation."""
+    sample_rate = fields.require("audio_encoder.sampling_rate", int)
+    hop = math.prod(fields.require_list("audio_encoder.upsampling_ratios", int))
+    return fields.require("generation_config.max_length", int) * hop / max(sample_rate, 1)
+
+
+def text_config(tree: Mapping[str, Any], at: str = "") -> TextConfig:
+    """Read the config.json of a T5, or the one inside another model's under `at` ("text_encoder.").
+
+    Raises ConfigError with every unsupported field, or with the first that is missing or out of range.
+    """
+    fields = Fields(tree)
+    require_supported("text encoder", _text_problems(fields, at))
+    config = TextConfig(  # defaults: T5Config's, which the files of t5-base and t5-large rely on
+        layers=fields.require(f"{at}num_layers", int),
+        heads=fields.require(f"{at}num_heads", int),
+        head_dim=fields.require(f"{at}d_kv", int),
+        dim=fields.require(f"{at}d_model", int),
+        hidden=fields.require(f"{at}d_ff", int),
+        gated=T5_FEED_FORWARD[fields.get(f"{at}feed_forward_proj", "relu")][1],
+        vocab=fields.require(f"{at}vocab_size", int),
+        buckets=fields.require(f"{at}relative_attention_num_buckets", int, 32),
+        max_distance=fields.require(f"{at}relative_attention_max_distance", int, 128),
+        eps=fields.require(f"{at}layer_norm_epsilon", float, 1e-6),
+        pad_token=fields.require(f"{at}pad_token_id", int, 0),
+        eos_token=fields.require(f"{at}eos_token_id", int, 1),
+    )
+    config.validate()
+    return config
+
+
+def _text_problems(fields: Fields, at: str) -> list[str]:
+    """dense_act_fn and is_gated_act repeat what feed_forward_proj says: they must agree with it."""
+    problems = unsupported(fields, {"model_type": ("t5", None)}, "config.json", "transformers", at)
+    feed_forward = fields.get(f"{at}feed_forward_proj", "relu")
+    if not isinstance(feed_forward, str) or feed_forward not in T5_FEED_FORWARD:
+        supported = ", ".join(map(repr, T5_FEED_FORWARD))
+        return [*problems, f"config.json {at}feed_forward_proj: found {feed_forward!r}, supported: {supported}"]
+    for name, ours in zip(("dense_act_fn", "is_gated_act"), T5_FEED_FORWARD[feed_forward], strict=True):
+        if (value := fields.get(at + name, ours)) != ours:
+            problems.append(f"config.json {at}{name}: found {value!r}, supported with {feed_forward!r}: {ours!r}")
+    return problems
+
+
+def mert_config(tree: Mapping[str, Any]) -> MertConfig:
+    """Read the config.json of a MERT, or of a HuBERT that is built as one.
+
+    Raises ConfigError with every unsupported field, or with the first that is missing or out of range.
+    """
+    fields = Fields(tree)
+    problems = unsupported(fields, MERT_SUPPORTED, "config.json", "transformers")
+    relax = fields.require("attention_relax", float, -1.0)
+    if relax > 0:
+        problems.append(f"config.json attention_relax: found {relax!r}, supported: -1.0")
+    require_supported("MERT", problems)
+    config = MertConfig(
+        layers=fields.require("num_hidden_layers", int),
+        heads=fields.require("num_attention_heads", int),
+        dim=fields.require("hidden_size", int),
+        hidden=fields.require("intermediate_size", int),
+        channels=fields.require_list("conv_dim", int),
+        kernels=fields.require_list("conv_kernel", int),
+        strides=fields.require_list("conv_stride", int),
+        position_kernel=fields.require("num_conv_pos_embeddings", int),
+        position_groups=fields.require("num_conv_pos_embedding_groups", int),
+        sample_rate=fields.require("sample_rate", int),
+    )
+    config.validate()
+    return config
+
+
+def codec_config(tree: Mapping[str, Any], at: str = "") -> CodecConfig:
+    """Read the config.json of an EnCodec, or the one inside another model's under `at` ("audio_encoder.").
+
+    Raises ConfigError with every unsupported field, or with the first that is missing or out of range.
+    """
+    fields = Fields(tree)
+    problems = unsupported(fields, CODEC_SUPPORTED, "config.json", "transformers", at)
+    dimension, inner = fields.require(f"{at}hidden_size", int), fields.get(f"{at}codebook_dim")
+    if inner not in (None, dimension):
+        problems.append(f"config.json {at}codebook_dim: found {inner!r}, supported: hidden_size, {dimension}")
+    require_supported("codec", problems)
+    config = CodecConfig(
+        sample_rate=fields.require(f"{at}sampling_rate", int),
+        channels=fields.require(f"{at}audio_channels", int),
+        ratios=fields.require_list(f"{at}upsampling_ratios", int),
+        filters=fields.require(f"{at}num_filters", int),
+        dimension=dimension,
+        kernel_size=fields.require(f"{at}kernel_size", int),
+        last_kernel_size=fields.require(f"{at}last_kernel_size", int),
+        residual_kernel_size=fields.require(f"{at}residual_kernel_size", int),
+        residual_layers=fields.require(f"{at}num_residual_layers", int),
+        dilation_base=fields.require(f"{at}dilation_growth_rate", int),
+        compress=fields.require(f"{at}compress", int),
+        lstm_layers=fields.require(f"{at}num_lstm_layers", int),
+        pad_mode=fields.require(f"{at}pad_mode", str),
+        codebooks=_codebooks(fields, at),
+        card=fields.require(f"{at}codebook_size", int),
+    )
+    config.validate()
+    return config
+
+
+def _codebooks(fields: Fields, at: str) -> int:
+    """How many codebooks the last bandwidth [kbit/s] takes: transformers' EncodecConfig.num_quantizers."""
+    bandwidths = fields.require_list(f"{at}target_bandwidths", float)
+    hop = math.prod(fields.require_list(f"{at}upsampling_ratios", int))
+    sample_rate, card = fields.require(f"{at}sampling_rate", int), fields.require(f"{at}codebook_size", int)
+    frame_rate, bits = math.ceil(sample_rate / max(hop, 1)), math.ceil(math.log2(max(card, 2)))
+    return int(1000 * bandwidths[-1] // (max(frame_rate, 1) * bits)) if bandwidths else 0
