@@ -62,7 +62,7 @@ test('a generation is cancelled, and the next one runs', async () => {
 })
 
 test('errors reach the caller', async () => {
-  await assert.rejects(engine.continue([], 44100, {}), /audio: expected a Float32Array/)
+  await assert.rejects(engine.continue([], 44100, {}), /audio: got Array of 0, expected a Float32Array/)
   const none = new Engine('nowhere')
   await assert.rejects(none.continue(PROMPT, 44100, {}), /nowhere.*manifest\.json: not found/)
   await none.close()
