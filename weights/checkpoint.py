@@ -65,12 +65,12 @@ def open_text(path: Path, base: Path | None = None) -> Checkpoint:
     return open_folder(_existing(path), TEXT, base)
 
 
-def open_mert(path: Path) -> Checkpoint:
+def open_mert(path: Path, base: Path | None = None) -> Checkpoint:
     """Open the feature extractor of style models: Hugging Face's folder of a MERT, or of a HuBERT; or a file in it.
 
     Raises CheckpointError where it is something else, FileNotFoundError where there is none.
     """
-    return open_folder(_existing(path), MERT)
+    return open_folder(_existing(path), MERT, base)
 
 
 def open_layout(layout: Path, config: Path) -> Checkpoint:

@@ -172,6 +172,11 @@ def open_adapter(folder: Path) -> Adapter:
     return Adapter(folder, config, *read(folder, whole))
 
 
+def adapts(folder: Path, at: str) -> bool:
+    """Whether an adapter changes the part of its base model whose tensors begin with `at`."""
+    return any(_inner_name(name).startswith(at) for name in open_adapter(folder).specs)
+
+
 def base_of(folder: Path, base: Path | None) -> Path:
     """The folder of an adapter's base model: `base`, or the local one that it names. Raises CheckpointError."""
     if base is not None:
