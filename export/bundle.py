@@ -37,6 +37,7 @@ from export.parity import Comparison, Verdict, calls_verdict, require_agreement,
 from export.sharing import Shared
 from export.variants import add_clip_option, bytes_required, validate_attention
 from weights.checkpoint import CheckpointError
+from weights.lm import load
 from weights.lora import adapts, is_adapter
 from weights.mapping import MappingError, Model, require_finite
 from weights.text import FINETUNE, holds_text_encoder, is_finetuned, load_finetuned
@@ -147,7 +148,9 @@ def export(
 ) -> None:
     """Write the bundle; print its files and how far each graph is from PyTorch. codec_path: None for that beside."""
     start = time.perf_counter()
-    model = lm.open_model(checkpoint, base, max_duration)
+    model = load(checkpoint, base, max_duration)
+    lm.validate(model.config)
+    tell(model.checkpoint.notes)
     validate_attention(variants, attention)
     parts = open_parts({CODEC: codec_path or beside(checkpoint, base), MERT: mert_path}, base)
     if text_path:

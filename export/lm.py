@@ -82,7 +82,9 @@ def export(
 ) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
-    model = open_model(ckpt, base, max_duration)
+    model = load(ckpt, base, max_duration)
+    validate(model.config)
+    tell(model.checkpoint.notes)
     validate_attention(variants, attention)
     require_finite(model)
     with new_folder(out, bytes_required(model.parameters, variants)) as folder:
@@ -93,14 +95,6 @@ def export(
         lines = require_agreement(verdicts) + quantize.add(folder, variants, cache=cache, keep=False)
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))
-
-
-def open_model(ckpt: Path, base: Path | None = None, max_duration: float | None = None) -> Model[LMConfig]:
-    """A checkpoint whose language model can be exported; tells what was done to read it. Raises as weights.lm.load."""
-    model = load(ckpt, base, max_duration)
-    validate(model.config)
-    tell(model.checkpoint.notes)
-    return model
 
 
 def write_all(model: Model[LMConfig], folder: Path, attention: str) -> list[str]:

@@ -106,7 +106,7 @@ def melody_config(fields: Fields, dim: int) -> MelodyConfig:
         problems.append(f"preprocessor_config.json n_fft: found {n_fft}, supported: a power of 2")
     if frames < 5:
         problems.append(
-            f"config.json chroma_length: found {frames}, supported: 5, which one frame's length has, or more"
+            f"config.json chroma_length: found {frames}, supported: 5 or more"
         )
     require_supported("melody conditioner", problems)
     config = MelodyConfig(
