@@ -105,9 +105,7 @@ def melody_config(fields: Fields, dim: int) -> MelodyConfig:
     if n_fft < 4 or n_fft & (n_fft - 1):
         problems.append(f"preprocessor_config.json n_fft: found {n_fft}, supported: a power of 2")
     if frames < 5:
-        problems.append(
-            f"config.json chroma_length: found {frames}, supported: 5 or more"
-        )
+        problems.append(f"config.json chroma_length: found {frames}, supported: 5 or more")
     require_supported("melody conditioner", problems)
     config = MelodyConfig(
         chroma=chroma,

@@ -186,7 +186,9 @@ def base_of(folder: Path, base: Path | None) -> Path:
         return Path(named)
     what = repr(named) if named else "a model that it does not name"
     fetch = f" (`hf download {named} --local-dir FOLDER`)" if named else ""
-    raise CheckpointError(f"{folder}: a LoRA adapter of {what}; give that model{fetch} with --base FOLDER, or {MERGE}")
+    raise CheckpointError(
+        f"{folder}: a LoRA adapter, not a model; it is one of {what}: give that one{fetch} with --base FOLDER, or {MERGE}"
+    )
 
 
 def refuse_unmerged(path: Path, names: Iterable[str]) -> None:
