@@ -5,9 +5,9 @@
   python export/bundle.py --lm state_dict.bin --text t5-base --variant int4 fp32 --clip loop.wav
   python export/bundle.py --hub facebook/musicgen-small --text t5-base --out bundle
 
---lm is audiocraft's state_dict.bin or a Hugging Face MusicGen folder; --hub is a repository that holds either.
---codec is audiocraft's compression_state_dict.bin, a Hugging Face EnCodec folder, or a bundle that has one; without
-it, what lies beside --lm.
+--lm is audiocraft's state_dict.bin, or a Hugging Face folder: of a MusicGen, or of a LoRA adapter that --base names the
+model of; --hub is a repository that holds either. --codec is audiocraft's compression_state_dict.bin, a Hugging Face
+EnCodec folder, or a bundle that has one; without it, what lies beside --lm.
 --text is a Hugging Face T5 folder or a bundle that has one; without it, the bundle takes no descriptions.
 --mert is a Hugging Face MERT folder or a bundle that has one; it lets style models take audio.
 A new bundle names shared files by their paths relative to itself: move both bundles together.
@@ -32,13 +32,15 @@ from clean_lm.models.config import ConfigError, LMConfig, StyleConfig
 from clean_lm.text_encoder import TOKENIZER
 from export import codec, conditioner, hub, lm, lm_parity, mert, quantize, text
 from export.bundle_writer import FP32, merged_model, new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress
+from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
 from export.parity import Comparison, Verdict, calls_verdict, require_agreement, table
 from export.sharing import Shared
 from export.variants import add_clip_option, bytes_required, validate_attention
 from weights.checkpoint import CheckpointError
 from weights.lm import load
-from weights.mapping import MappingError, Model
+from weights.lora import adapts, is_adapter
+from weights.mapping import MappingError, Model, require_finite
+from weights.text import FINETUNE, holds_text_encoder, is_finetuned, load_finetuned
 from weights.tokenizer import open_tokenizer
 
 
@@ -48,7 +50,7 @@ class Exporter(Protocol):
     @property
     def GRAPHS(self) -> Sequence[str]: ...
 
-    def load(self, path: Path, /) -> Model[Any]: ...
+    def load(self, path: Path, base: Path | None = None, /) -> Model[Any]: ...
 
     def describe(self, c: Any, /) -> dict[str, Any]: ...
 
@@ -72,6 +74,11 @@ def main() -> None:
     parser.add_argument("--revision", help="of --hub: a branch, a tag or a commit (default: main)")
     parser.add_argument("--codec", type=Path, help=f"{CODEC_FILE}, a Hugging Face EnCodec folder, or a bundle")
     parser.add_argument("--text", type=Path, help="a Hugging Face T5 folder, or a bundle")
+    parser.add_argument(
+        "--stock-text",
+        action="store_true",
+        help="take --text as it is, although the checkpoint says that its text encoder was fine-tuned",
+    )
     parser.add_argument("--mert", type=Path, help="a Hugging Face MERT folder, or a bundle; for style models")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     lm.add_options(parser)
@@ -83,12 +90,31 @@ def main() -> None:
         checkpoint = hub.download(args.hub, args.revision) if args.hub else args.lm
         source = hub.source_of(checkpoint, args.hub) if args.hub else None
         parts = checkpoint, args.codec, args.text
-        export(*parts, args.out, args.attention, args.variant, args.clip, args.cache, args.mert, source)
+        export(
+            *parts,
+            args.out,
+            args.attention,
+            args.variant,
+            args.clip,
+            args.cache,
+            args.mert,
+            source,
+            base=args.base,
+            max_duration=args.max_duration,
+            stock_text=args.stock_text,
+        )
 
 
-def beside(checkpoint: Path) -> Path:
-    """The codec in the language model's folder: audiocraft's file, or that folder if it is a Hugging Face MusicGen."""
+def beside(checkpoint: Path, base: Path | None = None) -> Path:
+    """The codec in the language model's folder: audiocraft's file, or that folder if it is a Hugging Face MusicGen.
+
+    A decoder alone has its codec in `base`; an adapter, which may change the codec, is one with its base model.
+    """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if is_adapter(folder):
+        return folder
+    if base and not (folder / CODEC_FILE).exists():
+        return beside(base)
     if (folder / CODEC_FILE).exists():
         return folder / CODEC_FILE
     if (folder / "config.json").exists() and not (folder / "state_dict.bin").exists():
@@ -107,17 +133,26 @@ def export(
     cache: str | None = None,
     mert_path: Path | None = None,
     source: Mapping[str, str] | None = None,
+    *,
+    base: Path | None = None,
+    max_duration: float | None = None,
+    stock_text: bool = False,
 ) -> None:
     """Write the bundle; print its files and how far each graph is from PyTorch. codec_path: None for that beside."""
     start = time.perf_counter()
-    model = load(checkpoint)
+    model = load(checkpoint, base, max_duration)
     lm.validate(model.config)
+    tell(model.checkpoint.notes)
     validate_attention(variants, attention)
-    parts = open_parts({CODEC: codec_path or beside(checkpoint), TEXT: text_path, MERT: mert_path})
+    parts = open_parts({CODEC: codec_path or beside(checkpoint, base), MERT: mert_path}, base)
+    if text_path:
+        parts[TEXT] = open_text(model, text_path, base, stock_text)
     described = {name: describe(name, part) for name, part in parts.items()}
     validate_parts(model.config, described[CODEC], described.get(TEXT), described.get(MERT))
     tokenizer = tokenizer_of(parts.get(TEXT))
     own = {name: part for name, part in parts.items() if isinstance(part, Model)}
+    for part in (model, *own.values()):
+        require_finite(part)
     others = sum(part.parameters for part in own.values())
 
     with new_folder(out, bytes_required(model.parameters, variants) + 4 * others) as folder:
@@ -138,16 +173,48 @@ def export(
     print("\n".join(lines))
 
 
-def open_parts(paths: Mapping[str, Path | None]) -> dict[str, Part]:
-    """The parts beside the language model, by name; a path of None is left out."""
-    return {name: open_part(path, name) for name, path in paths.items() if path}
+def open_parts(paths: Mapping[str, Path | None], base: Path | None = None) -> dict[str, Part]:
+    """The parts beside the language model, by name; a path of None is left out. `base`: the model of an adapter."""
+    return {name: open_part(path, name, base) for name, path in paths.items() if path}
 
 
-def open_part(path: Path, name: str) -> Part:
+def open_part(path: Path, name: str, base: Path | None = None) -> Part:
     """A checkpoint, or the same part of a bundle."""
     if (path / "manifest.json").exists():
         return Shared.read(path, EXPORTERS[name].GRAPHS, [TOKENIZER] if name == TEXT else [])
-    return EXPORTERS[name].load(path)
+    model = EXPORTERS[name].load(path, base)
+    tell(model.checkpoint.notes)
+    return model
+
+
+def open_text(model: Model[LMConfig], path: Path, base: Path | None, stock: bool) -> Part:
+    """The text encoder: the fine-tuned one of the checkpoint where it has one, else the one at `path`.
+
+    `stock`: the one at `path`, whatever the checkpoint says. Raises ExportError where that has to be said.
+    """
+    checkpoint = model.checkpoint
+    if stock:
+        return open_part(path, TEXT, base)
+    if holds_text_encoder(checkpoint):
+        if (path / "manifest.json").exists():
+            raise ExportError(
+                f"{checkpoint.path}: holds a fine-tuned text encoder; give --text the folder of the T5 that it began "
+                "as, whose config.json and tokenizer are needed, or --stock-text to take this bundle's T5"
+            )
+        text_encoder = load_finetuned(checkpoint, path)
+        tell(text_encoder.checkpoint.notes)
+        return text_encoder
+    if is_finetuned(checkpoint):
+        raise ExportError(
+            f"{checkpoint.path}: xp.cfg {FINETUNE} is true, and its text encoder is not in the file; export it with "
+            "those tensors, or give --stock-text to take the T5 of --text, which is not the one it was trained with"
+        )
+    if is_adapter(checkpoint.path) and path != checkpoint.path and adapts(checkpoint.path, "text_encoder."):
+        raise ExportError(
+            f"{checkpoint.path}: the adapter changes the text encoder, too; give it as --text {checkpoint.path}, or "
+            "--stock-text to take the T5 of --text as it is"
+        )
+    return open_part(path, TEXT, base)
 
 
 def describe(name: str, part: Part) -> dict[str, Any]:
@@ -184,7 +251,7 @@ def tokenizer_of(text: Part | None) -> Tokenizer | Path | None:
         return None
     if isinstance(text, Shared):
         return text.manifest.folder / TOKENIZER
-    return open_tokenizer(text.checkpoint.path, text.config)
+    return open_tokenizer(text.checkpoint.tokenizer or text.checkpoint.path, text.config)
 
 
 def save_tokenizer(tokenizer: Tokenizer | Path | None, folder: Path) -> None:

@@ -24,12 +24,12 @@ from clean_lm.models.encodec import Decoder, Encoder, OnnxRecurrence, StandardRe
 from clean_lm.models.quantizer import negative_distance
 from clean_lm.session import open_graph
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress
+from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
 from export.onnx_graph import TensorSpec, write
 from export.parity import Verdict, against_pytorch, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
 from weights.codec import load
-from weights.mapping import MappingError, Model, fill
+from weights.mapping import MappingError, Model, fill, require_finite
 
 DTYPE = torch.float32
 GRAPHS = ("compression_encode", "compression_decode", "compression_stream")
@@ -42,16 +42,19 @@ def main() -> None:
     parser.add_argument(
         "--codec", type=Path, required=True, help="audiocraft's compression_state_dict.bin, or a Hugging Face folder"
     )
+    parser.add_argument("--base", type=Path, help="the model of a LoRA adapter")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
     with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
-        export(args.codec, args.out)
+        export(args.codec, args.out, args.base)
 
 
-def export(codec: Path, out: Path) -> None:
+def export(codec: Path, out: Path, base: Path | None = None) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
-    model = load(codec)
+    model = load(codec, base)
+    tell(model.checkpoint.notes)
+    require_finite(model)
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         write_manifest(folder, describe(model.config), {}, None, GRAPHS)

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -24,6 +24,12 @@ def errors_as_one_line(*errors: type[Exception], interrupted: str = "nothing was
 def progress(step: str) -> None:
     """Tell on stderr what takes time now."""
     print(step, file=sys.stderr, flush=True)
+
+
+def tell(notes: Iterable[str]) -> None:
+    """What was done to read a checkpoint, on stderr."""
+    for note in notes:
+        progress(f"note: {note}")
 
 
 def print_files(out: Path, parameters: int, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
   python export/lm.py --ckpt state_dict.bin
   python export/lm.py --ckpt state_dict.bin --out bundle --variant int4
+  python export/lm.py --ckpt adapter --base musicgen-small      a LoRA adapter and the model that it was trained on
 
 Melody and style models have lm_melody.onnx or lm_style.onnx too. The float32 graphs are then run beside the PyTorch
 modules, and the largest difference is printed; graphs that disagree are not kept. Variants (listed by
@@ -21,7 +22,7 @@ from clean_lm.generation import Sampling
 from clean_lm.models.config import ConfigError, LMConfig
 from export import conditioner, quantize
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress
+from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
 from export.lm_graphs import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
 from export.lm_parity import parity
 from export.parity import calls_verdict, require_agreement
@@ -29,7 +30,7 @@ from export.variants import FP32, bytes_required, validate_attention
 from export.variants import add_options as add_variant_options
 from weights.checkpoint import CheckpointError
 from weights.lm import load
-from weights.mapping import MappingError, Model
+from weights.mapping import MappingError, Model, require_finite
 
 # Defaults of audiocraft's set_generation_params by solver, in seconds: duration, extend_stride.
 DURATION = {"musicgen": (30.0, 18.0), "audiogen": (10.0, 2.0)}
@@ -44,7 +45,7 @@ def main() -> None:
     add_options(parser)
     args = parser.parse_args()
     with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
-        export(args.ckpt, args.out, args.attention, args.variant, args.cache)
+        export(args.ckpt, args.out, args.attention, args.variant, args.cache, args.base, args.max_duration)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,17 +56,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="ort",
         help="ort: ONNX Runtime's own operator, fast (default); standard: ai.onnx operators only, for other engines",
     )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        help="the model that it is a fine-tune of, where the checkpoint is a LoRA adapter, a decoder alone, or tensors "
+        "without a configuration",
+    )
+    parser.add_argument(
+        "--max-duration",
+        type=float,
+        metavar="SECONDS",
+        help="length of a window (default: that of the checkpoint's configuration; Hugging Face folders: 30 or more)",
+    )
     add_variant_options(parser)
 
 
 def export(
-    ckpt: Path, out: Path, attention: str = "ort", variants: Sequence[str] = (FP32,), cache: str | None = None
+    ckpt: Path,
+    out: Path,
+    attention: str = "ort",
+    variants: Sequence[str] = (FP32,),
+    cache: str | None = None,
+    base: Path | None = None,
+    max_duration: float | None = None,
 ) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
-    model = load(ckpt)
+    model = load(ckpt, base, max_duration)
     validate(model.config)
+    tell(model.checkpoint.notes)
     validate_attention(variants, attention)
+    require_finite(model)
     with new_folder(out, bytes_required(model.parameters, variants)) as folder:
         names = write_all(model, folder, attention)
         write_manifest(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], names)

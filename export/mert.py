@@ -21,11 +21,11 @@ from clean_lm.models.config import ConfigError, MertConfig
 from clean_lm.models.mert import Mert
 from clean_lm.session import open_graph
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress
+from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
 from export.onnx_graph import TensorSpec, write
 from export.parity import Verdict, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
-from weights.mapping import MappingError, Model, fill
+from weights.mapping import MappingError, Model, fill, require_finite
 from weights.mert import load
 
 DTYPE = torch.float32
@@ -46,6 +46,8 @@ def export(mert: Path, out: Path) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
     model = load(mert)
+    tell(model.checkpoint.notes)
+    require_finite(model)
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         write_manifest(folder, describe(model.config), {}, None, GRAPHS)

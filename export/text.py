@@ -23,11 +23,11 @@ from clean_lm.models.t5 import T5Encoder, TextLayer
 from clean_lm.session import open_graph
 from clean_lm.text_encoder import TOKENIZER
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress
+from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
 from export.onnx_graph import TensorSpec, write
 from export.parity import Verdict, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
-from weights.mapping import MappingError, Model, fill
+from weights.mapping import MappingError, Model, fill, require_finite
 from weights.text import load
 from weights.tokenizer import open_tokenizer
 
@@ -39,17 +39,20 @@ GRAPHS = ("text_encoder",)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="a Hugging Face folder of a T5, or of a MusicGen")
+    parser.add_argument("--base", type=Path, help="the model of a LoRA adapter")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
     with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
-        export(args.text, args.out)
+        export(args.text, args.out, args.base)
 
 
-def export(text: Path, out: Path) -> None:
+def export(text: Path, out: Path, base: Path | None = None) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
-    model = load(text)
-    tokenizer = open_tokenizer(model.checkpoint.path, model.config)
+    model = load(text, base)
+    tell(model.checkpoint.notes)
+    require_finite(model)
+    tokenizer = open_tokenizer(tokenizer_folder(model), model.config)
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         tokenizer.save(str(folder / TOKENIZER))
@@ -58,6 +61,11 @@ def export(text: Path, out: Path) -> None:
         lines = require_agreement({"": parity(folder, model)})
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))
+
+
+def tokenizer_folder(model: Model[TextConfig]) -> Path:
+    """Where a text encoder's tokenizer is."""
+    return model.checkpoint.tokenizer or model.checkpoint.path
 
 
 def write_graphs(model: Model[TextConfig], folder: Path) -> None:

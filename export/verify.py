@@ -45,22 +45,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True, help="folder of a bundle")
     parser.add_argument("--ckpt", type=Path, required=True, help="the checkpoint that the bundle was exported from")
+    parser.add_argument("--base", type=Path, help="the model that the checkpoint is a fine-tune of, if it is not whole")
     parser.add_argument("--golden", type=Path, help="folder of upstream's arrays for this checkpoint")
     parser.add_argument("--quality", action="store_true", help="measure what every variant costs beside fp32")
     parser.add_argument("--clip", nargs="+", type=Path, default=[], help="audio files to measure on")
     args = parser.parse_args()
     errors = AudioError, BundleError, CheckpointError, ConfigError, MappingError, FileNotFoundError
     with errors_as_one_line(*errors, interrupted="nothing was verified"):
-        agrees = verify(args.bundle, args.ckpt, args.golden, args.quality or bool(args.clip), args.clip)
+        agrees = verify(args.bundle, args.ckpt, args.golden, args.quality or bool(args.clip), args.clip, args.base)
         sys.exit(0 if agrees else 1)
 
 
-def verify(bundle: Path, ckpt: Path, folder: Path | None, quality: bool = False, clips: Sequence[Path] = ()) -> bool:
+def verify(
+    bundle: Path,
+    ckpt: Path,
+    folder: Path | None,
+    quality: bool = False,
+    clips: Sequence[Path] = (),
+    base: Path | None = None,
+) -> bool:
     """Print the tables; whether everything agrees, and the default is within the bounds.
 
-    folder: upstream's arrays. quality: measure variants too, on clips. Raises BundleError, CheckpointError, ...
+    folder: upstream's arrays. quality: measure variants too, on clips. base: the model that the checkpoint is a
+    fine-tune of. How long a window is was chosen at export: the bundle's is taken. Raises BundleError, CheckpointError.
     """
-    model = load(ckpt)
+    model = load(ckpt, base, Manifest.read(bundle, hashes=False).language_model.max_duration)
     same_model(bundle, model)
     held = list(Manifest.read(bundle).variants)
     exact = [name for name in held if name in EXACT]

@@ -260,8 +260,15 @@ def test_raw_training_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         path = save(tmp_path / "checkpoint.th", best_state={"model": state()}, xp_cfg=DictConfig(), history=[{"a": 1}])
     message = refused(path)
     assert_words(message, "refused", "omegaconf.dictconfig.DictConfig", "raw training checkpoint", "export_lm")
-    save(path, best_state={"model": state()})  # its configuration as text: only best_state gives it away
+    for changes in (
+        {"best_state": {"model": state()}},
+        {"best_state": {}, "fsdp_best_state": {"model": state()}},
+    ):  # its configuration as text: no code is needed to read it
+        assert set(open_lm(save(path, **changes)).specs) == set(open_lm(save(tmp_path / "exported.bin")).specs)
+    save(path, best_state={"model": state(), "other": {}})
     assert_words(refused(path), "best_state holds model", "raw training checkpoint", "export_lm")
+    save(path, best_state={})
+    assert_words(refused(path), "its best_state is empty, as FSDP leaves it", "export_lm")
 
 
 def huggingface(folder: Path, shards: int = 1) -> Path:
@@ -315,7 +322,7 @@ def test_huggingface_without_its_files(tmp_path: Path):
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
-        ("config.json", '{"model_type": "musicgen_melody"}', ["'musicgen_melody'", "audiocraft's state_dict.bin"]),
+        ("config.json", '{"model_type": "dac"}', ["'dac'", "expected 'musicgen'", "Descript's DAC, not EnCodec"]),
         ("config.json", '{"model_type": "encodec"}', ["'encodec'", "expected 'musicgen'", "export/codec.py takes"]),
         ("config.json", '{"model_type": "t5"}', ["'t5'", "expected 'musicgen'", "export/text.py takes"]),
         ("config.json", '{"model_type": ["t5"]}', ["model_type is ['t5'], expected 'musicgen'"]),

@@ -314,7 +314,7 @@ def test_references_that_lead_nowhere(changes: dict[str, Any], words: list[str])
         ("audio_encoder__upsampling_ratios", ["8"], ["upsampling_ratios", "'8'", "int"]),
         ("audio_encoder__upsampling_ratios", 640, ["upsampling_ratios", "640", "list"]),
         ("audio_encoder__sampling_rate", 0, ["sample_rate 0"]),
-        ("generation_config", {}, ["generation_config.max_length", "needed"]),
+        ("generation_config__max_length", "1500", ["generation_config.max_length", "'1500'", "int"]),
         ("generation_config__max_length", 0, ["max_duration 0"]),
     ],
 )

@@ -2,6 +2,7 @@
 
     python weights/check.py --ckpt path/to/state_dict.bin      audiocraft's file, or the folder it is in
     python weights/check.py --ckpt path/to/folder              Hugging Face's: config.json and model.safetensors
+    python weights/check.py --ckpt adapter --base folder       a LoRA adapter and its base model
     python weights/check.py --layout list.json --config cfg    names and shapes alone: {name: [shape, dtype]} with
                                                                the model's xp.cfg, or Hugging Face's config.json
 
@@ -18,13 +19,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from clean_lm.models.config import ConfigError, LMConfig
 from weights.checkpoint import Checkpoint, CheckpointError, Spec, open_layout, open_lm
-from weights.lm import describe, dropped
-from weights.mapping import Dropped, Source, differences, reason
+from weights.lm import describe, dropped, window_note
+from weights.mapping import Dropped, Source, differences, not_finite, reason
 
 WIDTH = 120
 
@@ -33,7 +33,7 @@ def main() -> int:
     """Check what the command line names. Returns the exit status."""
     args = parse_args()
     try:
-        checkpoint = open_layout(args.layout, args.config) if args.layout else open_lm(args.ckpt)
+        checkpoint = open_layout(args.layout, args.config) if args.layout else open_lm(args.ckpt, args.base)
         config, rows = describe(checkpoint)
     except (CheckpointError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,8 +42,10 @@ def main() -> int:
     print(checkpoint.path)
     print("\n".join(tensor_table(rows, checkpoint.specs) + dropped_lines(drop, checkpoint.specs)))
     problems = differences(rows, drop, checkpoint.specs)
-    problems += [] if args.layout else not_finite(checkpoint)
+    problems += [] if args.layout else every_not_finite(checkpoint)
     print("\n" + model_lines(config))
+    notes = [*checkpoint.notes, *filter(None, [window_note(checkpoint)])]
+    print("".join(f"note: {note}\n" for note in notes), end="")
     fine = "OK, names and shapes (values were not read)" if args.layout else "OK, and every value is finite"
     print("\n  ".join([f"{len(problems)} problems:", *problems]) if problems else fine)
     return 1 if problems else 0
@@ -55,6 +57,7 @@ def parse_args() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--ckpt", type=Path, help="a checkpoint: a file or a folder")
     source.add_argument("--layout", type=Path, help="a list of tensors, as JSON")
+    parser.add_argument("--base", type=Path, help="the model that the checkpoint is a fine-tune of, if it is not whole")
     parser.add_argument("--config", type=Path, help="the configuration that --layout belongs to")
     args = parser.parse_args()
     if (args.layout is None) != (args.config is None):
@@ -98,15 +101,11 @@ def dropped_lines(drop: list[Dropped], specs: Mapping[str, Spec]) -> list[str]:
     return lines or ["dropped: nothing"]
 
 
-def not_finite(checkpoint: Checkpoint) -> list[str]:
+def every_not_finite(checkpoint: Checkpoint) -> list[str]:
     """A line for every tensor that holds NaN or infinity; reads them all, one at a time."""
-    lines, read = [], checkpoint.open()
-    for name in tqdm(checkpoint.specs, desc="reading", unit="tensor", leave=False, disable=None):
-        tensor = read(name)
-        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-        if bad:
-            lines.append(f"not finite  {name}: {bad:,} of {tensor.numel():,} values")
-    return lines
+    read = checkpoint.open()
+    names = tqdm(checkpoint.specs, desc="reading", unit="tensor", leave=False, disable=None)
+    return [line for name in names if (line := not_finite(name, read(name)))]
 
 
 def model_lines(config: LMConfig) -> str:

@@ -10,25 +10,17 @@ Checkpoints are loaded with weights_only=True; files that need code to load are 
 wanted to run.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from weights.archives import refuse_archive
+from weights.audiocraft_file import open_file, without_mha
+from weights.containers import DTYPES, Checkpoint, CheckpointError, Read, Spec, parse_yaml, read_json
+from weights.huggingface_folder import CODEC, LM, MERT, TEXT, folder_config, is_huggingface, open_folder
 
-from weights.containers import (
-    DTYPES,
-    CheckpointError,
-    Spec,
-    has_safetensors,
-    load_package,
-    open_pytorch,
-    open_safetensors,
-    parse_yaml,
-    plain_tensors,
-    read_json,
-)
+__all__ = ["Checkpoint", "CheckpointError", "Spec", "is_codec", "open_codec", "open_layout", "open_lm", "open_mert",
+           "open_text"]  # fmt: skip
 
 # audiocraft's models that are not supported, by a field of xp.cfg and its value.
 OTHER_MODELS = {
@@ -36,78 +28,49 @@ OTHER_MODELS = {
     ("lm_model", "flow_matching"): "a JASCO model: flow matching, not a language model",
     ("solver", "musicgen_sourcesep"): "a MusicGen-Stem model: its codes are of several codecs, one for each stem",
 }
-# The same for Hugging Face's, by config.json's model_type.
-OTHER_TYPES = {
-    "encodec": ": a codec, which export/codec.py takes",
-    "t5": ": a text encoder, which export/text.py takes",
-    "musicgen_melody": ": of a melody model, give audiocraft's state_dict.bin",
-}
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    path: Path
-    layout: str  # "audiocraft", "huggingface" (MusicGen's), "encodec", "t5" or "mert": which names the tensors have
-    config: Mapping[str, Any]  # audiocraft: xp.cfg, unresolved; Hugging Face: config.json
-    specs: Mapping[str, Spec]
-    open: Callable[[], Callable[[str], Tensor]]  # maps the file: tensors by name, as stored, while the result lives
+def open_lm(path: Path, base: Path | None = None) -> Checkpoint:
+    """Open a language model: audiocraft's `state_dict.bin`, or Hugging Face's folder (or a file in it).
 
-
-@dataclass(frozen=True)
-class FolderKind:
-    """What Hugging Face's folder of one kind of model is recognised by."""
-
-    layouts: Mapping[str, str]  # config.json's model_type: the layout of the tensors
-    expected: str  # the model types, in words
-
-
-CODEC = FolderKind({"encodec": "encodec", "musicgen": "huggingface"}, "'encodec', or 'musicgen' with one in it")
-TEXT = FolderKind({"t5": "t5", "musicgen": "huggingface"}, "'t5', or 'musicgen' with a T5 in it")
-MERT = FolderKind({"mert_model": "mert", "hubert": "mert"}, "'mert_model' or 'hubert'")
-
-
-def open_lm(path: Path) -> Checkpoint:
-    """Open a language model: audiocraft's `state_dict.bin`, or Hugging Face's folder (or a .safetensors file in it).
-
-    Raises CheckpointError where the file is something else, FileNotFoundError where there is none.
+    `base`: the model that it is a fine-tune of, where the file or folder does not hold all of one: an adapter, a
+    decoder, tensors without a configuration. Raises CheckpointError where it is something else, FileNotFoundError where
+    there is none.
     """
-    path = _file_of(path, "state_dict.bin")
-    if path.suffix == ".safetensors" and not path.name.startswith("model"):
+    path = _file_of(path, "state_dict.bin", "checkpoint.th", "last.ckpt")
+    if path.suffix == ".safetensors" and not path.name.startswith(("model", "adapter_model")):
         raise CheckpointError(f"{path}: expected a folder with config.json and model.safetensors; rename the file")
-    if _is_huggingface(path):
-        return _open_musicgen(path if path.is_dir() else path.parent)
-    return _open_audiocraft(path, "state_dict.bin", _refuse_other_models)
+    if is_huggingface(path):
+        return open_folder(path, LM, base)
+    return open_file(path, "state_dict.bin", _refuse_other_models, base)
 
 
-def open_codec(path: Path) -> Checkpoint:
+def open_codec(path: Path, base: Path | None = None) -> Checkpoint:
     """Open a codec: audiocraft's `compression_state_dict.bin`, or Hugging Face's folder of an EnCodec or of a
     MusicGen, which contains one (or a file in it).
 
     Raises CheckpointError where it is something else, FileNotFoundError where there is none.
     """
     path = _file_of(path, "compression_state_dict.bin")
-    if not _is_huggingface(path):
-        return _open_audiocraft(path, "compression_state_dict.bin", _refuse_other_codecs)
-    expected = "audiocraft's compression_state_dict.bin, or Hugging Face's config.json and model.safetensors"
-    folder = _huggingface_folder(path, "codec", expected)
-    layout, config = _folder_config(folder / "config.json", CODEC)
-    return _open_folder(folder, layout, config)
+    if is_huggingface(path):
+        return open_folder(path, CODEC, base)
+    return open_file(path, "compression_state_dict.bin", _refuse_other_codecs)
 
 
-def open_text(path: Path) -> Checkpoint:
+def open_text(path: Path, base: Path | None = None) -> Checkpoint:
     """Open a text encoder: Hugging Face's folder of a T5, or of a MusicGen, which contains one; or a file in it.
 
     Raises CheckpointError where it is something else, FileNotFoundError where there is none.
     """
-    return _open_encoder(path, TEXT, "text encoder", "T5")
+    return open_folder(_existing(path), TEXT, base)
 
 
-def open_mert(path: Path) -> Checkpoint:
+def open_mert(path: Path, base: Path | None = None) -> Checkpoint:
     """Open the feature extractor of style models: Hugging Face's folder of a MERT, or of a HuBERT; or a file in it.
 
     Raises CheckpointError where it is something else, FileNotFoundError where there is none.
     """
-    return _open_encoder(path, MERT, "MERT", "MERT")
+    return open_folder(_existing(path), MERT, base)
 
 
 def open_layout(layout: Path, config: Path) -> Checkpoint:
@@ -117,18 +80,18 @@ def open_layout(layout: Path, config: Path) -> Checkpoint:
     model is in there. Raises CheckpointError, FileNotFoundError.
     """
 
-    def refuse() -> Callable[[str], Tensor]:
+    def refuse() -> Read:
         raise CheckpointError(f"{layout}: a list of tensors, without their values")
 
     specs = _listed_specs(layout)
     if config.suffix == ".json" and read_json(config).get("model_type") == "encodec":
-        return Checkpoint(layout, *_folder_config(config, CODEC), specs, refuse)
+        return Checkpoint(layout, *folder_config(config, CODEC), specs, refuse)
     if config.suffix == ".json":
-        return Checkpoint(layout, "huggingface", _musicgen_config(config), specs, refuse)
+        return Checkpoint(layout, *folder_config(config, LM), specs, refuse)
     tree = parse_yaml(config, config.read_text(encoding="utf-8", errors="replace"))
     if not _is_codec_config(tree):
         _refuse_other_models(config, tree)
-    return Checkpoint(layout, "audiocraft", tree, {_without_mha(name): spec for name, spec in specs.items()}, refuse)
+    return Checkpoint(layout, "audiocraft", tree, {without_mha(name): spec for name, spec in specs.items()}, refuse)
 
 
 def is_codec(checkpoint: Checkpoint) -> bool:
@@ -138,16 +101,24 @@ def is_codec(checkpoint: Checkpoint) -> bool:
 
 
 def _existing(path: Path) -> Path:
+    """The path, at which there is something that is not an archive. Raises FileNotFoundError, CheckpointError."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    refuse_archive(path)
     return path
 
 
-def _file_of(path: Path, name: str) -> Path:
-    """The file of that name where `path` is a folder that has one, else `path`. Raises FileNotFoundError."""
+def _file_of(path: Path, *names: str) -> Path:
+    """The first of these files that is there where `path` is a folder without a config.json, else `path`.
+
+    Raises FileNotFoundError, CheckpointError.
+    """
     path = _existing(path)
-    return path / name if path.is_dir() and (path / name).exists() else path
+    if not path.is_dir():
+        return path
+    own = names[:1] if (path / "config.json").exists() else names
+    return _existing(next((path / name for name in own if (path / name).exists()), path))
 
 
 def _listed_specs(path: Path) -> dict[str, Spec]:
@@ -157,49 +128,6 @@ def _listed_specs(path: Path) -> dict[str, Spec]:
         return {name: Spec(tuple(shape), dtypes[dtype]) for name, (shape, dtype) in listed.items()}
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: expected {{name: [shape, dtype]}} ({error})") from None
-
-
-# audiocraft
-
-
-def _open_audiocraft(path: Path, kind: str, refuse: Callable[[Path, Mapping[str, Any]], None]) -> Checkpoint:
-    package = load_package(path, kind)
-    tree = _xp_cfg(path, kind, package)
-    refuse(path, tree)
-    specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in _best_state(path, package).items()}
-    return Checkpoint(path, "audiocraft", tree, specs, lambda: _best_state(path, load_package(path, kind)).__getitem__)
-
-
-def _best_state(path: Path, package: Mapping[str, Any]) -> dict[str, Tensor]:
-    tensors = plain_tensors(path, package["best_state"], "best_state")
-    return {_without_mha(name): tensor for name, tensor in tensors.items()}
-
-
-def _without_mha(name: str) -> str:
-    """PyTorch's own attention module, which audiocraft can use in place of its own, adds ".mha" to the names."""
-    return name.replace(".mha.", ".")
-
-
-def _xp_cfg(path: Path, kind: str, package: Mapping[str, Any]) -> dict[str, Any]:
-    if "pretrained" in package:
-        raise CheckpointError(f"{path}: a pointer to the codec {_pretrained(package['pretrained'], kind)}")
-    missing = [key for key in ("best_state", "xp.cfg") if key not in package]
-    if missing:
-        found = ", ".join(map(str, list(package)[:6]))
-        bare = "; bare tensors: save them as best_state in the state_dict.bin of the model that they are a fine-tune of"
-        hint = bare if "emb.0.weight" in package else ""
-        raise CheckpointError(f"{path}: has no {' and no '.join(missing)}; it holds {found}{hint}")
-    return parse_yaml(path, package["xp.cfg"])
-
-
-def _pretrained(name: object, kind: str) -> str:
-    """The codec that a file names in place of its tensors, and what to do."""
-    if kind == "state_dict.bin":
-        return f"{name!r}, not a language model; give the state_dict.bin beside it"
-    return (
-        f"{name!r}, without its weights; download config.json and model.safetensors of {name} from Hugging Face "
-        f"(`hf download {name} --local-dir FOLDER`) and give --codec FOLDER"
-    )
 
 
 def _is_codec_config(tree: Mapping[str, Any]) -> bool:
@@ -220,66 +148,3 @@ def _refuse_other_models(path: Path, tree: Mapping[str, Any]) -> None:
     for (field, value), what in OTHER_MODELS.items():
         if tree.get(field) == value:
             raise CheckpointError(f"{path}: {what} (xp.cfg {field}: {value!r}); clean_lm takes MusicGen's")
-
-
-# Hugging Face
-
-
-def _is_huggingface(path: Path) -> bool:
-    return path.is_dir() or path.suffix in (".safetensors", ".json")
-
-
-def _huggingface_folder(path: Path, what: str, expected: str) -> Path:
-    """The folder of a path, in which there is a config.json. Raises FileNotFoundError."""
-    folder = path if path.is_dir() else path.parent
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder}: no {what} found; expected {expected}")
-    return folder
-
-
-def _open_musicgen(folder: Path) -> Checkpoint:
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(
-            f"{folder}: a LoRA adapter, not a model; merge it into its base model (peft's merge_and_unload), save that"
-        )
-    expected = "audiocraft's state_dict.bin, or Hugging Face's config.json and model.safetensors"
-    folder = _huggingface_folder(folder, "model", expected)
-    return _open_folder(folder, "huggingface", _musicgen_config(folder / "config.json"))
-
-
-def _open_encoder(path: Path, kind: FolderKind, what: str, family: str) -> Checkpoint:
-    expected = f"Hugging Face's config.json and model.safetensors (or pytorch_model.bin) of a {family}"
-    folder = _huggingface_folder(_existing(path), what, expected)
-    layout, config = _folder_config(folder / "config.json", kind)
-    return _open_folder(folder, layout, config, open_safetensors if has_safetensors(folder) else open_pytorch)
-
-
-def _open_folder(
-    folder: Path,
-    layout: str,
-    config: Mapping[str, Any],
-    read: Callable[[Path], tuple[dict[str, Spec], Callable[[str], Tensor]]] = open_safetensors,
-) -> Checkpoint:
-    specs, _ = read(folder)
-    return Checkpoint(folder, layout, config, specs, lambda: read(folder)[1])
-
-
-def _folder_config(path: Path, kind: FolderKind) -> tuple[str, dict[str, Any]]:
-    """The layout of a folder's tensors, and its config.json."""
-    config = read_json(path)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in kind.layouts:
-        raise CheckpointError(f"{path}: model_type is {model_type!r}, expected {kind.expected}")
-    return kind.layouts[model_type], config
-
-
-def _musicgen_config(path: Path) -> dict[str, Any]:
-    """config.json, with generation_config.json as the field of that name."""
-    config = read_json(path)
-    model_type = config.get("model_type")
-    if model_type != "musicgen":
-        hint = OTHER_TYPES.get(str(model_type), "")
-        raise CheckpointError(f"{path}: model_type is {model_type!r}, expected 'musicgen'{hint}")
-    generation = path.parent / "generation_config.json"
-    config["generation_config"] = read_json(generation) if generation.exists() else {}
-    return config

@@ -41,9 +41,12 @@ AUDIOCRAFT = Names("{}.model", "conv.conv", "convtr.convtr", "quantizer.vq.layer
 HUGGINGFACE = Names("{}.layers", "conv", "conv", "quantizer.layers.{}.codebook")
 
 
-def load(path: Path) -> Model[CodecConfig]:
-    """Open a codec and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
-    checkpoint = open_codec(path)
+def load(path: Path, base: Path | None = None) -> Model[CodecConfig]:
+    """Open a codec and match it; `base`: the model of an adapter.
+
+    Raises CheckpointError, ConfigError, MappingError, FileNotFoundError.
+    """
+    checkpoint = open_codec(path, base)
     return match(checkpoint, *describe(checkpoint), dropped(checkpoint))
 
 
@@ -79,6 +82,7 @@ def dropped(checkpoint: Checkpoint) -> list[Dropped]:
 _MUSICGEN = [
     Dropped("decoder.*", "the language model is exported by export/lm.py"),
     Dropped("enc_to_dec_proj.*", "the language model is exported by export/lm.py"),
+    Dropped("audio_enc_to_dec_proj.*", "the language model is exported by export/lm.py"),
     Dropped("text_encoder.*", "the text encoder is exported by export/text.py"),
 ]
 

@@ -12,7 +12,7 @@ wanted to run. Tensors are memory-mapped.
 import json
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,20 @@ class Spec:
     dtype: torch.dtype
 
 
+Read = Callable[[str], Tensor]  # a tensor by its name
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    layout: str  # "audiocraft", "huggingface" (MusicGen's), "encodec", "t5" or "mert": which names the tensors have
+    config: Mapping[str, Any]  # audiocraft: xp.cfg, unresolved; Hugging Face: config.json
+    specs: Mapping[str, Spec]
+    open: Callable[[], Read]  # maps the file: tensors by name, as stored, while the result lives
+    notes: tuple[str, ...] = ()  # what was done to read it that its reader should know, a line each
+    tokenizer: Path | None = None  # the folder of its tokenizer, where that is not `path`
+
+
 def load_package(path: Path, kind: str = "state_dict.bin") -> dict[str, Any]:
     """Read a file of torch.save without running code from it. Raises CheckpointError."""
     refuse_pointer(path)
@@ -75,8 +89,10 @@ def _refused(path: Path, kind: str, error: Exception) -> str | None:
         names = re.findall(r"GLOBAL (\S+)", str(error))
     if not names:
         return None
-    if any(name.startswith("omegaconf.") for name in names):
+    if any(name.startswith(("omegaconf.", "dora.", "audiocraft.")) for name in names):
         hint = EXPORT_LM
+    elif any(name.startswith(("pytorch_lightning.", "lightning.", "lightning_fabric.")) for name in names):
+        hint = f"a checkpoint of PyTorch Lightning: save its state_dict's tensors again as {CONTENTS[kind]}"
     else:
         hint = f"save it again as {CONTENTS[kind]}, with nothing but tensors and text in it"
     return f"{path}: refused, because reading it would run code from the file: {', '.join(names)}; {hint}"
@@ -112,11 +128,11 @@ def _has_values(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
-def open_safetensors(folder: Path) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
-    """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names."""
+def open_safetensors(folder: Path, whole: str = "model.safetensors") -> tuple[dict[str, Spec], Read]:
+    """The tensors of the file `whole`, or of the shards that its index, `whole`.index.json, names."""
     files: dict[str, Any] = {}
     specs: dict[str, Spec] = {}
-    for path in _shards(folder, "model.safetensors"):
+    for path in _shards(folder, whole):
         refuse_pointer(path)
         try:
             file = safe_open(path, framework="pt")
@@ -132,10 +148,10 @@ def open_safetensors(folder: Path) -> tuple[dict[str, Spec], Callable[[str], Ten
     return specs, lambda key: files[key].get_tensor(key)
 
 
-def open_pytorch(folder: Path) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
-    """The tensors of `pytorch_model.bin`, or of the shards that `pytorch_model.bin.index.json` names."""
+def open_pytorch(folder: Path, whole: str = "pytorch_model.bin") -> tuple[dict[str, Spec], Read]:
+    """The tensors of the file `whole`, or of the shards that its index, `whole`.index.json, names."""
     tensors: dict[str, Tensor] = {}
-    for path in _shards(folder, "pytorch_model.bin"):
+    for path in _shards(folder, whole):
         tensors |= plain_tensors(path, load_package(path, "pytorch_model.bin"), "the file")
     return {name: Spec(tuple(t.shape), t.dtype) for name, t in tensors.items()}, tensors.__getitem__
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from clean_lm.models.config import CodecConfig, LMConfig, MertConfig, TextConfig
+from clean_lm.models.config import CodecConfig, LMConfig, MelodyConfig, MertConfig, TextConfig
 from weights.fields import Fields, Supported, require_supported, unsupported
 
 # The language model, by the defaults of MusicgenDecoderConfig.
@@ -15,6 +15,9 @@ LM_SUPPORTED: Supported = {
     "decoder.activation_function": ("gelu", "gelu"),
     "decoder.scale_embedding": (False, False),
 }
+
+TRAINED = 30.0  # seconds of audio that MusicGen is trained on: its windows
+MELODY_FRAME, MELODY_HOP = 16_384, 4096  # defaults of MusicgenMelodyFeatureExtractor's n_fft and hop_length, in samples
 
 # The codec, by the defaults of EncodecConfig.
 CODEC_SUPPORTED: Supported = {
@@ -58,6 +61,7 @@ def lm_config(tree: Mapping[str, Any]) -> LMConfig:
         problems.append(f"config.json decoder.ffn_dim: found {hidden}, expected a multiple of hidden_size {dim}")
     require_supported("language model", problems)
     codebooks, channels = fields.require("decoder.num_codebooks", int), _channels(fields)
+    melody = tree.get("model_type") == "musicgen_melody"
     config = LMConfig(
         layers=fields.require("decoder.num_hidden_layers", int),
         heads=fields.require("decoder.num_attention_heads", int),
@@ -68,13 +72,47 @@ def lm_config(tree: Mapping[str, Any]) -> LMConfig:
         delays=tuple(k // max(channels, 1) for k in range(codebooks)),  # stereo: left and right share a delay
         text_dim=fields.require("text_encoder.d_model", int),
         text_encoder=_text_encoder(fields),
-        max_duration=_max_duration(fields),
+        max_duration=_window(fields)[0],
         solver="musicgen",
         sample_rate=fields.require("audio_encoder.sampling_rate", int),
         channels=channels,
-        cross=("description",),
-        prepend=(),
-        self_wav=None,
+        cross=() if melody else ("description",),
+        prepend=("self_wav", "description") if melody else (),
+        self_wav=melody_config(fields, dim) if melody else None,
+    )
+    config.validate()
+    return config
+
+
+def melody_config(fields: Fields, dim: int) -> MelodyConfig:
+    """Read the melody conditioner of a MusicGen Melody's config.json. Raises ConfigError.
+
+    The feature extractor's settings are those of preprocessor_config.json, or transformers' defaults. How many frames
+    the prefix has is said as such here, and as seconds in audiocraft's files.
+    """
+    at, sample_rate = "feature_extractor.", fields.require("audio_encoder.sampling_rate", int)
+    frames, chroma = fields.require("chroma_length", int, 235), fields.require("num_chroma", int, 12)
+    n_fft = fields.require(f"{at}n_fft", int, MELODY_FRAME)
+    problems = [
+        f"preprocessor_config.json {name}: found {value!r}, supported: {ours!r}"
+        for name, default, ours in (
+            ("hop_length", MELODY_HOP, n_fft // 4),
+            ("num_chroma", chroma, chroma),
+            ("sampling_rate", sample_rate, sample_rate),
+        )
+        if (value := fields.get(at + name, default)) != ours
+    ]
+    if n_fft < 4 or n_fft & (n_fft - 1):
+        problems.append(f"preprocessor_config.json n_fft: found {n_fft}, supported: a power of 2")
+    if frames < 5:
+        problems.append(f"config.json chroma_length: found {frames}, supported: 5 or more")
+    require_supported("melody conditioner", problems)
+    config = MelodyConfig(
+        chroma=chroma,
+        radix2_exp=n_fft.bit_length() - 1,
+        sample_rate=sample_rate,
+        duration=(frames - 0.5) * (n_fft // 4) / max(sample_rate, 1),  # within the last frame, whatever the rounding
+        output_dim=dim,
     )
     config.validate()
     return config
@@ -91,11 +129,31 @@ def _text_encoder(fields: Fields) -> str:
     return fields.require(name, str) if fields.get(name) else "t5"
 
 
-def _max_duration(fields: Fields) -> float:
-    """Seconds of generation_config.json's longest generation."""
+def window_note(tree: Mapping[str, Any]) -> str | None:
+    """What to tell of a model's windows where generation_config.json does not say them. Raises ConfigError."""
+    return _window(Fields(tree))[1]
+
+
+def _window(fields: Fields) -> tuple[float, str | None]:
+    """Seconds of a window, and what to tell of them: those of generation_config.json's max_length, if it says 30 or
+    more.
+
+    It says how long a generation is by default. Where a recipe set it, it is shorter than what the model is trained on,
+    and where nobody did, transformers leaves it out.
+    """
     sample_rate = fields.require("audio_encoder.sampling_rate", int)
     hop = math.prod(fields.require_list("audio_encoder.upsampling_ratios", int))
-    return fields.require("generation_config.max_length", int) * hop / max(sample_rate, 1)
+    name = "generation_config.max_length"
+    if fields.get(name) is None:
+        return TRAINED, f"generation_config.json has no max_length: windows of {TRAINED:g} s"
+    length = fields.require(name, int)
+    seconds = length * hop / max(sample_rate, 1)
+    if not 0 < seconds < TRAINED:  # below a frame, LMConfig.validate says so
+        return seconds, None
+    return TRAINED, (
+        f"generation_config.json has max_length {length}, {seconds:g} s, which is less than the {TRAINED:g} s that "
+        f"MusicGen is trained on: windows of {TRAINED:g} s"
+    )
 
 
 def text_config(tree: Mapping[str, Any], at: str = "") -> TextConfig:

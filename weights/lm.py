@@ -1,20 +1,40 @@
 """The language model's table: our tensors <- audiocraft's or Hugging Face's, and the conditioner's of audio."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
 from weights import audiocraft_config, huggingface_config
-from weights.checkpoint import Checkpoint, is_codec, open_lm
+from weights.checkpoint import Checkpoint, Spec, is_codec, open_lm
 from weights.mapping import Dropped, Model, Source, codebook_training_state, match, norm, one, stack
 
 TEXT = "condition_provider.conditioners.description.output_proj"
+T5 = "condition_provider.conditioners.description.t5"  # where a text encoder is that was trained with the model
 SELF_WAV = "condition_provider.conditioners.self_wav"
 
 
-def load(path: Path) -> Model[LMConfig]:
-    """Open a checkpoint and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
-    checkpoint = open_lm(path)
-    return match(checkpoint, *describe(checkpoint), dropped(checkpoint))
+def load(path: Path, base: Path | None = None, max_duration: float | None = None) -> Model[LMConfig]:
+    """Open a checkpoint and match it; `base`: see open_lm; `max_duration`: seconds of a window, None for the file's.
+
+    Raises CheckpointError, ConfigError, MappingError, FileNotFoundError.
+    """
+    checkpoint = open_lm(path, base)
+    config, rows = describe(checkpoint)
+    notes = list(checkpoint.notes)
+    if max_duration is not None:
+        config = replace(config, max_duration=max_duration)
+        config.validate()
+    elif note := window_note(checkpoint):
+        notes.append(f"{note}; --max-duration SECONDS sets others")
+    return match(replace(checkpoint, notes=tuple(notes)), config, rows, dropped(checkpoint))
+
+
+def window_note(checkpoint: Checkpoint) -> str | None:
+    """What to tell of a model's windows where its files do not say them."""
+    return huggingface_config.window_note(checkpoint.config) if checkpoint.layout == "huggingface" else None
 
 
 def describe(checkpoint: Checkpoint) -> tuple[LMConfig, dict[str, Source]]:
@@ -44,7 +64,7 @@ def read_config(checkpoint: Checkpoint) -> LMConfig:
 def table(checkpoint: Checkpoint, config: LMConfig) -> dict[str, Source]:
     """Ours <- theirs, for the layout of `checkpoint`."""
     if checkpoint.layout == "huggingface":
-        return _huggingface(config)
+        return _huggingface(config, checkpoint.specs)
     return audiocraft(config) | self_wav(config)
 
 
@@ -83,7 +103,7 @@ def audiocraft(c: LMConfig) -> dict[str, Source]:
     return rows
 
 
-def _huggingface(c: LMConfig) -> dict[str, Source]:
+def _huggingface(c: LMConfig, specs: Mapping[str, Spec]) -> dict[str, Source]:
     d, hidden = c.dim, c.hidden
     decoder = "decoder.model.decoder"
     embeddings = _numbered(f"{decoder}.embed_tokens.{{}}.weight", c.codebooks)
@@ -92,26 +112,51 @@ def _huggingface(c: LMConfig) -> dict[str, Source]:
         "lm.embedding": stack("embeddings", embeddings, (c.card + 1, d)),
         "lm.heads": stack("heads", heads, (c.card, d), transpose=True),
         **norm("lm.out_norm", f"{decoder}.layer_norm", d),
-        "condition.output_proj": one("text projection", "enc_to_dec_proj.weight", (d, c.text_dim), transpose=True),
-        "condition.output_bias": one("text projection", "enc_to_dec_proj.bias", (d,)),
+        **_projection("text projection", "condition", "enc_to_dec_proj", c.text_dim, d, specs),
     }
+    if isinstance(c.self_wav, MelodyConfig):
+        window = Source("melody", (), fold=lambda n=c.self_wav.n_fft: torch.hann_window(n))
+        rows |= {"melody.window": window}
+        rows |= _projection("melody", "melody", "audio_enc_to_dec_proj", c.self_wav.chroma, d, specs)
     for i in range(c.layers):
         ours, theirs = f"lm.layers.{i}", f"{decoder}.layers.{i}"
         qkv = [f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv"]
-        kv = [f"{theirs}.encoder_attn.{x}_proj.weight" for x in "kv"]
-        self_out, cross_out = f"{theirs}.self_attn.out_proj.weight", f"{theirs}.encoder_attn.out_proj.weight"
         rows |= norm(f"{ours}.norm1", f"{theirs}.self_attn_layer_norm", d)
         rows[f"{ours}.qkv"] = stack("self-attention", qkv, (d, d), transpose=True)
-        rows[f"{ours}.out"] = one("self-attention", self_out, (d, d), transpose=True)
+        rows[f"{ours}.out"] = one("self-attention", f"{theirs}.self_attn.out_proj.weight", (d, d), transpose=True)
         rows |= norm(f"{ours}.norm2", f"{theirs}.final_layer_norm", d)
         rows[f"{ours}.linear1"] = one("feed-forward", f"{theirs}.fc1.weight", (hidden, d), transpose=True)
         rows[f"{ours}.linear2"] = one("feed-forward", f"{theirs}.fc2.weight", (d, hidden), transpose=True)
-        rows |= norm(f"{ours}.norm_cross", f"{theirs}.encoder_attn_layer_norm", d)
-        cross_q = f"{theirs}.encoder_attn.q_proj.weight"
-        rows[f"{ours}.cross_q"] = one("cross-attention", cross_q, (d, d), transpose=True)
-        rows[f"{ours}.cross_out"] = one("cross-attention", cross_out, (d, d), transpose=True)
-        rows[f"condition.key_values.{i}"] = stack("cross-attention", kv, (d, d), transpose=True)
+        if c.cross:
+            rows |= _huggingface_cross(ours, f"{theirs}.encoder_attn", d)
+            rows[f"condition.key_values.{i}"] = stack(
+                "cross-attention", [f"{theirs}.encoder_attn.{x}_proj.weight" for x in "kv"], (d, d), transpose=True
+            )
     return rows
+
+
+def _huggingface_cross(ours: str, theirs: str, d: int) -> dict[str, Source]:
+    """What of cross-attention is a layer's own: its keys and values are computed by lm_condition."""
+    return {
+        **norm(f"{ours}.norm_cross", f"{theirs}_layer_norm", d),
+        f"{ours}.cross_q": one("cross-attention", f"{theirs}.q_proj.weight", (d, d), transpose=True),
+        f"{ours}.cross_out": one("cross-attention", f"{theirs}.out_proj.weight", (d, d), transpose=True),
+    }
+
+
+def _projection(
+    component: str, ours: str, theirs: str, width: int, dim: int, specs: Mapping[str, Spec]
+) -> dict[str, Source]:
+    """A linear map to the model's width; transformers has none where the widths are equal: the identity."""
+    if width == dim and f"{theirs}.weight" not in specs:
+        return {
+            f"{ours}.output_proj": Source(component, (), fold=lambda: torch.eye(dim)),
+            f"{ours}.output_bias": Source(component, (), fold=lambda: torch.zeros(dim)),
+        }
+    return {
+        f"{ours}.output_proj": one(component, f"{theirs}.weight", (dim, width), transpose=True),
+        f"{ours}.output_bias": one(component, f"{theirs}.bias", (dim,)),
+    }
 
 
 def self_wav(c: LMConfig) -> dict[str, Source]:
@@ -168,6 +213,9 @@ _DROPPED = {
     "audiocraft": [
         Dropped(f"{SELF_WAV}.batch_norm.num_batches_tracked", "counts training steps"),
         *codebook_training_state(f"{SELF_WAV}.rvq.vq.layers.*._codebook"),
+        Dropped(f"{T5}.*", "the fine-tuned text encoder is exported by export/bundle.py with --text"),
+        Dropped("compression_model.*", "the codec is exported by export/codec.py"),
+        Dropped("*.compression_model.*", "the codec is exported by export/codec.py"),
     ],
     "huggingface": [
         Dropped("text_encoder.*", "the text encoder is exported by export/text.py"),

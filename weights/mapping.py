@@ -109,6 +109,24 @@ def match(checkpoint: Checkpoint, config: Config, rows: Mapping[str, Source], dr
     return Model(checkpoint, config, rows)
 
 
+def require_finite(model: Model[Config]) -> None:
+    """Read every tensor that becomes part of a model once. Raises MappingError for the first with NaN or infinity."""
+    read = model.checkpoint.open()
+    for name in {piece.name: None for source in model.rows.values() for piece in source.pieces}:
+        if line := not_finite(name, read(name)):
+            raise MappingError(
+                f"{model.checkpoint.path}: {line}; training diverged, or left float16's range: take an earlier one"
+            )
+
+
+def not_finite(name: str, tensor: Tensor) -> str | None:
+    """What to say of a tensor with NaN or infinity in it; None for all others."""
+    if tensor.numel() == 0 or torch.isfinite(torch.stack(tensor.aminmax())).all():
+        return None
+    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    return f"not finite  {name}: {bad:,} of {tensor.numel():,} values"
+
+
 def fill(module: Module, weights: Mapping[str, Tensor]) -> Module:
     """Give a module its weights, without a copy where they are memory-mapped."""
     module.load_state_dict(dict(weights), strict=True, assign=True)

@@ -10,9 +10,12 @@ from weights.mapping import Dropped, Model, Source, linear, match, norm, one, we
 PREFIXES = ("hubert.", "mert_model.")  # before a MERT's names in a file that also has a head; else none
 
 
-def load(path: Path) -> Model[MertConfig]:
-    """Open a MERT and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
-    checkpoint = open_mert(path)
+def load(path: Path, base: Path | None = None) -> Model[MertConfig]:
+    """Open a MERT and match it; `base`: the model of an adapter.
+
+    Raises CheckpointError, ConfigError, MappingError, FileNotFoundError.
+    """
+    checkpoint = open_mert(path, base)
     try:
         config = mert_config(checkpoint.config)
     except ConfigError as error:

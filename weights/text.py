@@ -1,4 +1,4 @@
-"""The text encoder's table: our tensors <- Hugging Face's T5."""
+"""The text encoder's table: our tensors <- Hugging Face's T5, or the T5 that audiocraft trained with its model."""
 
 from pathlib import Path
 
@@ -6,19 +6,59 @@ import torch
 
 from clean_lm.models.config import ConfigError, TextConfig
 from weights.checkpoint import Checkpoint, open_text
+from weights.containers import Read
+from weights.fields import Fields
 from weights.huggingface_config import text_config
+from weights.lm import T5
 from weights.mapping import Dropped, MappingError, Model, Source, match, one, stack
 
 PREFIX = {
     "t5": "",
     "huggingface": "text_encoder.",
 }  # by layout: before a T5's names
+FINETUNE = "conditioners.description.t5.finetune"  # xp.cfg's field
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor by two names: files have either or both
 
 
-def load(path: Path) -> Model[TextConfig]:
-    """Open a text encoder and match it. Raises CheckpointError, ConfigError, MappingError, FileNotFoundError."""
-    checkpoint = open_text(path)
+def load(path: Path, base: Path | None = None) -> Model[TextConfig]:
+    """Open a text encoder and match it; `base`: of an adapter, the model that it belongs to.
+
+    Raises CheckpointError, ConfigError, MappingError, FileNotFoundError.
+    """
+    return matched(open_text(path, base))
+
+
+def load_finetuned(lm: Checkpoint, path: Path) -> Model[TextConfig]:
+    """The T5 among the tensors of audiocraft's model. Its sizes and its tokenizer are those of the T5 at `path`.
+
+    Raises CheckpointError, ConfigError, MappingError, FileNotFoundError.
+    """
+    at = f"{T5}."
+    stock = open_text(path)
+    config = stock.config["text_encoder"] if stock.layout == "huggingface" else stock.config
+    specs = {name.removeprefix(at): spec for name, spec in lm.specs.items() if name.startswith(at)}
+
+    def mapped() -> Read:
+        read = lm.open()
+        return lambda name: read(at + name)
+
+    notes = (f"text encoder: the fine-tuned T5 of {lm.path}, with the tokenizer of {path}",)
+    folder = stock.tokenizer or stock.path
+    return matched(Checkpoint(lm.path, "t5", config, specs, mapped, notes, folder))
+
+
+def is_finetuned(lm: Checkpoint) -> bool:
+    """Whether the language model was trained together with its text encoder, by audiocraft's field."""
+    return lm.layout == "audiocraft" and Fields(lm.config).get(FINETUNE) is True
+
+
+def holds_text_encoder(lm: Checkpoint) -> bool:
+    """Whether audiocraft's file holds that text encoder."""
+    return any(name.startswith(f"{T5}.") for name in lm.specs)
+
+
+def matched(checkpoint: Checkpoint) -> Model[TextConfig]:
+    """A text encoder's checkpoint as a model. Raises ConfigError, MappingError."""
     try:
         config = read_config(checkpoint)
     except ConfigError as error:
@@ -80,6 +120,7 @@ _DROPPED = {
     "huggingface": [
         Dropped("decoder.*", "the language model is exported by export/lm.py"),
         Dropped("enc_to_dec_proj.*", "the language model is exported by export/lm.py"),
+        Dropped("audio_enc_to_dec_proj.*", "the language model is exported by export/lm.py"),
         Dropped("audio_encoder.*", "the codec is exported by export/codec.py"),
     ],
 }
