@@ -187,7 +187,8 @@ def base_of(folder: Path, base: Path | None) -> Path:
     what = repr(named) if named else "a model that it does not name"
     fetch = f" (`hf download {named} --local-dir FOLDER`)" if named else ""
     raise CheckpointError(
-        f"{folder}: a LoRA adapter, not a model; it is one of {what}: give that one{fetch} with --base FOLDER, or {MERGE}"
+        f"{folder}: a LoRA adapter, not a model; it is one of {what}: give that one{fetch} with --base FOLDER, or "
+        f"{MERGE}"
     )
 
 
