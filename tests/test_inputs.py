@@ -7,6 +7,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
+from clean_lm.models.config import ConfigError
 from export import bundle, codec, lm
 from export.commands import ExportError
 from tests.support import GOLDEN, ROOT
@@ -158,8 +160,17 @@ def archive(path: Path, mode: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tar.xz", "w:xz"),
-                                            ("a.tar.bz2", "w:bz2"), ("a.zip", "zip"), ("state_dict.bin", "zip")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("a.tar", "w"),
+        ("a.tar.gz", "w:gz"),
+        ("a.tar.xz", "w:xz"),
+        ("a.tar.bz2", "w:bz2"),
+        ("a.zip", "zip"),
+        ("state_dict.bin", "zip"),
+    ],
+)
 @pytest.mark.parametrize("reader", [open_lm, open_codec, open_text])
 def test_archives(tmp_path: Path, name: str, mode: str, reader: Callable[[Path], object]):
     path = archive(tmp_path / name, mode)
@@ -352,6 +363,14 @@ def test_a_pointer_to_dac(tmp_path: Path, name: str):
 def test_a_folder_of_dac(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "dac"}')
     refused(CheckpointError, ["'dac'", "Descript's DAC, not EnCodec"], lambda: open_codec(tmp_path))
+
+
+def test_a_codec_at_44100_hz():
+    """A hop of 512 there makes 86.13 frames a second."""
+    with pytest.raises(
+        ConfigError, match=r"44100 is not a multiple of the hop 512: 86\.13 codes a second, expected a w"
+    ):
+        replace(codec_weights.load(GOLDEN / "text").config, sample_rate=44_100, ratios=(8, 8, 8)).validate()
 
 
 def test_one_line_and_nothing_written(tmp_path: Path):
