@@ -131,7 +131,7 @@ def test_melody_tokens_of_transformers(tmp_path: Path, channels: int, config: di
         sampling=Sampling(use_sampling=False, cfg_coef=COEF),
     )
     assert theirs.shape == (2, 4 * channels, FRAMES)
-    assert len(np.unique(theirs)) > 5
+    assert len(np.unique(theirs)) > 4
     np.testing.assert_array_equal(tokens, theirs)
 
 

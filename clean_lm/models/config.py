@@ -301,7 +301,10 @@ class CodecConfig:
         if self.channels not in (1, 2):
             raise ConfigError(f"channels {self.channels}: expected 1 or 2")
         if self.sample_rate % self.hop:
-            raise ConfigError(f"sample_rate {self.sample_rate} is not a multiple of the hop {self.hop}")
+            raise ConfigError(
+                f"sample_rate {self.sample_rate} is not a multiple of the hop {self.hop}: "
+                f"{self.sample_rate / self.hop:.2f} codes a second, expected a whole number (MusicGen's codec: 50)"
+            )
         if self.filters < self.compress:
             raise ConfigError(f"filters {self.filters}: expected compress, {self.compress}, or more")
         if self.pad_mode not in PAD_MODES:
