@@ -14,7 +14,7 @@ from clean_lm import audio, audio_files, loudness
 from clean_lm.audio import AudioError
 from tests.support import GOLDEN
 
-pytestmark = pytest.mark.runtime
+pytestmark = [pytest.mark.runtime, pytest.mark.quick]
 
 RATES = (44100, 48000, 22050, 8000, 192000, 96000, 11025, 32000, 16000)
 

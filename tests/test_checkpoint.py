@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weights.checkpoint import CheckpointError, Spec, open_layout, open_lm
 
-pytestmark = pytest.mark.weights
+pytestmark = [pytest.mark.weights, pytest.mark.quick]
 
 GOLDEN = Path(__file__).parent / "golden"
 LAYOUTS = Path(__file__).parent / "layouts"

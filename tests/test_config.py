@@ -11,7 +11,7 @@ import yaml
 from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
 from weights import audiocraft_config, huggingface_config
 
-pytestmark = pytest.mark.weights
+pytestmark = [pytest.mark.weights, pytest.mark.quick]
 
 GOLDEN = Path(__file__).parent / "golden"
 

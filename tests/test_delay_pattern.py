@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
 from tests.support import NAMES
 
-pytestmark = pytest.mark.runtime
+pytestmark = [pytest.mark.runtime, pytest.mark.quick]
 
 DELAYS = st.lists(st.integers(0, 5), min_size=1, max_size=8).map(sorted)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.docs
+pytestmark = [pytest.mark.docs, pytest.mark.quick]
 
 ROOT = Path(__file__).parents[1]
 WINGS = ("clean_lm", "weights", "export", "bench", "demo")

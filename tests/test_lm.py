@@ -14,7 +14,7 @@ from tests.support import NAMES, PREFIXED, Golden
 from weights.lm import load
 from weights.mapping import fill
 
-pytestmark = [pytest.mark.parity, pytest.mark.models]
+pytestmark = [pytest.mark.parity, pytest.mark.models, pytest.mark.quick]
 
 SHARE = 1e-5  # of the largest value: what float32 differs from float64 by on these models
 

@@ -5,7 +5,7 @@ import pytest
 
 from clean_lm.philox import philox4x32, uniforms
 
-pytestmark = pytest.mark.runtime
+pytestmark = [pytest.mark.runtime, pytest.mark.quick]
 
 # Random123's known-answer vectors for philox4x32-10: counter, key, output.
 KNOWN = [
