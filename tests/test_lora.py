@@ -165,7 +165,7 @@ def test_lora_as_bin_on_a_sharded_base(adapter: Callable[..., Path], tmp_path: P
         ({"something_new": {"a": 1}}, ["uses something_new"]),
         ({"lora_alpha": "8"}, ["lora_alpha is '8'"]),
         ({"base_model_name_or_path": "facebook/musicgen-small", "base": None},
-         ["a LoRA adapter of 'facebook/musicgen-small'", "hf download facebook/musicgen-small", "--base FOLDER",
+         ["its base is 'facebook/musicgen-small'", "hf download facebook/musicgen-small", "--base FOLDER",
           "merge_and_unload"]),
     ],
 )  # fmt: skip

@@ -10,7 +10,6 @@ import onnxruntime as ort
 import pytest
 import soundfile as sf
 import torch
-from conftest import GOLDEN, ROOT, GoldenTexts
 
 from clean_lm import MusicGen, audio, audio_files, cli
 from clean_lm.audio import AudioError
@@ -18,6 +17,9 @@ from clean_lm.audio_codec import Codec
 from clean_lm.generation import Sampling
 from clean_lm.language_model import LanguageModel
 from clean_lm.session import require_started
+from tests.support import GOLDEN, ROOT, GoldenTexts
+
+pytestmark = pytest.mark.runtime
 
 GREEDY = Sampling(use_sampling=False)
 

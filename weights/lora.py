@@ -187,7 +187,7 @@ def base_of(folder: Path, base: Path | None) -> Path:
     what = repr(named) if named else "a model that it does not name"
     fetch = f" (`hf download {named} --local-dir FOLDER`)" if named else ""
     raise CheckpointError(
-        f"{folder}: a LoRA adapter of {what}, not a model: give that one{fetch} with --base FOLDER, or {MERGE}"
+        f"{folder}: a LoRA adapter, not a model; its base is {what}: give that{fetch} with --base FOLDER, or {MERGE}"
     )
 
 
