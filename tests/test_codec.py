@@ -504,7 +504,7 @@ def test_manifest_and_contract(bundle: Callable[[Path], Path]):
         "compression_encode": {"file": "compression_encode.onnx", "inputs": [audio], "outputs": [codes]},
         "compression_decode": {"file": "compression_decode.onnx", "inputs": [codes], "outputs": [audio]},
     }
-    with pytest.raises(BundleError, match=r"holds no lm_inference, only .*compression_encode"):
+    with pytest.raises(BundleError, match=r"contains no graph lm_inference, only .*compression_encode"):
         LanguageModel.load(folder)
 
 

@@ -715,7 +715,7 @@ def test_damaged_bundles(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("not listed", ["holds no tokenizer.json"]),
+        ("not listed", ["contains no tokenizer.json"]),
         ("not a tokenizer", ["tokenizer.json: not readable"]),
     ],
 )
@@ -734,12 +734,12 @@ def test_bundles_without_a_tokenizer(text_bundle: Any, tmp_path: Path, change: s
 
 
 def test_bundles_without_a_graph(text_bundle: Any, tmp_path: Path):
-    with pytest.raises(BundleError, match="holds no lm_inference, only text_encoder"):
+    with pytest.raises(BundleError, match="contains no graph lm_inference, only text_encoder"):
         LanguageModel.load(text_bundle[1])
     bundle = shutil.copytree(text_bundle[1], tmp_path / "bundle")
     manifest = (bundle / "manifest.json").read_text()
     (bundle / "manifest.json").write_text(manifest.replace('"text_encoder": {', '"lm_condition": {'))
-    with pytest.raises(BundleError, match="holds no text_encoder, only lm_condition"):
+    with pytest.raises(BundleError, match="contains no text encoder; export it again with --text"):
         TextEncoder.load(bundle)
 
 
