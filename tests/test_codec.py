@@ -536,7 +536,7 @@ def test_what_differs_is_not_written(
 
     monkeypatch.setattr(export_codec, "write_graphs", lambda _, folder: copytree(written, folder, dirs_exist_ok=True))
     monkeypatch.setattr(export_codec, "run", wrong)
-    with pytest.raises(ExportError, match="nothing was written: the graphs are not what PyTorch computes"):
+    with pytest.raises(ExportError, match="nothing was written: the graphs do not compute what PyTorch does"):
         export_codec.export(CODECS["text"], tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
