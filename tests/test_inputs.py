@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 """What people bring as a checkpoint, a test for every kind: read, with the right values, or refused in one line."""
 
 import io

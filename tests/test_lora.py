@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 """weights/lora.py beside PEFT itself: adapters of random models, merged by us and by merge_and_unload."""
 
 import json
