@@ -224,7 +224,7 @@ def test_mert_belongs_to_style_models(tmp_path, mert):
             mert_path=mert_folder(tmp_path / "m", mert),
         )
     narrow = mert_folder(tmp_path / "n", hubert())
-    with pytest.raises(ExportError, match="features 24 wide of MERT, 768"):
+    with pytest.raises(ExportError, match="features 24 wide in MERT, 768"):
         export(GOLDEN / "style" / "state_dict.bin", CODEC, None, tmp_path / "b", mert_path=narrow)
     assert not (tmp_path / "b").exists()
 
