@@ -40,8 +40,10 @@ class Codec:
     @classmethod
     def open(cls, manifest: Manifest) -> "Codec":
         """The codec of a manifest that is already read."""
-        graphs = (open_graph(manifest, name).open() for name in ("compression_encode", "compression_stream"))
-        return cls(manifest, *graphs)
+        names = ("compression_encode", "compression_stream")
+        for name in names:  # a bundle without one is named before any file is read
+            manifest.require_graph(name)
+        return cls(manifest, *(open_graph(manifest, name).open() for name in names))
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
         """audio float [B, channels, samples] at the codec's rate -> codes int64 [B, K, ceil(samples / hop)]."""

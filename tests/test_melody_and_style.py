@@ -195,7 +195,7 @@ def test_refused(music, case):
 def test_double_guidance_of_a_text_model(music):
     model = MusicGen.load(music("text"))
     model.set_generation_params(duration=0.2, cfg_coef_beta=5.0)
-    with pytest.raises(ValueError, match="cfg_coef_beta: this model has no melody or style"):
+    with pytest.raises(ValueError, match="cfg_coef_beta: this model takes no melody or style"):
         model.generate([None])
 
 
