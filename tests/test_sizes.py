@@ -16,8 +16,8 @@ import yaml
 
 from demo.checkpoint import random_tensor
 from export import bundle_writer as folder_module
+from export import lm_parity, verify
 from export import onnx_graph as graph_module
-from export import verify
 from export.bundle_weights import read_initializer
 from export.lm import export
 from export.lm_graphs import LM_GRAPHS
@@ -85,7 +85,7 @@ def places(path: Path) -> tuple[list[int], list[int], list[int]]:
 )
 def test_released_sizes(folder, name, attention, capsys, monkeypatch):
     """One layer, written by its own configuration and exported: what ONNX Runtime and PyTorch compute agrees."""
-    monkeypatch.setattr(verify, "STEPS", 4)
+    monkeypatch.setattr(lm_parity, "STEPS", 4)
     heads, codebooks, rate, text_dim = RELEASED[name]
     export(write_checkpoint(folder, name, layers=1), folder / "bundle", attention)
     assert re.search("^agrees with the PyTorch modules: 1[05] calls", capsys.readouterr().out, re.MULTILINE)
