@@ -317,7 +317,7 @@ def run_info(args: argparse.Namespace) -> None:
         print(f"{title:10}" + ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None))
     for name, variant in manifest.variants.items():
         cost = variant.quality
-        words = f"  KL {cost['kl']:.1e} nats from fp32, top-1 {cost['top1']:.1%} ({cost['source']})" if cost else ""
+        words = f"  KL {cost.kl:.1e} nats from fp32, top-1 {cost.top1:.1%} ({cost.source})" if cost else ""
         words += "  default" if name == manifest.default_variant else ""
         print(f"{variant.bytes / 1e6:12.2f} MB  variant {name:8}{words}")
     for name, entry in manifest.files.items():

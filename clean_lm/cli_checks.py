@@ -13,7 +13,8 @@ from clean_lm import audio, audio_files
 from clean_lm.audio import AudioError
 from clean_lm.cli_output import outputs
 from clean_lm.generation import Sampling
-from clean_lm.manifest import BundleError, CodecInfo, LanguageModelInfo, Manifest
+from clean_lm.manifest import BundleError, Manifest
+from clean_lm.manifest_fields import CodecInfo, LanguageModelInfo
 from clean_lm.options import LONGEST, MOST_TAKES, number, seconds
 from clean_lm.windows import plan
 

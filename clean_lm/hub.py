@@ -1,6 +1,5 @@
 """Bundles of the Hugging Face hub, by way of huggingface_hub and its cache."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +15,11 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 FILE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # no "..", no leading slash or dot, no drive
 
 
-def bundle_folder(name: str | Path, revision: str | None, token: str | None, options: LoadOptions) -> Path:
-    """The folder of a bundle: `name` itself if it is one, else that of a repository of the hub in the local cache.
+def find_bundle(
+    name: str | Path, revision: str | None, token: str | None, options: LoadOptions
+) -> tuple[Path, LoadOptions]:
+    """The folder of a bundle, and how to open it: `name` itself if it is one, else that of a repository of the hub in
+    the local cache, confined to the repository's part of it.
 
     manifest.json is fetched first, then what is missing of the chosen variant's files, all of one commit. Without a
     connection, what is in the cache is used. Raises BundleError, in one line.
@@ -25,19 +27,16 @@ def bundle_folder(name: str | Path, revision: str | None, token: str | None, opt
     if Path(name).is_dir():
         if revision is not None:
             raise BundleError(f"revision: got {revision!r} for the folder {name}, expected None: folders have none")
-        return Path(name)
+        return Path(name), options
     download = _downloader(str(name), token)
     path = download(MANIFEST, revision)
     commit = path.parent.name if COMMIT.fullmatch(path.parent.name) else revision
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{name}: {MANIFEST} is not readable JSON: {error}") from None
-    manifest = Manifest.parse(path.parent, document, options)
-    confine(str(name), manifest)
+    options = {**options, "confine": path.parents[2]}  # .../models--user--repo, with its snapshots/COMMIT and blobs
+    manifest = Manifest.read(path.parent, **options)
+    require_own_files(str(name), manifest)
     for file in files_needed(manifest):
         download(file, commit)
-    return path.parent
+    return path.parent, options
 
 
 def files_needed(manifest: Manifest) -> list[str]:
@@ -46,7 +45,7 @@ def files_needed(manifest: Manifest) -> list[str]:
     return [file for file in manifest.files if file in named or file == TOKENIZER]
 
 
-def confine(name: str, manifest: Manifest) -> None:
+def require_own_files(name: str, manifest: Manifest) -> None:
     """Raise BundleError if a manifest names a file outside of its own folder."""
     for file in file_names(manifest.document):
         if not FILE.fullmatch(file):

@@ -2,17 +2,34 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, NoReturn, TypedDict, Unpack
 
+from clean_lm.manifest_checks import check_document
+from clean_lm.manifest_fields import (
+    FORMAT,
+    VERSION,
+    CacheUpdate,
+    CodecInfo,
+    Defaults,
+    Document,
+    FileInfo,
+    GraphEntry,
+    LanguageModelInfo,
+    MertInfo,
+    StyleInfo,
+    TensorInfo,
+    VariantInfo,
+)
 from clean_lm.options import flag, integer, known, shown
-from clean_lm.typed_json import FieldError, convert, read_as
+from clean_lm.typed_json import FieldError, read_as, read_part
+from clean_lm.typed_json import shown as json_shown
 
-FORMAT, VERSION = "clean_lm", 1
-T = TypeVar("T")
+LARGEST = 2**26  # bytes of a manifest.json: ten times what the largest model has with all variants
 
 
 class BundleError(ValueError):
@@ -26,25 +43,7 @@ class LoadOptions(TypedDict, total=False):
     threads: int | None  # None: one per physical core
     providers: Sequence[str]  # ONNX Runtime's execution providers; default: the CPU
     hashes: bool  # compare every file's SHA-256 before it is opened; default: True
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output of a graph; sizes that are strings are chosen by the caller."""
-
-    name: str
-    dtype: str
-    shape: tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class GraphEntry:
-    """One graph as manifest.json has it."""
-
-    file: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    data: str | None = None  # the file of its weights, if not `file`.data
+    confine: Path | str | None  # a folder that no file of the bundle may lie outside of; None: anywhere on the disk
 
 
 @dataclass(frozen=True)
@@ -64,81 +63,6 @@ class GraphInfo:
 
 
 @dataclass(frozen=True)
-class FileInfo:
-    """A file's size and content."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class VariantInfo:
-    """One way in which the bundle stores its weights. Field by field: export/CONTRACT.md."""
-
-    graphs: Mapping[str, GraphEntry]
-    bytes: int
-    cache: Literal["float", "int8"]
-    cache_update: Literal["in_place", "new_columns"]
-    quality: Mapping[str, Any] | None = None
-    sensitive: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class LanguageModelInfo:
-    """Sizes of the language model; words as in models.config.LMConfig."""
-
-    layers: int
-    heads: int
-    head_dim: int
-    dim: int
-    codebooks: int
-    card: int
-    special_token: int
-    delays: tuple[int, ...]
-    max_duration: float  # seconds of a window
-    frame_rate: float | None  # frames a second; None without a codec
-    sample_rate: int
-    channels: int
-    text_dim: int
-    text_encoder: str
-    self_wav: Literal["melody", "style"] | None = None
-
-
-@dataclass(frozen=True)
-class CodecInfo:
-    """Sizes of the codec."""
-
-    sample_rate: int
-    channels: int
-    hop: int  # samples a frame
-    frame_rate: float
-    lookahead: int  # frames after one that its sound depends on
-
-
-@dataclass(frozen=True)
-class StyleInfo:
-    """Sizes of a style model's conditioner and of MERT."""
-
-    style_levels: int
-    style_eval_q: int
-    style_length: float  # seconds of the excerpt
-    style_sample_rate: int
-    style_receptive_field: int | None = None  # samples of one feature; None without MERT
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a generation uses unless asked otherwise."""
-
-    cfg_coef: float
-    top_k: int
-    top_p: float
-    temperature: float
-    duration: float  # seconds
-    extend_stride: float  # seconds
-
-
-@dataclass(frozen=True)
 class Manifest:
     """What a bundle holds, with the graphs of one variant. `document` is the JSON itself, for the bundle writer."""
 
@@ -150,19 +74,19 @@ class Manifest:
     variants: Mapping[str, VariantInfo]
     variant: str | None  # the one that is opened
     default_variant: str | None
-    backends: Mapping[str, tuple[str, ...]]
-    cache_update: Literal["in_place", "new_columns"] | None
+    cache_update: CacheUpdate | None
 
     @classmethod
     def read(cls, folder: Path | str, **options: Unpack[LoadOptions]) -> "Manifest":
         """The bundle in `folder`. Raises FileNotFoundError, BundleError."""
         path = Path(folder) / "manifest.json"
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: not found; a bundle is the folder that export/bundle.py writes")
+        text = _read_manifest(path, options.get("confine"))
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(text, parse_constant=_refuse_constant)
         except ValueError as error:
             raise BundleError(f"{path}: not readable JSON: {error}") from None
+        except RecursionError:
+            raise BundleError(f"{path}: not readable JSON: lists and objects are nested too deep") from None
         return cls.parse(Path(folder), document, options)
 
     @classmethod
@@ -172,29 +96,26 @@ class Manifest:
         check_options(options)
         path = folder / "manifest.json"
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            found = document.get("format") if isinstance(document, dict) else type(document).__name__
-            raise BundleError(f"{path}: format is {found!r}, expected {FORMAT!r}")
+            found = document.get("format") if isinstance(document, dict) else document
+            raise BundleError(f"{path}: format is {json_shown(found)}, expected {FORMAT!r}")
         if document.get("version") != VERSION:
-            raise BundleError(f"{path}: version is {document.get('version')!r}, this clean_lm reads {VERSION}")
+            found = json_shown(document.get("version"))
+            raise BundleError(f"{path}: version is {found}, this clean_lm reads {VERSION}")
         try:
-            manifest = cls._parse(folder, document, options)
+            typed = read_as(Document, document, "")
+            check_document(typed, document)
         except FieldError as error:
-            raise BundleError(f"{path}: {error}; export it again") from None
-        for name, part in (("lm_inference", "language_model"), ("compression_encode", "codec")):
-            if name in manifest.graphs:
-                getattr(manifest, part)  # which raises
-        return manifest
+            raise BundleError(f"{path}: {error}; export the bundle again, or update clean_lm") from None
+        return cls._chosen(folder, typed, document, options)
 
     @classmethod
-    def _parse(cls, folder: Path, document: Mapping[str, Any], options: LoadOptions) -> "Manifest":
-        variants = convert(Mapping[str, VariantInfo], document.get("variants", {}), "variants")
-        default = convert(str | None, document.get("variant"), "variant")
-        variant = options.get("variant") or default
+    def _chosen(cls, folder: Path, typed: Document, document: Mapping[str, Any], options: LoadOptions) -> "Manifest":
+        """The manifest with its graphs those of the variant that the options ask for."""
+        variants, variant = typed.variants or {}, options.get("variant") or typed.variant
+        entries, update = typed.graphs, typed.cache_update
         if variant is not None and variant not in variants:
             held = ", ".join(variants) or "one unnamed"
-            raise BundleError(f"{folder / 'manifest.json'}: holds no variant {variant!r}, only {held}")
-        entries = convert(Mapping[str, GraphEntry], document.get("graphs", {}), "graphs")
-        update = convert(Literal["in_place", "new_columns"] | None, document.get("cache_update"), "cache_update")
+            raise BundleError(f"{folder / 'manifest.json'}: holds no variant {shown(variant)}, only {held}")
         if variant is not None:
             entries, update = {**entries, **variants[variant].graphs}, variants[variant].cache_update
         return cls(
@@ -202,11 +123,10 @@ class Manifest:
             document=document,
             options=options,
             graphs={name: GraphInfo.of(name, entry) for name, entry in entries.items()},
-            files=convert(Mapping[str, FileInfo], document.get("files", {}), "files"),
+            files=typed.files,
             variants=variants,
             variant=variant,
-            default_variant=default,
-            backends=convert(Mapping[str, tuple[str, ...]], document.get("backends", {}), "backends"),
+            default_variant=typed.variant,
             cache_update=update,
         )
 
@@ -218,30 +138,32 @@ class Manifest:
     def language_model(self) -> LanguageModelInfo:
         """Raises BundleError if the bundle has no language model."""
         self.require_graph("lm_inference")
-        return self._part(LanguageModelInfo, "model")
+        return read_part(LanguageModelInfo, self.document["model"], "model")
 
     @cached_property
     def codec(self) -> CodecInfo:
         """Raises BundleError if the bundle has no codec."""
         if "compression_encode" not in self.graphs:
             raise BundleError(f"{self.folder}: contains no codec; export it with export/bundle.py")
-        return self._part(CodecInfo, "model")
+        return read_part(CodecInfo, self.document["model"], "model")
 
     @cached_property
     def style(self) -> StyleInfo:
         """Raises BundleError if the bundle's model is not a style model."""
-        return self._part(StyleInfo, "model")
+        self.require_graph("lm_style")
+        return read_part(StyleInfo, self.document["model"], "model")
+
+    @cached_property
+    def mert(self) -> MertInfo:
+        """Raises BundleError if the bundle has no MERT."""
+        self.require_graph("style_features")
+        return read_part(MertInfo, self.document["model"], "model")
 
     @cached_property
     def defaults(self) -> Defaults:
-        """Raises BundleError if the bundle has none."""
-        return self._part(Defaults, "defaults")
-
-    def _part(self, cls: type[T], entry: str) -> T:
-        try:
-            return read_as(cls, self.document.get(entry, {}), entry)
-        except FieldError as error:
-            raise BundleError(f"{self.folder / 'manifest.json'}: {error}; export it again") from None
+        """Raises BundleError if the bundle has no language model."""
+        self.require_graph("lm_inference")
+        return read_as(Defaults, self.document["defaults"], "defaults")
 
     def require_graph(self, name: str) -> GraphInfo:
         """One graph. Raises BundleError if the bundle does not contain it."""
@@ -256,16 +178,52 @@ class Manifest:
         return [file for file in self.files if file in (info.file, info.data)]
 
     def check_files(self, names: Sequence[str]) -> None:
-        """Raise FileNotFoundError or BundleError if a file is missing, of another size or of another content."""
+        """Raise FileNotFoundError or BundleError if a file is missing, not a regular file, outside of `confine`, of
+        another size or of another content. hashes=False leaves out the last alone."""
         hashes = self.options.get("hashes", True)
         for name in names:
             path, entry = self.folder / name, self.files[name]
-            if not path.exists():
-                raise FileNotFoundError(f"{path}: listed in manifest.json, but not there; copy the bundle again")
-            if path.stat().st_size != entry.bytes:
-                raise BundleError(f"{path}: {path.stat().st_size} bytes, manifest.json says {entry.bytes}")
+            size = regular_file(path, self.options.get("confine"))
+            if size != entry.bytes:
+                raise BundleError(f"{path}: {size} bytes, manifest.json says {entry.bytes}; copy the bundle again")
             if hashes and (found := sha256(path)) != entry.sha256:
-                raise BundleError(f"{path}: sha256 is {found}, manifest.json says {entry.sha256}")
+                raise BundleError(
+                    f"{path}: sha256 is {found}, manifest.json says {entry.sha256}; copy the bundle again"
+                )
+
+
+def regular_file(path: Path, confine: Path | str | None = None) -> int:
+    """The size of a file. Raises FileNotFoundError, and BundleError if it is a folder, a device, a pipe or a socket,
+    which must not be opened, or lies outside of the folder `confine`, links followed."""
+    try:
+        status = path.stat()
+        outside = confine is not None and not path.resolve(strict=True).is_relative_to(Path(confine).resolve())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: not found; copy the bundle again, with all files that it lists") from None
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a name that no file can have
+        raise BundleError(f"{path}: cannot be opened: {error}") from None
+    if outside:
+        raise BundleError(f"{path}: lies outside of {confine}; a bundle opened confined has its files in there")
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path}: not a regular file; copy the bundle again")
+    return status.st_size
+
+
+def _read_manifest(path: Path, confine: Path | str | None) -> str:
+    try:
+        size = regular_file(path, confine)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: not found; a bundle is the folder that export/bundle.py writes") from None
+    if size > LARGEST:
+        raise BundleError(f"{path}: {size} bytes, expected at most {LARGEST}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise BundleError(f"{path}: not readable JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def check_options(options: LoadOptions) -> None:
@@ -277,6 +235,8 @@ def check_options(options: LoadOptions) -> None:
     if threads is not None:
         integer("threads", threads, 1, 1024)
     flag("hashes", options.get("hashes", True))
+    if not isinstance(confine := options.get("confine"), (str, Path, type(None))):
+        raise ValueError(f"confine: got {shown(confine)}, expected a folder, or None")
     if isinstance(providers, str) or not isinstance(providers, (Sequence, type(None))):
         raise ValueError(
             f'providers: got {shown(providers)}, expected a list of names, such as ["CPUExecutionProvider"]'

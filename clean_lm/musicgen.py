@@ -13,7 +13,7 @@ from clean_lm.audio import as_batch, convert_audio
 from clean_lm.audio_codec import Codec
 from clean_lm.conditioning import Excerpt, PerRow, SelfWav
 from clean_lm.generation import Generation, Sampling
-from clean_lm.hub import bundle_folder
+from clean_lm.hub import find_bundle
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError, LoadOptions, Manifest
 from clean_lm.options import LONGEST, MOST_TAKES, integer, number, seconds, seeds, texts
@@ -75,7 +75,8 @@ class MusicGen:
         Only the files of the chosen variant are downloaded, to huggingface_hub's cache. token: default: the one that
         huggingface_hub has. Raises BundleError.
         """
-        return cls.load(bundle_folder(name, revision, token, options), **options)
+        folder, confined = find_bundle(name, revision, token, options)
+        return cls.load(folder, **confined)
 
     @property
     def sample_rate(self) -> int:

@@ -66,12 +66,12 @@ class Reference:
         self, wav: np.ndarray, from_rate: int, seed: int | Sequence[int] | np.ndarray | None
     ) -> np.ndarray:
         """MERT's features [F, width] of an excerpt of audio [channels, samples]."""
-        info = self.lm.manifest.style
-        if self.mert is None or info.style_receptive_field is None:
+        if self.mert is None:
             raise BundleError(
                 f"{self.lm.manifest.folder}: contains no MERT; export it again with --mert, or pass MERT's features to "
                 "generate_with_style"
             )
+        info = self.lm.manifest.mert
         drawn = None if seed is None else seeds(seed, 1 if isinstance(seed, WHOLE) else len(seed))[0]
         excerpt = self.excerpt.of(self._mono(wav, from_rate), self.sample_rate, drawn)
         audio = convert_audio(excerpt[None, None], self.sample_rate, info.style_sample_rate, 1)[0]

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from clean_lm.manifest import BundleError, GraphInfo, LoadOptions, Manifest, TensorInfo
+from clean_lm.manifest import BundleError, GraphInfo, LoadOptions, Manifest
+from clean_lm.manifest_fields import TensorInfo
+from clean_lm.options import shown
 
 Provider = str | tuple[str, dict[str, Any]]
+TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int8)": "int8"}
 DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8}
 
 
@@ -49,9 +52,8 @@ class Graph:
         except Exception as error:  # onnxruntime has no common base class for its own
             raise BundleError(f"{self.path}: ONNX Runtime does not load it: {error}") from None
         require_started(providers, session.get_providers())
-        differ = {tensor.name for tensor in session.get_inputs()} ^ self.inputs.keys()
-        if differ:
-            raise BundleError(f"{self.path}: its inputs are not those of manifest.json: {sorted(differ)}")
+        require_same(self.path, "input", self.inputs, session.get_inputs())
+        require_same(self.path, "output", self.outputs, session.get_outputs())
         return session
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -65,6 +67,18 @@ class Graph:
         tensor = self.inputs.get(name) or self.outputs[name]
         shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
         return np.zeros(shape, dtype=DTYPES[tensor.dtype])
+
+
+def require_same(path: Path, half: str, expected: Mapping[str, TensorInfo], found: Sequence[ort.NodeArg]) -> None:
+    """Raise BundleError unless a session's inputs or outputs have the names, types and shapes of manifest.json."""
+    held = {tensor.name: (TYPES.get(tensor.type, tensor.type), tuple(tensor.shape)) for tensor in found}
+    wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in expected.items()}
+    for name in sorted(held.keys() | wanted.keys()):
+        if held.get(name) != wanted.get(name):
+            have, want = (" ".join(map(str, tensors.get(name, ("none",)))) for tensors in (held, wanted))
+            raise BundleError(
+                f"{path}: {half} {shown(name)} is {have}, manifest.json says {want}; export the bundle again"
+            )
 
 
 def names(providers: Sequence[Provider]) -> list[str]:

@@ -15,7 +15,9 @@ from typing import Any
 import onnx
 
 from clean_lm import atomic
-from clean_lm.manifest import FORMAT, VERSION, Manifest, sha256
+from clean_lm.manifest import Manifest, sha256
+from clean_lm.manifest_checks import model_sha256
+from clean_lm.manifest_fields import FORMAT, VERSION
 from export.commands import ExportError
 from export.sharing import Entries, Shared
 
@@ -74,6 +76,7 @@ def write_manifest(
         "format": FORMAT,
         "version": VERSION,
         "model": model,
+        "model_sha256": model_sha256(model),
         "defaults": defaults,
         "cache_update": cache_update,
         "graphs": own | _union(graphs for graphs, _ in theirs),

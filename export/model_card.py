@@ -1,13 +1,13 @@
 """The README.md of a bundle on the Hugging Face hub: what its manifest says, for people."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from clean_lm.manifest import Manifest, VariantInfo
+from clean_lm.manifest import Manifest
+from clean_lm.manifest_fields import VariantInfo
 
 META_LICENSE = "cc-by-nc-4.0"  # of the weights of MusicGen and AudioGen, and so of what is made from them
 META_MODELS = re.compile(r"facebook/(musicgen|audiogen)-.+")
@@ -125,14 +125,10 @@ def _table(manifest: Manifest) -> list[str]:
 
 
 def _row(name: str, variant: VariantInfo, default: bool) -> str:
-    measured: Mapping[str, Any] = variant.quality or {}
-
-    def number(key: str, form: str) -> str:
-        return format(measured[key], form) if key in measured else ""
-
-    perplexity = number("perplexity", ".2f")
-    if perplexity and "perplexity_fp32" in measured:
-        perplexity += f" ({measured['perplexity_fp32']:.2f})"
+    cost = variant.quality
     cells = [f"**{name}** (default)" if default else name, f"{variant.bytes / 1e6:.1f}", variant.cache]
-    cells += [number("kl", ".4f"), number("top1", ".1%"), perplexity]
+    if cost:
+        cells += [f"{cost.kl:.4f}", f"{cost.top1:.1%}", f"{cost.perplexity:.2f} ({cost.perplexity_fp32:.2f})"]
+    else:
+        cells += [""] * 3
     return f"| {' | '.join(cells)} |"

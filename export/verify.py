@@ -24,7 +24,8 @@ from typing import Any
 
 from clean_lm.audio import AudioError
 from clean_lm.language_model import LanguageModel
-from clean_lm.manifest import BundleError, LanguageModelInfo, Manifest
+from clean_lm.manifest import BundleError, Manifest
+from clean_lm.manifest_fields import LanguageModelInfo
 from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig
 from export import lm
 from export.bundle_writer import FP32, write_manifest

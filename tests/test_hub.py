@@ -139,7 +139,7 @@ def test_without_a_connection_the_cache_is_used(hub, monkeypatch):
         ("user/half", {}, "user/half/lm_inference.onnx.data: not in the repository"),
         ("no/such/folder", {}, "no/such/folder: no such folder, and no name of a repository"),
         ("../repo", {}, "no such folder, and no name of a repository"),
-        ("user/text", {}, "user/text: manifest.json is not readable JSON"),
+        ("user/text", {}, "manifest.json: not readable JSON"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(hub, name, options, message):

@@ -1,0 +1,117 @@
+"""What must agree within a manifest, beyond the types and bounds of its fields. js/src/manifest_checks.js is the same.
+
+`model` is stored redundantly, as a hash: a damaged delay, sample rate or special token would be heard, not seen.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from clean_lm.manifest_fields import PARTS, Defaults, Document, GraphEntry, LanguageModelInfo
+from clean_lm.typed_json import FieldError, read_as, read_part
+
+CACHE = "past_key_values."  # how the names of the cache's inputs begin; those of its outputs: "present."
+
+
+def check_document(typed: Document, document: Mapping[str, Any]) -> None:
+    """Raise FieldError where parts of a manifest contradict each other. document: the JSON of `typed`."""
+    if (found := model_sha256(typed.model)) != typed.model_sha256:
+        raise FieldError(f"model_sha256 is {typed.model_sha256}, and model's is {found}: it was changed or damaged")
+    for name in PARTS:
+        if name in typed.graphs:
+            read_part(PARTS[name], typed.model, "model")
+    for at, entry in _graphs(typed):
+        _check_graph(entry, at, typed)
+    _check_variants(typed, document)
+    if "lm_inference" in typed.graphs:
+        read_as(Defaults, typed.defaults, "defaults")
+        _check_language_model(typed)
+
+
+def model_sha256(model: Mapping[str, Any]) -> str:
+    """The SHA-256 of a manifest's `model` in hexadecimal: of its JSON with the names sorted, without spaces, and whole
+    numbers without a point, in UTF-8 (RFC 8785)."""
+    plain = {name: _plain(value) for name, value in model.items()}
+    text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """30.0 as 30: what another language's JSON makes of it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _graphs(typed: Document) -> Iterator[tuple[str, GraphEntry]]:
+    """Every graph of every variant, and where it stands."""
+    for name, entry in typed.graphs.items():
+        yield f"graphs.{name}", entry
+    for variant, info in (typed.variants or {}).items():
+        for name, entry in info.graphs.items():
+            yield f"variants.{variant}.graphs.{name}", entry
+
+
+def _check_graph(entry: GraphEntry, at: str, typed: Document) -> None:
+    """Its files are listed, and no two of its tensors have one name."""
+    for field, file in (("file", entry.file), ("data", entry.data)):
+        if file is not None and file not in typed.files:
+            raise FieldError(f"{at}.{field} is {file!r}, which `files` does not list")
+    for half in ("inputs", "outputs"):
+        names = [tensor.name for tensor in getattr(entry, half)]
+        if len(set(names)) < len(names):
+            raise FieldError(f"{at}.{half} has two tensors of one name")
+
+
+def _check_variants(typed: Document, document: Mapping[str, Any]) -> None:
+    """The default is one of the variants, and the bundle's own graphs are its."""
+    variants = typed.variants or {}
+    if (typed.variant is None) != (not variants):
+        raise FieldError(f"variant is {typed.variant!r}, variants has {len(variants)} entries")
+    for backend, names in (typed.backends or {}).items():
+        _require_known(names, variants, f"backends.{backend}")
+    for name, info in variants.items():
+        if "lm_inference" in info.graphs:
+            _check_caches(info.graphs["lm_inference"], info.cache_update, f"variants.{name}.", info.cache)
+    if typed.variant is None:
+        return
+    _require_known([typed.variant], variants, "variant")
+    for name, entry in document["variants"][typed.variant]["graphs"].items():
+        if document["graphs"].get(name) != entry:
+            raise FieldError(f"graphs.{name} is not that of the default variant {typed.variant}")
+
+
+def _require_known(names: Sequence[str], variants: Mapping[str, Any], at: str) -> None:
+    for name in names:
+        if name not in variants:
+            raise FieldError(f"{at} is {name!r}, expected one of the variants {', '.join(variants)}")
+
+
+def _check_language_model(typed: Document) -> None:
+    """Sizes that follow from each other."""
+    info, graph = read_part(LanguageModelInfo, typed.model, "model"), typed.graphs["lm_inference"]
+    if info.special_token != info.card:
+        raise FieldError(f"model.special_token is {info.special_token}, expected card, {info.card}")
+    if len(info.delays) != info.codebooks:
+        raise FieldError(f"model.delays has {len(info.delays)} entries, expected one per codebook, {info.codebooks}")
+    caches = {tensor.name for tensor in graph.inputs if tensor.name.startswith(CACHE)}
+    if caches != {f"{CACHE}{layer}.{half}" for layer in range(info.layers) for half in ("key", "value")}:
+        raise FieldError(
+            f"graphs.lm_inference.inputs has {len(caches)} caches, expected 2 for each of {info.layers} layers"
+        )
+    _check_caches(graph, typed.cache_update, "")
+
+
+def _check_caches(graph: GraphEntry, update: str | None, at: str, kind: str | None = None) -> None:
+    """`cache_update` and `cache` are what the shapes and types of the caches say."""
+    outputs = {tensor.name: tensor for tensor in graph.outputs}
+    for past in (tensor for tensor in graph.inputs if tensor.name.startswith(CACHE)):
+        present = outputs.get(past.name.replace("past_key_values", "present"))
+        if present is None:
+            raise FieldError(f"{at}graphs.lm_inference.outputs lacks the cache of {past.name}")
+        found = "in_place" if present.shape == past.shape else "new_columns"
+        if found != update:
+            raise FieldError(f"{at}cache_update is {update!r}, and the shapes of {past.name} say {found!r}")
+        if kind is not None and (kind == "int8") != (past.dtype == "int8"):
+            raise FieldError(f"{at}cache is {kind!r}, and {past.name} is {past.dtype}")
