@@ -108,7 +108,7 @@ function* resampling(wav, fromRate, toRate) {
   padded.set(wav, width)
   const output = new Float32Array(length)
   let products = 0
-  for (let phase = 0; phase < after; phase++) {
+  for (let phase = 0; phase < Math.min(after, length); phase++) {
     const first = Math.floor((phase * before) / after)
     const kernel = sincKernel(first, phase, before, after, width)
     for (let at = phase, start = first; at < length; at += after, start += before) {
@@ -121,6 +121,9 @@ function* resampling(wav, fromRate, toRate) {
       yield
     }
     products += 20 * kernel.length // its sines and cosines
+    if (products < PIECE) continue
+    products = 0
+    yield
   }
   return output
 }

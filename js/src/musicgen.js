@@ -217,23 +217,28 @@ export class MusicGen {
     const seconds = prompt[0].length / rate
     const frames = Math.ceil(seconds * this.frameRate)
     this._validateLength('audio', frames, seconds, options)
-    const encode = async () => this.codec.encode(await this._convert(prompt, rate, options.signal))
+    const encode = async () => this.codec.encode(await this._convert('audio', prompt, rate, options.signal))
     return this._begin(options, encode, frames, streams)
   }
 
   /**
-   * Audio at the codec's rate, with its channels.
+   * Audio at the codec's rate, with its channels; throws where nothing of it is left.
    *
+   * @param {string} name of the argument
    * @param {AudioChannels} audio
    * @param {number} rate
    * @param {AbortSignal} [signal]
    */
-  _convert(audio, rate, signal) {
+  async _convert(name, audio, rate, signal) {
     const pause = async () => {
       await yieldToEventLoop()
       signal?.throwIfAborted()
     }
-    return convertAudioInPieces(audio, rate, this.sampleRate, this.channels, pause)
+    const converted = await convertAudioInPieces(audio, rate, this.sampleRate, this.channels, pause)
+    if (converted[0].length) return converted
+    throw new RangeError(
+      `${name}: got ${audio[0].length} samples at ${rate} Hz, less than one at ${this.sampleRate} Hz; expected longer audio`,
+    )
   }
 
   /**
@@ -328,7 +333,7 @@ export class MusicGen {
     const audio = validateAudio('melody', options.melody, rate)
     const seconds = audio[0].length / rate
     requireAudio('melody', this.channels * seconds * this.sampleRate, `${seconds} s of melody`)
-    const converted = await this._convert(audio, rate, options.signal) // to the model's channels first, as audiocraft
+    const converted = await this._convert('melody', audio, rate, options.signal) // to the model's channels first, as audiocraft
     const [mono] = convertAudio(converted, this.sampleRate, this.sampleRate, 1)
     if (selfWavKind === 'melody') {
       const { maxDuration = this.maxDuration } = options

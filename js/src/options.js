@@ -132,8 +132,10 @@ const list = (name, value) => {
   if (!Array.isArray(value)) throw wrongType(name, value, 'a list')
 }
 
-/** @type {Check} */
-const anything = () => {}
+/** Samples or codes; what they hold is validated where they are used. @type {Check} */
+const arrays = (name, value) => {
+  if (typeof value !== 'object') throw wrongType(name, value, 'an array, a list of arrays, or null')
+}
 const flag = typed('boolean', 'true or false')
 const callback = typed('function', 'a function')
 const string = typed('string', 'a string')
@@ -166,14 +168,14 @@ export const GENERATE = {
   ...LENGTH,
   description: orNull(text),
   takes: whole(1, MOST_TAKES, `a whole number from 1 to ${MOST_TAKES}`),
-  melody: anything, // its samples are validated where they are used
+  melody: arrays,
   melodySampleRate: (name, value) => sampleRate(name, value),
   evalQ: whole(1, 64, 'a whole number of levels, 1 or more'),
   excerptLength: seconds(LONGEST, 0.01),
   excerptStart: seconds(LONGEST, 0),
 }
 
-const CONTINUED = { promptCodes: anything }
+const CONTINUED = { promptCodes: arrays }
 const STREAMED = { chunkSeconds: seconds(LONGEST), onCodes: callback }
 /** MusicGen.generateContinuation. @type {Table} */
 export const CONTINUE = { ...GENERATE, ...CONTINUED }

@@ -66,6 +66,8 @@ const WRONG = [
   [{ cfgCoef: 1e39 }, RangeError, /cfgCoef: got 1e\+39, expected a finite number, 1000000 at most/],
   [{ cfgCoef: Infinity }, RangeError, /cfgCoef: got Infinity/],
   [{ cfgCoefBeta: -1e39 }, RangeError, /cfgCoefBeta: got -1e\+39/],
+  [{ melody: '' }, TypeError, /melody: got "", expected an array/],
+  [{ melody: 0 }, TypeError, /melody: got 0/],
   [{ seed: '7' }, TypeError, /seed: got "7", expected a whole number from 0 to 2\^64 - 1/],
   [{ seed: null }, TypeError, /seed: got null/],
   [{ seed: [7] }, TypeError, /seed: got a list, expected one/],
@@ -266,6 +268,17 @@ test('arithmetic refuses what is no number', () => {
     ...[() => delay([[1]], [0], 1e15, 9), () => delay([[1, 2]], [0], 1, 9), () => delay([[1]], [0], NaN, 9)],
   ]
   for (const call of wrong) assert.throws(call, /: got .*expected/, String(call))
+})
+
+test('audio of less than a sample is refused, and a rate of any size is converted at once', async () => {
+  const one = new Float32Array(1)
+  await assert.rejects(
+    model.generateContinuation(one, 44_100, {}),
+    /audio: got 1 samples at 44100 Hz, less than one at/,
+  )
+  const started = performance.now()
+  await model.generateContinuation(new Float32Array(2_000), 999_983, { duration: 0.1 }) // 32000 kernels, 64 samples
+  assert.ok(performance.now() - started < 3000)
 })
 
 test('a prompt that fills a window is refused in seconds', () => {
