@@ -12,8 +12,10 @@ import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
+import { validate } from '../demo/bundles.js'
 import { serve } from '../demo/serve.js'
 import { Site } from '../demo/site.js'
+import { BUNDLE } from './kit.js'
 
 const PROGRAM = fileURLToPath(new URL('../demo/serve.js', import.meta.url))
 const LARGE = 2 ** 25 // bytes: more than a socket's buffers hold
@@ -304,4 +306,16 @@ test('--out writes the whole site into its own folder, or nothing', async () => 
   assert.match(missing.error, /^bundles\/lost\/gone\.onnx: the file is missing, so nothing was written/)
   assert.match((await run(['--bundle', hostile, '--out', join(folder, 'none')])).error, /hostile.manifest\.json: lists/)
   assert.deepEqual(readdirSync(folder).sort(), [...before, 'lost', 'hostile'].sort())
+})
+
+test('the page refuses a manifest that is not as it expects', () => {
+  const good = readFileSync(join(BUNDLE, 'manifest.json'), 'utf8')
+  assert.ok(validate(good, 'text').graphs.lm_inference)
+  const damages = ['graphs', 'files', 'model', 'defaults', 'variants'].flatMap((field) => {
+    return [5, 'x', [], [{}], { a: null }, { a: {} }].map((value) =>
+      JSON.stringify({ ...JSON.parse(good), [field]: value }),
+    )
+  })
+  for (const text of [good.slice(0, 99), '', 'null', '[]', ...damages])
+    assert.throws(() => validate(text, '<b>x</b>'), /^TypeError: “<b>x<\/b>” (is|contains) [^\n]*$/, text.slice(-99))
 })
