@@ -155,7 +155,7 @@ const RUN = {
   windows: ({ duration, max_duration, extend_stride, frame_rate, prompt }) => {
     try {
       const found = windows(duration, max_duration, extend_stride, frame_rate, prompt)
-      return { windows: found.map(({ start, known, frames }) => [start, known, frames]) }
+      return { windows: Array.from(found, ({ start, known, frames }) => [start, known, frames]) }
     } catch (error) {
       if (!(error instanceof RangeError)) throw error
       return { refused: true }

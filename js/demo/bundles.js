@@ -28,7 +28,7 @@ export async function openServed(name) {
   const source = new URL(`${encodeURIComponent(name)}/`, ROOT).href
   const response = await fetch(`${source}manifest.json`)
   if (!response.ok) throw new TypeError(`The server has no bundle “${name}” (HTTP ${response.status}).`)
-  return { name, source, tree: validate(await response.json(), name) }
+  return { name, source, tree: validate(await response.text(), name) }
 }
 
 /**
@@ -49,7 +49,7 @@ export async function openFolder(files) {
     manifests.map(async ({ file, path }) => {
       const folder = path.split('/').slice(0, -1)
       const name = folder.at(-1) ?? 'bundle'
-      const tree = validate(JSON.parse(await file.text().catch(() => '{}')), name)
+      const tree = validate(await file.text().catch(() => ''), name)
       return { name, source: new Map(all.map(({ file, path }) => [relative(folder, path.split('/')), file])), tree }
     }),
   )
@@ -62,12 +62,36 @@ function relative(folder, path) {
   return [...folder.slice(shared).map(() => '..'), ...path.slice(shared)].join('/')
 }
 
-/** @param {any} tree @param {string} name @returns {Tree} */
-function validate(tree, name) {
+/**
+ * The part of manifest.json that the page reads; throws a TypeError where it is not as the page expects it.
+ *
+ * @param {string} text
+ * @param {string} name
+ * @returns {Tree}
+ */
+export function validate(text, name) {
+  /** @type {any} */
+  let tree
+  try {
+    tree = JSON.parse(text)
+  } catch {
+    throw new TypeError(`“${name}” is not a bundle: its manifest.json is not valid JSON. It may be half-written.`)
+  }
   if (tree?.format !== 'clean_lm')
     throw new TypeError(`“${name}” is not a bundle: its manifest.json is not clean_lm’s.`)
   if (!tree.graphs?.compression_stream)
     throw new TypeError(`“${name}” contains no codec, so it cannot make sound: export it with one.`)
+  const isRecord = (/** @type {any} */ value) => typeof value === 'object' && value !== null && !Array.isArray(value)
+  const variants = tree.variants ?? {}
+  const graphs = [tree, ...(isRecord(variants) ? Object.values(variants) : [null])].map((one) => one?.graphs)
+  const entries = graphs.flatMap((one) => (isRecord(one) ? Object.values(one) : [null]))
+  const isEntry = (/** @type {any} */ one) =>
+    typeof one?.file === 'string' && ['string', 'undefined'].includes(typeof one.data) && Array.isArray(one.inputs)
+  const sizes = isRecord(tree.files) ? Object.values(tree.files) : [null]
+  const numbers = [tree.model?.sample_rate, tree.model?.frame_rate, tree.model?.channels, tree.defaults?.duration]
+  const isWhole = entries.every(isEntry) && sizes.every((/** @type {any} */ file) => Number.isFinite(file?.bytes))
+  if (!isWhole || !numbers.every(Number.isFinite))
+    throw new TypeError(`“${name}” is damaged: its manifest.json lacks fields, or has others. Export it again.`)
   return tree
 }
 

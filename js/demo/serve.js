@@ -9,29 +9,20 @@
  * Only listed files are served: those of the page's folders and of the bundles' manifests.
  */
 
-import { createReadStream, readdirSync, readFileSync, statSync } from 'node:fs'
-import { cp, mkdir, writeFile } from 'node:fs/promises'
+import { createHash } from 'node:crypto'
+import { readFileSync, realpathSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { createServer as createSecureServer } from 'node:https'
-import { createRequire } from 'node:module'
-import { basename, dirname, extname, join, posix, resolve } from 'node:path'
-import { fileURLToPath, pathToFileURL } from 'node:url'
+import { basename, dirname } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 
-const here = dirname(fileURLToPath(import.meta.url))
-const modules = createRequire(import.meta.url)
+import send from 'send'
 
-const TYPES = /** @type {Record<string, string>} */ ({
-  '.html': 'text/html; charset=utf-8',
-  '.css': 'text/css; charset=utf-8',
-  '.js': 'text/javascript; charset=utf-8',
-  '.mjs': 'text/javascript; charset=utf-8',
-  '.json': 'application/json',
-  '.webmanifest': 'application/manifest+json',
-  '.svg': 'image/svg+xml',
-  '.wasm': 'application/wasm',
-  '.wav': 'audio/wav',
-})
+import { exportSite } from './export.js'
+import { realFile, requireFile, Site } from './site.js'
+
+/** @typedef {import('node:http').IncomingMessage} Request @typedef {import('node:http').ServerResponse} Response */
 
 /** WASM threads need the first two; another host must send them too. */
 const HEADERS = {
@@ -42,136 +33,145 @@ const HEADERS = {
   'Cache-Control': 'no-cache', // browsers ask again, and get 304 where nothing changed
 }
 
-const ORT = /^ort\.(wasm|webgpu)\.min\.mjs$|^ort-wasm-simd-threaded(\.asyncify)?\.(mjs|wasm)$/
-const NOT_SERVED = /^(serve\.js|sw\.js|tsconfig\.json|README\.md)$/
-
 /**
- * All served files: a path under the root -> the path of a file, or its content.
- *
- *     demo/  src/  vendor/  bundles/NAME/  loop.wav  sw.js      sw.js is at the root, so that it handles all requests
- *
- * @param {string[]} bundles folders
- * @param {string} [loop] a WAV file
- * @returns {Map<string, string | Buffer>}
- */
-export function site(bundles, loop) {
-  const ort = dirname(modules.resolve('onnxruntime-web'))
-  const tokenizers = dirname(modules.resolve('@huggingface/tokenizers'))
-  /** @type {Map<string, string | Buffer>} */
-  const files = new Map([
-    ...listed('demo', here, (name) => !NOT_SERVED.test(name)),
-    ...listed('src', resolve(here, '../src'), (name) => name.endsWith('.js')),
-    ...listed('vendor/ort', ort, (name) => ORT.test(name)),
-    ['vendor/tokenizers.mjs', join(tokenizers, 'tokenizers.min.mjs')],
-    ['sw.js', join(here, 'sw.js')],
-    ...bundles.flatMap(bundleFiles),
-  ])
-  files.set('bundles/index.json', Buffer.from(JSON.stringify({ bundles: bundles.map(nameOf), loop: Boolean(loop) })))
-  if (loop) files.set('loop.wav', resolve(loop))
-  return files
-}
-
-/**
- * The files of a folder, not of those in it.
- *
- * @param {string} prefix
- * @param {string} folder
- * @param {(name: string) => boolean} wanted
- * @returns {[string, string][]}
- */
-function listed(prefix, folder, wanted) {
-  const names = readdirSync(folder, { withFileTypes: true }).filter((entry) => entry.isFile() && wanted(entry.name))
-  return names.map(({ name }) => [`${prefix}/${name}`, join(folder, name)])
-}
-
-/** @param {string} folder */
-const nameOf = (folder) => basename(resolve(folder))
-
-/**
- * The files that a bundle's manifest lists, with those it shares with another bundle ("../first/text_encoder.onnx").
- *
- * @param {string} folder
- * @returns {[string, string][]}
- */
-function bundleFiles(folder) {
-  const path = join(folder, 'manifest.json')
-  /** @type {{ files: Record<string, unknown> }} */
-  let manifest
-  try {
-    manifest = JSON.parse(readFileSync(path, 'utf8'))
-  } catch (error) {
-    throw new Error(
-      `${path}: ${/** @type {Error} */ (error).message}; expected a bundle: a folder that export/bundle.py wrote`,
-    )
-  }
-  const names = ['manifest.json', ...Object.keys(manifest.files)]
-  return names.map((name) => [posix.join('bundles', nameOf(folder), name), resolve(folder, name)])
-}
-
-/**
- * Start the server.
+ * Start the server. Throws an Error of one line if it cannot.
  *
  * @param {{ bundles: string[], loop?: string, port?: number, host?: string, https?: { cert: string, key: string } }} options
  *   port: 0 for a free one; https: files of a certificate and its key
  * @returns {Promise<{ url: string, close: () => void }>}
  */
 export async function serve({ bundles, loop, port = 8000, host = 'localhost', https }) {
+  const site = new Site(bundles, loop)
+  const server = https ? secureServer(https) : createServer({ requireHostHeader: false })
   /** @type {import('node:http').RequestListener} */
-  const listener = (request, response) => answer(site(bundles, loop), request, response)
-  const server = https
-    ? createSecureServer({ cert: readFileSync(https.cert), key: readFileSync(https.key) }, listener)
-    : createServer(listener)
-  site(bundles, loop) // throws now if a file is missing
-  await new Promise((resolve, reject) => server.once('error', reject).listen(port, host, () => resolve(undefined)))
+  const listener = (request, response) => {
+    setHeaders(response, HEADERS)
+    answer(site.files(), request, response)
+  }
+  server.on('request', listener).on('checkContinue', listener).on('checkExpectation', listener)
+  server.on('clientError', refuse)
+  await new Promise((resolve, reject) => {
+    server.once('error', (error) => reject(new Error(`cannot serve on host ${host}, port ${port}: ${error.message}`)))
+    server.listen(port, host, () => resolve(undefined))
+  })
+  server.on('error', (error) => console.error(error.message))
   const address = /** @type {import('node:net').AddressInfo} */ (server.address())
   const close = () => {
     server.close()
     server.closeAllConnections()
   }
-  return { url: `${https ? 'https' : 'http'}://${host}:${address.port}/demo/`, close }
+  const name = host.includes(':') ? `[${host}]` : host
+  return { url: `${https ? 'https' : 'http'}://${name}:${address.port}/demo/`, close }
+}
+
+/** @param {{ cert: string, key: string }} files */
+function secureServer({ cert, key }) {
+  const [certificate, secret] = [cert, key].map((path) => readFileSync(requireFile(path)))
+  try {
+    return createSecureServer({ cert: certificate, key: secret, requireHostHeader: false })
+  } catch (error) {
+    const { message } = /** @type {Error} */ (error)
+    throw new Error(`--cert ${cert} --key ${key}: ${message}; expected a certificate and its key, both as PEM`)
+  }
 }
 
 /**
- * @param {Map<string, string | Buffer>} files
- * @param {import('node:http').IncomingMessage} request
- * @param {import('node:http').ServerResponse} response
+ * Answer what is no HTTP.
+ *
+ * @param {Error} error
+ * @param {import('node:stream').Duplex} socket
+ */
+function refuse(error, socket) {
+  if (!socket.writable) return void socket.destroy()
+  const headers = { ...HEADERS, Connection: 'close', 'Content-Length': 0 }
+  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
+  socket.end(`HTTP/1.1 400 Bad Request\r\n${lines.join('')}\r\n`)
+}
+
+/** @param {Response} response @param {Record<string, string | number>} headers */
+function setHeaders(response, headers) {
+  for (const [name, value] of Object.entries(headers)) response.setHeader(name, value)
+}
+
+/** @param {Response} response @param {number} status @param {Record<string, string | number>} [headers] */
+function end(response, status, headers = {}) {
+  setHeaders(response, headers)
+  response.writeHead(status).end()
+}
+
+/**
+ * @param {import('./site.js').Files} files
+ * @param {Request} request
+ * @param {Response} response
  */
 function answer(files, request, response) {
-  /** @type {(status: number, headers?: Record<string, string | number>) => void} */
-  const end = (status, headers) => response.writeHead(status, { ...HEADERS, ...headers }).end()
-  if (request.method !== 'GET' && request.method !== 'HEAD') return end(405, { Allow: 'GET, HEAD' })
-  const path = new URL(request.url ?? '/', 'http://host').pathname.slice(1)
-  if (path === '' || path === 'demo') return end(302, { Location: '/demo/' })
-  const name = path === 'demo/' ? 'demo/index.html' : path
-  const file = files.get(name)
-  const type = { 'Content-Type': TYPES[extname(name)] ?? 'application/octet-stream' }
-  if (file instanceof Buffer) return void response.writeHead(200, { ...HEADERS, ...type }).end(file)
-  const found = file && statSync(file, { throwIfNoEntry: false })
-  if (!file || !found) return end(404)
-  const tag = `"${found.size}-${Math.trunc(found.mtimeMs)}"`
-  if (request.headers['if-none-match'] === tag) return end(304, { ETag: tag })
-  const headers = { ...type, ETag: tag, 'Content-Length': found.size }
-  if (request.method === 'HEAD') return end(200, headers)
-  response.writeHead(200, { ...HEADERS, ...headers })
-  createReadStream(file)
-    .on('error', () => response.destroy())
+  request.resume() // a body is not read
+  if (request.method !== 'GET' && request.method !== 'HEAD') return end(response, 405, { Allow: 'GET, HEAD' })
+  const path = pathOf(request.url ?? '')
+  if (path === undefined) return end(response, 400)
+  if (path === '' || path === 'demo') return end(response, 302, { Location: '/demo/' })
+  const file = files.get(path === 'demo/' ? 'demo/index.html' : path)
+  if (Buffer.isBuffer(file)) return sendJson(file, request, response)
+  const real = file && realFile(file)
+  if (!real) return end(response, 404)
+  sendFile(real, request, response)
+}
+
+/**
+ * The decoded path of a request, without the slash before it; undefined where it has none.
+ *
+ * @param {string} url "/path?query", or after a proxy "http://host/path"
+ */
+function pathOf(url) {
+  const [path] = url.replace(/^https?:\/\/[^/?#]*/i, '').split('?')
+  if (!path.startsWith('/')) return undefined
+  try {
+    return decodeURIComponent(path.slice(1))
+  } catch {
+    return undefined // "%" without two digits, or no UTF-8
+  }
+}
+
+/**
+ * @param {Buffer} content
+ * @param {Request} request
+ * @param {Response} response
+ */
+function sendJson(content, request, response) {
+  const tag = `"${createHash('sha256').update(content).digest('base64url')}"`
+  response.setHeader('ETag', tag)
+  if (request.headers['if-none-match'] === tag) return end(response, 304)
+  setHeaders(response, { 'Content-Type': 'application/json; charset=utf-8', 'Content-Length': content.length })
+  response.end(request.method === 'HEAD' ? undefined : content)
+}
+
+/**
+ * A file, or the part of it that the request has asked for. `send` closes it when the visitor goes.
+ *
+ * @param {string} path real
+ * @param {Request} request
+ * @param {Response} response
+ */
+function sendFile(path, request, response) {
+  const options = { root: dirname(path), index: /** @type {false} */ (false), cacheControl: false }
+  send(request, encodeURIComponent(basename(path)), { ...options, dotfiles: 'allow' })
+    .on('directory', () => end(response, 404)) // it was a file a moment ago
+    .on('error', (error) => (response.headersSent ? response.destroy() : end(response, error.status ?? 500)))
     .pipe(response)
 }
 
-/**
- * Write all served files into a folder.
- *
- * @param {Map<string, string | Buffer>} files
- * @param {string} folder
- */
-async function copy(files, folder) {
-  const headers = Object.entries(HEADERS).map(([name, value]) => `  ${name}: ${value}\n`)
-  files.set('_headers', Buffer.from(`/*\n${headers.join('')}`)) // the format of Netlify and Cloudflare Pages
-  for (const [path, file] of files) {
-    const to = join(folder, path)
-    await mkdir(dirname(to), { recursive: true })
-    await (typeof file === 'string' ? cp(file, to) : writeFile(to, file))
-  }
+/** @param {string} text */
+function portOf(text) {
+  const port = Number(text)
+  if (/^\d{1,5}$/.test(text) && port < 65_536) return port
+  throw new Error(`--port ${text}: expected a whole number from 0 (any free port) to 65535`)
+}
+
+/** @param {string | undefined} cert @param {string | undefined} key */
+function httpsOf(cert, key) {
+  if (cert !== undefined && key !== undefined) return { cert, key }
+  if (cert === undefined && key === undefined) return undefined
+  throw new Error(`--${cert === undefined ? 'key' : 'cert'}: https needs both; give --cert cert.pem --key key.pem`)
 }
 
 async function main() {
@@ -187,20 +187,21 @@ async function main() {
       out: { type: 'string' },
     },
   })
-  const { cert, key } = values
-  const https = cert && key ? { cert, key } : undefined
+  const { loop, host, out } = values
+  const [port, https] = [portOf(values.port), httpsOf(values.cert, values.key)]
   const bundles = [values.bundle, ...positionals]
-  if (values.out) {
-    await copy(site(bundles, values.loop), values.out)
+  if (out !== undefined) {
+    await exportSite(new Site(bundles, loop).files(), out, HEADERS)
     return console.log(
-      `wrote ${values.out}; the page is its demo/. The host must send the headers that js/demo/README.md lists`,
+      `wrote ${out}; the page is its demo/. The host must send the headers that js/demo/README.md lists`,
     )
   }
-  const { url } = await serve({ bundles, loop: values.loop, port: Number(values.port), host: values.host, https })
+  const { url, close } = await serve({ bundles, loop, port, host, https })
+  process.once('SIGINT', close).once('SIGTERM', close)
   console.log(`${url}\nCtrl+C stops the server`)
 }
 
-if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+if (process.argv[1] && realpathSync(process.argv[1]) === realpathSync(fileURLToPath(import.meta.url))) {
   await main().catch((error) => {
     console.error(error.message)
     process.exitCode = 1

@@ -24,6 +24,8 @@ export class Engine {
     /** @type {Map<number, Listener>} */
     this.listeners = new Map()
     this.last = 0
+    /** @type {Error | undefined} why the worker ended */
+    this.failure = undefined
     this.worker.on('message', ({ id, chunk, progress, done, error }) => {
       const listener = this.listeners.get(id)
       if (!listener) return
@@ -43,8 +45,8 @@ export class Engine {
   /**
    * Continue audio. onChunk gets the chunks while they are generated.
    *
-   * @param {Float32Array[]} audio one array a channel
-   * @param {number} sampleRate
+   * @param {Float32Array[] | null} audio one array a channel; null with options.promptCodes
+   * @param {number | null} sampleRate
    * @param {import('clean-lm').GenerateOptions & { chunkSeconds?: number }} options without functions and signals, which cannot be
    *   sent to a worker
    * @param {{ onChunk?: (chunk: Float32Array[]) => void, onProgress?: OnProgress, signal?: AbortSignal }} [listen]
@@ -53,8 +55,9 @@ export class Engine {
   async continue(audio, sampleRate, options, { onChunk, onProgress, signal } = {}) {
     await this.ready
     signal?.throwIfAborted()
+    if (this.failure) throw this.failure // nobody would answer
     const id = ++this.last
-    const cancel = () => this.worker.postMessage({ id })
+    const cancel = () => this.worker.postMessage({ id, cancel: true })
     signal?.addEventListener('abort', cancel)
     try {
       await new Promise((resolve, reject) => {
@@ -73,6 +76,7 @@ export class Engine {
 
   /** @param {Error} error */
   _fail(error) {
+    this.failure ??= error
     for (const { reject } of this.listeners.values()) reject(error)
     this.listeners.clear()
   }

@@ -2,9 +2,14 @@
 
 const { contextBridge, ipcRenderer } = require('electron')
 
+const EVENTS = ['chunk', 'progress']
+
 contextBridge.exposeInMainWorld('musicgen', {
   ready: () => ipcRenderer.invoke('ready'),
   continue: (audio, sampleRate, options) => ipcRenderer.invoke('continue', audio, sampleRate, options),
   cancel: () => ipcRenderer.invoke('cancel'),
-  on: (channel, listener) => ipcRenderer.on(channel, (_, ...values) => listener(...values)),
+  on: (channel, listener) => {
+    if (!EVENTS.includes(channel)) throw new TypeError(`expected an event: ${EVENTS.join(', ')}`)
+    ipcRenderer.on(channel, (_, ...values) => listener(...values))
+  },
 })

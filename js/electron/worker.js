@@ -1,7 +1,7 @@
 /**
  * MusicGen in a thread of its own, so that it blocks neither the window nor the main process.
  *
- *     in   { id, audio, sampleRate, options }     start        { id }     cancel
+ *     in   { id, audio, sampleRate, options }     start        { id, cancel }
  *     out  { id, chunk } ... { id, progress } ... { id, done }, or { id, error }; id 0: loading
  */
 
@@ -23,8 +23,8 @@ loading.then(
   (error) => port.postMessage({ id: 0, error: error.message }),
 )
 
-port.on('message', async ({ id, audio, sampleRate, options }) => {
-  if (!audio) {
+port.on('message', async ({ id, cancel, audio, sampleRate, options }) => {
+  if (cancel) {
     running.get(id)?.abort(new Error('cancelled'))
     return
   }

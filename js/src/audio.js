@@ -4,6 +4,11 @@
  * @typedef {Float32Array[]} AudioChannels one Float32Array a channel, all equally long
  */
 
+import { sampleRate as validateRate, shown } from './options.js'
+
+const MOST_CHANNELS = 64
+const LARGEST_WAV = 2 ** 32 - 100 // bytes of samples: sizes have 32 bits
+const PIECE = 2 ** 22 // products between two pauses: some milliseconds
 const ZEROS = 24 // zero crossings of the windowed sinc on each side
 const ROLLOFF = 0.945 // cutoff as a fraction of the Nyquist frequency
 
@@ -17,6 +22,27 @@ const ROLLOFF = 0.945 // cutoff as a fraction of the Nyquist frequency
  */
 export function convertAudio(audio, fromRate, toRate, toChannels) {
   return convertChannels(audio, toChannels).map((channel) => resample(channel, fromRate, toRate))
+}
+
+/**
+ * convertAudio, with a pause every few milliseconds.
+ *
+ * @param {AudioChannels} audio
+ * @param {number} fromRate
+ * @param {number} toRate
+ * @param {number} toChannels
+ * @param {() => Promise<void>} pause
+ * @returns {Promise<AudioChannels>}
+ */
+export async function convertAudioInPieces(audio, fromRate, toRate, toChannels, pause) {
+  const converted = []
+  for (const channel of convertChannels(audio, toChannels)) {
+    const work = resampling(channel, fromRate, toRate)
+    let step = work.next()
+    for (; !step.done; step = work.next()) await pause()
+    converted.push(step.value)
+  }
+  return converted
 }
 
 /**
@@ -52,6 +78,21 @@ export function convertChannels(audio, channels) {
  * @returns {Float32Array} floor(samples * toRate / fromRate) samples
  */
 export function resample(wav, fromRate, toRate) {
+  const work = resampling(wav, fromRate, toRate)
+  let step = work.next()
+  while (!step.done) step = work.next()
+  return step.value
+}
+
+/**
+ * resample, which yields after each PIECE of its work.
+ *
+ * @param {Float32Array} wav
+ * @param {number} fromRate
+ * @param {number} toRate
+ * @returns {Generator<void, Float32Array, void>}
+ */
+function* resampling(wav, fromRate, toRate) {
   for (const rate of [fromRate, toRate]) {
     if (!(rate >= 1 && rate === Math.trunc(rate))) {
       throw new RangeError(`sample rates: got ${fromRate} and ${toRate}, expected positive whole numbers`)
@@ -66,14 +107,23 @@ export function resample(wav, fromRate, toRate) {
   padded.fill(wav[0], 0, width)
   padded.set(wav, width)
   const output = new Float32Array(length)
-  for (let phase = 0; phase < after; phase++) {
+  let products = 0
+  for (let phase = 0; phase < Math.min(after, length); phase++) {
     const first = Math.floor((phase * before) / after)
     const kernel = sincKernel(first, phase, before, after, width)
     for (let at = phase, start = first; at < length; at += after, start += before) {
       let sum = 0
       for (let i = 0; i < kernel.length; i++) sum += padded[start + i] * kernel[i]
       output[at] = sum
+      products += kernel.length
+      if (products < PIECE) continue
+      products = 0
+      yield
     }
+    products += 20 * kernel.length // its sines and cosines
+    if (products < PIECE) continue
+    products = 0
+    yield
   }
   return output
 }
@@ -117,8 +167,15 @@ const gcd = (a, b) => (b ? gcd(b, a % b) : a)
  * @returns {Uint8Array<ArrayBuffer>}
  */
 export function encodeWav(audio, sampleRate) {
+  validateChannels('audio', audio)
+  validateRate('sampleRate', sampleRate)
   const [channels, samples] = [audio.length, audio[0].length]
   const size = samples * channels * 2
+  if (size > LARGEST_WAV) {
+    throw new RangeError(
+      `audio: got ${channels} x ${samples} samples, a WAV file holds ${LARGEST_WAV / 2}; write it in parts`,
+    )
+  }
   const view = new DataView(new ArrayBuffer(44 + size))
   /** @type {(at: number, text: string) => void} */
   const write = (at, text) => [...text].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)))
@@ -156,23 +213,41 @@ export function decodeWav(file) {
   let [format, channels, sampleRate, bits] = [0, 0, 0, 0]
   for (let at = 12; at + 8 <= file.length;) {
     const [name, size] = [tag(at), view.getUint32(at + 4, true)]
-    if (name === 'fmt ') {
+    if (name === 'fmt ' && size >= 16 && at + 24 <= file.length) {
       format = view.getUint16(at + 8, true)
       channels = view.getUint16(at + 10, true)
       sampleRate = view.getUint32(at + 12, true)
       bits = view.getUint16(at + 22, true)
-      if (format === 0xfffe) format = view.getUint16(at + 32, true) // extensible: the format is the start of its GUID
+      const isExtensible = format === 0xfffe && size >= 26 && at + 34 <= file.length
+      if (isExtensible) format = view.getUint16(at + 32, true) // the format is the start of its GUID
     } else if (name === 'data') {
+      requireFormat(channels, sampleRate)
       const read = sampleReader(view, format, bits)
-      const frames = Math.floor(Math.min(size, file.length - at - 8) / ((channels * bits) / 8))
-      const audio = Array.from({ length: channels }, (_, channel) =>
-        Float32Array.from({ length: frames }, (_, i) => read(at + 8 + ((i * channels + channel) * bits) / 8)),
-      )
+      const bytes = (channels * bits) / 8
+      const frames = Math.floor(Math.min(size, file.length - at - 8) / bytes)
+      const audio = Array.from({ length: channels }, (_, channel) => {
+        const samples = new Float32Array(frames)
+        for (let i = 0; i < frames; i++) samples[i] = read(at + 8 + i * bytes + (channel * bits) / 8)
+        return samples
+      })
       return { audio, sampleRate }
     }
     at += 8 + size + (size % 2)
   }
   throw new TypeError('not a WAV file: no data chunk')
+}
+
+/**
+ * @param {number} channels
+ * @param {number} sampleRate
+ */
+function requireFormat(channels, sampleRate) {
+  if (channels < 1 || channels > MOST_CHANNELS) {
+    throw new TypeError(
+      `not a WAV file: got ${channels} channels, expected 1 to ${MOST_CHANNELS} in a chunk before data`,
+    )
+  }
+  validateRate('WAV file: sample rate', sampleRate)
 }
 
 /**
@@ -195,4 +270,49 @@ function sampleReader(view, format, bits) {
   const reader = readers[`${format}/${bits}`]
   if (!reader) throw new TypeError(`WAV format ${format} with ${bits} bits is not supported; convert it to 16-bit PCM`)
   return reader
+}
+
+/**
+ * Audio as one array a channel; throws where it is empty, not finite, or has no sample rate.
+ *
+ * @param {'audio' | 'melody'} name of the argument
+ * @param {Float32Array | AudioChannels | null} audio
+ * @param {unknown} sampleRate
+ * @returns {AudioChannels}
+ */
+export function validateAudio(name, audio, sampleRate) {
+  const channels = validateChannels(name, audio)
+  if (channels.some((channel) => channel.some((sample) => !Number.isFinite(sample)))) {
+    throw new RangeError(`${name}: got NaN or infinity, expected finite samples`)
+  }
+  validateRate(name === 'audio' ? 'sampleRate' : 'melodySampleRate', sampleRate)
+  return channels
+}
+
+/**
+ * Audio as one array a channel, of equal length and not empty; throws where it is anything else.
+ *
+ * @param {string} name of the argument
+ * @param {Float32Array | AudioChannels | null} audio
+ * @returns {AudioChannels}
+ */
+function validateChannels(name, audio) {
+  const channels = audio instanceof Float32Array ? [audio] : audio
+  const expected = 'a Float32Array, or a list of one per channel, of equal length and not empty'
+  const samples = channels?.[0]?.length
+  const isChannel = (/** @type {unknown} */ c) => c instanceof Float32Array && c.length === samples
+  if (!Array.isArray(channels) || !samples || !channels.every(isChannel)) {
+    const first = /** @type {any} */ (Array.isArray(channels) ? channels[0] : channels)
+    const integers = ArrayBuffer.isView(first) && !(first instanceof Float32Array || first instanceof Float64Array)
+    const hint = integers ? '; divide PCM by its full scale, and pass codes as promptCodes' : ''
+    const list = Array.isArray(channels) && channels.length ? `a list of ${shown(first)}` : shown(audio)
+    throw new TypeError(`${name}: got ${list}, expected ${expected}${hint}`)
+  }
+  if (channels.length > MOST_CHANNELS) {
+    throw new RangeError(
+      `${name}: got ${channels.length} channels of ${samples} samples, expected one array per channel; ` +
+        'interleaved samples have to be taken apart first',
+    )
+  }
+  return channels
 }

@@ -21,6 +21,7 @@ import { codesOf, floatsOf } from './session.js'
 
 // Frames a call of decode(). More frames a call are no faster, and take more memory.
 const FRAMES_PER_CALL = 150
+const MOST_FRAMES_PER_CALL = 1_500 // of a stream: longer pieces are decoded in parts
 
 /** A bundle's codec. Stereo models have a mono codec; their codebooks alternate: left, right, left, right ... */
 export class Codec {
@@ -56,12 +57,13 @@ export class Codec {
    * Codes [K] of T > 0 frames -> audio of T x hop samples.
    *
    * @param {Int32Array[]} codes
+   * @param {AbortSignal} [signal]
    * @returns {Promise<AudioChannels>}
    */
-  async decode(codes) {
+  async decode(codes, signal) {
     /** @type {AudioChannels[]} */
     const pieces = []
-    for await (const [piece] of this.decodeStream([[codes]], FRAMES_PER_CALL)) pieces.push(piece)
+    for await (const [piece] of this.decodeStream([[codes]], FRAMES_PER_CALL, signal)) pieces.push(piece)
     return pieces[0].map((_, channel) => join(pieces.map((piece) => piece[channel])))
   }
 
@@ -71,16 +73,17 @@ export class Codec {
    *
    * @param {AsyncIterable<Codes> | Iterable<Codes>} parts
    * @param {number} size frames
+   * @param {AbortSignal} [signal]
    * @returns {AsyncGenerator<AudioChannels[]>}
    */
-  async *decodeStream(parts, size) {
+  async *decodeStream(parts, size, signal) {
     const step = size * this.hop
     /** @type {Codes | null} */
     let pending = null // frames that are not decoded yet
     /** @type {AudioChannels[] | null} */
     let audio = null // decoded, but not final
     let needed = size + this.lookahead // frames until the next `size` of them are final
-    const decode = this._streamDecoder()
+    const decode = this._streamDecoder(signal)
     for await (const part of parts) {
       pending = pending ? pending.map((row, b) => row.map((codes, k) => join([codes, part[b][k]]))) : part
       while (pending[0][0].length >= needed) {
@@ -98,8 +101,29 @@ export class Codec {
   /**
    * A function that decodes the next codes [B][K] and keeps the state between calls. It returns the audio of these
    * frames, after that of the earlier frames which was not final.
+   *
+   * @param {AbortSignal} [signal]
    */
-  _streamDecoder() {
+  _streamDecoder(signal) {
+    const decode = this._callDecoder()
+    /** @param {Codes} codes */
+    return async (codes) => {
+      const frames = codes[0][0].length
+      /** @type {AudioChannels[][]} */
+      const pieces = []
+      for (let at = 0; at < frames; at += MOST_FRAMES_PER_CALL) {
+        signal?.throwIfAborted()
+        const end = at + MOST_FRAMES_PER_CALL
+        const audio = await decode(slice(codes, at, end))
+        pieces.push(end < frames ? slice(audio, 0, audio[0][0].length - this.lookahead * this.hop) : audio)
+      }
+      if (pieces.length === 1) return pieces[0]
+      return pieces[0].map((take, b) => take.map((_, channel) => join(pieces.map((piece) => piece[b][channel]))))
+    }
+  }
+
+  /** _streamDecoder for any number of frames that one call of the graph takes. */
+  _callDecoder() {
     const { streamDecoder: graph, sides } = this
     const names = Object.keys(graph.inputs).filter((name) => name.startsWith('past.'))
     /** @type {Record<string, Tensor> | null} */

@@ -1,6 +1,7 @@
 /** Conditioning: texts, melodies and styles as inputs of lm_inference. */
 
 import { convertAudio } from './audio.js'
+import { shown, validateTokens } from './options.js'
 import { uniforms } from './philox.js'
 import { floatsOf } from './session.js'
 
@@ -73,10 +74,14 @@ export class ConditioningBuilder {
       )
     }
     for (const text of texts) {
-      if (text && (!text.length || text.length % this.textDim)) {
+      if (!text) continue
+      requireFloats('texts', text)
+      if (text.length % this.textDim) {
         throw new RangeError(`texts: got ${text.length} numbers, expected N x ${this.textDim} with N > 0`)
       }
+      validateTokens('texts', text.length / this.textDim)
     }
+    for (const wav of selfWav ?? []) if (wav) requireFloats('selfWav', wav)
   }
 
   /**
@@ -186,6 +191,17 @@ function rowGroups(texts, wavs, { cfgCoef, cfgCoefBeta }) {
   return [conditioned]
 }
 
+/**
+ * @param {string} name
+ * @param {unknown} row
+ */
+function requireFloats(name, row) {
+  if (!(row instanceof Float32Array)) throw new TypeError(`${name}: got ${shown(row)}, expected a Float32Array or null`)
+  if (!row.length || !row.every(Number.isFinite)) {
+    throw new RangeError(`${name}: got ${row.length} numbers, expected 1 or more, all of them finite`)
+  }
+}
+
 /** @param {number} batch @returns {PerRow} */
 const none = (batch) => Array(batch).fill(null)
 
@@ -212,11 +228,27 @@ export function melodyConditioning(graph, wav, takes, sampleRate, window) {
   return async (start) => {
     const first = Math.trunc(start * sampleRate)
     const samples = window === null ? wav.length : Math.trunc(window * sampleRate)
-    const audio =
-      window === null ? wav : Float32Array.from({ length: samples }, (_, i) => wav[(first + i) % wav.length])
+    const audio = window === null ? wav : repeated(wav, first, samples)
     const { self_wav } = await graph.run({ audio: graph.tensor('audio', audio, { melodies: 1, samples }) })
     return Array(takes).fill(await floatsOf(self_wav))
   }
+}
+
+/**
+ * So many samples of a loop.
+ *
+ * @param {Float32Array} wav
+ * @param {number} first index of the first one, also beyond its end
+ * @param {number} samples
+ */
+function repeated(wav, first, samples) {
+  const audio = new Float32Array(samples)
+  for (let at = 0, from = first % wav.length; at < samples; from = 0) {
+    const part = wav.subarray(from, from + samples - at)
+    audio.set(part, at)
+    at += part.length
+  }
+  return audio
 }
 
 /**

@@ -9,6 +9,9 @@
  *     k=3       # # # # 0 1 2 3
  */
 
+import { whole } from './options.js'
+
+const MOST_FRAMES = 2 ** 30
 /** A code that is not generated yet. */
 export const UNKNOWN = -1
 
@@ -22,6 +25,9 @@ export const UNKNOWN = -1
  * @returns {Int32Array[]}
  */
 export function delay(codes, delays, frames, special) {
+  whole(0, MOST_FRAMES, `a whole number from 0 to ${MOST_FRAMES}`)('frames', frames, 0)
+  const known = codes[0]?.length
+  if (!(known <= frames)) throw new RangeError(`codes: got ${known} frames, expected ${frames} or fewer`)
   const columns = frames + Math.max(...delays) + 1
   return delays.map((lag, k) => {
     const row = new Int32Array(columns).fill(special)

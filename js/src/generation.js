@@ -103,6 +103,12 @@ export class Decoder {
     const allRows = Array.from({ length: rows / this.batch }, () => codes).flat(2) // conditioned and unconditional alike
     const isFirst = this.filled === 0
     const filledAfter = this.filled + columns + (isFirst ? this.prefixLength : 0)
+    if (codes.length !== this.batch || !(filledAfter <= sizes.capacity)) {
+      throw new RangeError(
+        `codes: got ${codes.length} rows of ${columns} columns, expected ${this.batch} rows and at most ` +
+          `${sizes.capacity - filledAfter + columns} columns: the capacity is ${sizes.capacity}`,
+      )
+    }
     const feeds = {
       ...cache.inputs(this.filled, filledAfter),
       ...cross,
@@ -130,9 +136,9 @@ export class Generation {
   /**
    * @param {Decoder} decoder
    * @param {ArrayLike<ArrayLike<number>>[]} prompt [B][K] -> P
-   * @param {Window[]} windows at least one
+   * @param {Iterable<Window>} windows at least one; iterated over twice
    * @param {{ delays: number[], special: number }} pattern
-   * @param {Float32Array} uniform [columns to sample in all windows x B x K]
+   * @param {(step: number) => Float32Array} uniform the numbers [B x K] of each column that is sampled, 0 .. total - 1
    * @param {(window: Window) => Conditioning | Promise<Conditioning>} conditioningOf called for all windows but the
    *   first, whose conditioning the decoder has
    * @param {AbortSignal} [signal]
@@ -144,35 +150,36 @@ export class Generation {
     this.uniform = uniform
     this.conditioningOf = conditioningOf
     this.signal = signal
-    const last = windows[windows.length - 1]
+    const extent = extentOf(windows, pattern.delays)
     /** @type {Codes} */
     this.all = prompt.map((row) =>
       pattern.delays.map((_, k) => {
-        const frames = new Int32Array(last.start + last.frames)
+        const frames = new Int32Array(extent.frames)
         frames.set(row[k])
         return frames
       }),
     )
     this.frames = prompt[0][0].length // complete ones, the prompt's among them
-    this.total = countSteps(windows, pattern.delays)
+    this.total = extent.steps
   }
 
   /** Samples a column at a time, and gives how many of `total` are sampled. */
   async *[Symbol.asyncIterator]() {
     const { delays, special } = this.pattern
-    const [latest, size] = [Math.max(...delays), this.all.length * delays.length]
+    const latest = Math.max(...delays)
     let done = 0
     try {
       for (const window of this.windows) {
         if (done) this.decoder.restart(await this.conditioningOf(window))
+        await this._pause() // laying out columns takes long where there are many
         const { start, known, frames } = window
         const columns = this.all.map((row) => delay(slice(row, start, start + known), delays, frames, special))
         const prefill = prefillLength(known, delays)
         let unread = columns.map((row) => slice(row, 0, prefill))
         for (let s = prefill; s < frames + latest + 1; s++) {
-          if (this.decoder.graph.backend !== 'cpu') await yieldToEventLoop()
+          if (this.decoder.graph.backend !== 'cpu') await this._pause()
           this.signal?.throwIfAborted()
-          const codes = await this.decoder.call(unread, this.uniform.subarray(done * size, (done + 1) * size))
+          const codes = await this.decoder.call(unread, this.uniform(done))
           columns.forEach((row, b) => row.forEach((column, k) => column[s] === UNKNOWN && (column[s] = codes[b][k][0])))
           unread = columns.map((row) => slice(row, s, s + 1))
           const t = s - latest - 1 // the frame that the column completes
@@ -187,6 +194,12 @@ export class Generation {
     } finally {
       this.decoder.release()
     }
+  }
+
+  /** Let the event loop handle messages, such as the one that cancels; throws where the signal has aborted. */
+  async _pause() {
+    if (this.signal?.aborted !== true) await yieldToEventLoop()
+    this.signal?.throwIfAborted()
   }
 
   /**
@@ -204,7 +217,7 @@ export class Generation {
  * Let the event loop handle messages: WASM runs synchronously, so a worker would never get the one that cancels it. A
  * message channel takes less time than a timer's 4 ms. onnxruntime-node does it by itself in every run.
  */
-function yieldToEventLoop() {
+export function yieldToEventLoop() {
   const { port1, port2 } = new MessageChannel()
   return new Promise((resolve) => {
     port1.onmessage = () => {
@@ -223,12 +236,20 @@ function yieldToEventLoop() {
 const slice = (row, start, end) => row.map((codes) => codes.slice(start, end))
 
 /**
- * How many columns are sampled in all windows together.
+ * How far windows reach.
  *
- * @param {Window[]} windows
+ * @param {Iterable<Window>} windows
  * @param {number[]} delays
+ * @returns {{ frames: number, longest: number, steps: number }} frames of the whole and of the longest window; columns
+ *   that are sampled in all of them
  */
-export function countSteps(windows, delays) {
-  const steps = windows.map((w) => w.frames + Math.max(...delays) + 1 - prefillLength(w.known, delays))
-  return steps.reduce((sum, n) => sum + n, 0)
+export function extentOf(windows, delays) {
+  const extra = Math.max(...delays) + 1
+  const extent = { frames: 0, longest: 0, steps: 0 }
+  for (const { start, known, frames } of windows) {
+    extent.frames = start + frames
+    extent.longest = Math.max(extent.longest, frames)
+    extent.steps += frames + extra - prefillLength(known, delays)
+  }
+  return extent
 }

@@ -1,10 +1,12 @@
 /** A bundle's language model: validates what a caller asks for and begins the generation. Codes in, codes out. */
 
+import { join } from './arrays.js'
 import { ConditioningBuilder } from './conditioning.js'
 import { BundleError } from './files.js'
-import { countSteps, Decoder, Generation } from './generation.js'
+import { Decoder, extentOf, Generation } from './generation.js'
+import { passesOf, requireCaches } from './memory.js'
 import { DECODER, GENERATE_CODES, shown, validateCodes, validateOptions } from './options.js'
-import { uniforms } from './philox.js'
+import { stepUniforms } from './philox.js'
 import { windows } from './windows.js'
 
 /**
@@ -31,7 +33,6 @@ import { windows } from './windows.js'
  * @property {(done: number, total: number) => void} [onProgress] called with the columns sampled so far and their total
  */
 
-const MOST_DRAWS = 2 ** 28 // uniform numbers of a generation: 1 GB
 const SELF_WAV_GRAPHS = { melody: 'lm_melody', style: 'lm_style' }
 
 /** lm_inference, lm_condition and lm_melody or lm_style of a bundle. */
@@ -90,17 +91,43 @@ export class LanguageModel {
     const prompt = this._prompt(options.prompt, batch)
     const windows = this.windows(prompt[0][0].length, options)
     const sampling = this._sampling(options.sampling)
-    const uniform = this._uniform(options, countSteps(windows, this.delays), batch)
     const texts = options.texts ?? Array(batch).fill(null)
     const { selfWav, signal } = options
+    this.requireMemory(
+      windows,
+      batch,
+      texts.reduce((most, text) => Math.max(most, text?.length ?? 0), 0),
+      selfWav,
+      sampling,
+    )
+    const extent = extentOf(windows, this.delays)
+    const uniform = this._uniform(options, extent.steps, batch)
+    signal?.throwIfAborted()
     /** @param {Window} window */
     const conditioningOf = async ({ start }) =>
       this.conditioning.build(texts, selfWav ? await selfWav(start / (this.frameRate ?? 1)) : null, sampling)
-    const first = await conditioningOf(windows[0])
-    const capacity = windows[0].frames + Math.max(...this.delays) // no later window is longer
-    const decoder = new Decoder(this.graph, batch, capacity, first, sampling)
+    const first = await conditioningOf({ start: 0, known: 0, frames: 0 })
+    signal?.throwIfAborted()
+    const decoder = new Decoder(this.graph, batch, extent.longest + Math.max(...this.delays), first, sampling)
     const pattern = { delays: this.delays, special: this.special }
     return new Generation(decoder, prompt, windows, pattern, uniform, selfWav ? conditioningOf : () => first, signal)
+  }
+
+  /**
+   * Throw a RangeError if this device cannot hold the caches and codes of a generation.
+   *
+   * @param {Iterable<Window>} windows
+   * @param {number} batch
+   * @param {number} states numbers of the longest text's states
+   * @param {unknown} selfWav what is not null is conditioning
+   * @param {Partial<Sampling>} [given]
+   */
+  requireMemory(windows, batch, states, selfWav, given) {
+    const { longest, frames } = extentOf(windows, this.delays)
+    const passes = passesOf(this._sampling(given), states > 0 || Boolean(selfWav))
+    const [capacity, text] = [longest + Math.max(...this.delays), Math.ceil(states / this.textDim)]
+    const request = { batch, passes, capacity, text, frames, codebooks: this.codebooks }
+    requireCaches(batch > 1 ? 'takes' : 'duration', this.graph, request)
   }
 
   /**
@@ -114,6 +141,7 @@ export class LanguageModel {
     const { batch = 1, capacity, texts, selfWav, sampling: given } = options
     if (capacity === undefined) throw new TypeError('capacity: got undefined, expected a number of columns')
     const sampling = this._sampling(given)
+    this.requireMemory([{ start: 0, known: 0, frames: capacity }], batch, Number(Boolean(texts)), selfWav, sampling)
     const conditioning = await this.conditioning.build(texts ?? Array(batch).fill(null), selfWav ?? null, sampling)
     return new Decoder(this.graph, batch, capacity, conditioning, sampling)
   }
@@ -134,7 +162,7 @@ export class LanguageModel {
   }
 
   /**
-   * The windows of a generation, at least one; throws where it would not be longer than the prompt.
+   * The windows of a generation, at least one, computed anew each time they are iterated over; throws where it would not be longer than the prompt.
    *
    * @param {number} prompt frames
    * @param {Pick<GenerationOptions, 'frames' | 'duration' | 'maxDuration' | 'extendStride'>} options
@@ -143,14 +171,14 @@ export class LanguageModel {
     if ((frames === undefined) === (duration === undefined)) {
       throw new TypeError(`got frames ${frames} and duration ${duration}, expected one of them`)
     }
+    /** @type {Iterable<Window>} */
     let found = [{ start: 0, known: prompt, frames: frames ?? 0 }]
     if (duration !== undefined) {
       if (!this.frameRate) throw new BundleError('duration: the bundle has no codec and so no frame rate; give frames')
       const [length, stride] = [maxDuration ?? this.maxDuration, extendStride ?? this.extendStride]
       found = windows(duration, length, stride, this.frameRate, prompt)
     }
-    const last = found[found.length - 1]
-    const total = last ? last.start + last.frames : prompt
+    const total = extentOf(found, this.delays).frames || prompt
     if (total > prompt) return found
     if (frames !== undefined) throw new RangeError(`requested ${total} frames, but the prompt already has ${prompt}`)
     const seconds = prompt / (this.frameRate ?? 1)
@@ -172,36 +200,26 @@ export class LanguageModel {
   }
 
   /**
-   * Uniform numbers [steps x B x K]: as given, or from the seed.
+   * A function that returns the uniform numbers [B x K] of a step: as given, or from the seed.
    *
    * @param {GenerationOptions} options
    * @param {number} steps
    * @param {number} batch
+   * @returns {(step: number) => Float32Array}
    */
   _uniform({ uniform, seed = randomSeed() }, steps, batch) {
-    const size = steps * batch * this.codebooks
-    if (size > MOST_DRAWS) {
+    const { codebooks } = this
+    const size = batch * codebooks
+    if (!uniform) {
+      const seeds = seedsOf(seed, batch)
+      return (step) => join(seeds.map((own) => stepUniforms(own, step, codebooks)))
+    }
+    if (uniform.length !== steps * size || uniform.some((u) => !(u >= 0 && u < 1))) {
       throw new RangeError(
-        `takes: got ${batch} of ${steps} columns, which need ${size} uniform numbers; ` +
-          `expected ${MOST_DRAWS} or fewer: fewer takes, or a shorter duration`,
+        `uniform: got ${uniform.length} numbers, expected ${steps} x ${batch} x ${codebooks} in [0, 1)`,
       )
     }
-    if (uniform) {
-      if (uniform.length !== size || uniform.some((u) => !(u >= 0 && u < 1))) {
-        throw new RangeError(
-          `uniform: got ${uniform.length} numbers, expected ${steps} x ${batch} x ${this.codebooks} in [0, 1)`,
-        )
-      }
-      return uniform
-    }
-    const draws = new Float32Array(size)
-    seedsOf(seed, batch).forEach((own, b) => {
-      const take = uniforms(own, steps, this.codebooks)
-      for (let s = 0; s < steps; s++) {
-        draws.set(take.subarray(s * this.codebooks, (s + 1) * this.codebooks), (s * batch + b) * this.codebooks)
-      }
-    })
-    return draws
+    return (step) => uniform.subarray(step * size, (step + 1) * size)
   }
 }
 

@@ -1,26 +1,17 @@
 /** audiocraft's MusicGen on a bundle: audio, descriptions and melodies in, audio out. */
 
-import { convertAudio } from './audio.js'
+import { convertAudio, convertAudioInPieces, validateAudio } from './audio.js'
 import { Codec } from './audio_codec.js'
 import { melodyConditioning, mertFeatures, styleConditioning } from './conditioning.js'
 import { BundleError } from './files.js'
+import { yieldToEventLoop } from './generation.js'
 import { HubFiles } from './hub.js'
 import { LanguageModel, randomSeed } from './language_model.js'
 import { Manifest } from './manifest.js'
-import {
-  CONTINUE,
-  GENERATE,
-  sampleRate as validateRate,
-  shown,
-  STREAM,
-  STREAM_CONTINUATION,
-  validateCodes,
-  validateOptions,
-} from './options.js'
+import { requireAudio } from './memory.js'
+import { CONTINUE, GENERATE, STREAM, STREAM_CONTINUATION, validateCodes, validateOptions } from './options.js'
 import { prefetch } from './prefetch.js'
 import { TextConditioner } from './text_encoder.js'
-
-const MOST_CHANNELS = 64
 
 /**
  * @typedef {import('./audio.js').AudioChannels} AudioChannels
@@ -168,7 +159,7 @@ export class MusicGen {
    */
   async *streamContinuation(audio, sampleRate, options = {}) {
     this._validate('streamContinuation', options, STREAM_CONTINUATION)
-    yield* this._stream(() => this._continue(audio, sampleRate, options), options)
+    yield* this._stream(() => this._continue(audio, sampleRate, options, true), options)
   }
 
   /**
@@ -179,7 +170,7 @@ export class MusicGen {
    */
   async *stream(options = {}) {
     this._validate('stream', options, STREAM)
-    yield* this._stream(() => this._begin(options, null), options)
+    yield* this._stream(() => this._begin(options, null, 0, true), options)
   }
 
   /**
@@ -198,35 +189,56 @@ export class MusicGen {
    * @param {GenerateOptions & { chunkSeconds?: number }} options
    * @returns {AsyncGenerator<AudioChannels, void, void>}
    */
-  async *_stream(start, { chunkSeconds = 1, takes = 1, onProgress, onCodes }) {
+  async *_stream(start, { chunkSeconds = 1, takes = 1, onProgress, onCodes, signal }) {
     const size = Math.round(chunkSeconds * this.frameRate)
     if (takes !== 1) throw new RangeError(`takes: got ${takes}, expected 1: a stream has one take; start one for each`)
     const { generation } = await start()
     const codes = streamCodes(generation, size, onProgress, onCodes)
-    for await (const [audio] of prefetch(this.codec.decodeStream(codes, size))) yield audio
+    for await (const [audio] of prefetch(this.codec.decodeStream(codes, size, signal))) yield audio
   }
 
   /**
    * @param {Float32Array | AudioChannels | null} audio
    * @param {number | null} sampleRate
    * @param {GenerateOptions} options
+   * @param {boolean} [streams] its audio is not kept
    */
-  async _continue(audio, sampleRate, options) {
+  async _continue(audio, sampleRate, options, streams = false) {
     const { promptCodes } = options
     if (promptCodes) {
       if (audio) throw new TypeError('promptCodes: got audio too, expected one of them; pass null for audio')
       validateCodes('promptCodes', promptCodes, this.lm.codebooks, this.lm.card)
       const frames = promptCodes[0].length
       this._validateLength('promptCodes', frames, frames / this.frameRate, options)
-      return this._begin(options, promptCodes, frames)
+      return this._begin(options, promptCodes, frames, streams)
     }
     const rate = /** @type {number} */ (sampleRate)
     const prompt = validateAudio('audio', audio, rate)
     const seconds = prompt[0].length / rate
     const frames = Math.ceil(seconds * this.frameRate)
     this._validateLength('audio', frames, seconds, options)
-    const encode = () => this.codec.encode(convertAudio(prompt, rate, this.sampleRate, this.channels))
-    return this._begin(options, encode, frames)
+    const encode = async () => this.codec.encode(await this._convert('audio', prompt, rate, options.signal))
+    return this._begin(options, encode, frames, streams)
+  }
+
+  /**
+   * Audio at the codec's rate, with its channels; throws where nothing of it is left.
+   *
+   * @param {string} name of the argument
+   * @param {AudioChannels} audio
+   * @param {number} rate
+   * @param {AbortSignal} [signal]
+   */
+  async _convert(name, audio, rate, signal) {
+    const pause = async () => {
+      await yieldToEventLoop()
+      signal?.throwIfAborted()
+    }
+    const converted = await convertAudioInPieces(audio, rate, this.sampleRate, this.channels, pause)
+    if (converted[0].length) return converted
+    throw new RangeError(
+      `${name}: got ${audio[0].length} samples at ${rate} Hz, less than one at ${this.sampleRate} Hz; expected longer audio`,
+    )
   }
 
   /**
@@ -250,13 +262,14 @@ export class MusicGen {
    * @param {GenerateOptions} options
    * @param {ArrayLike<ArrayLike<number>> | null | (() => Promise<Int32Array[]>)} prompt codes, or what encodes them
    * @param {number} [frames] of the prompt
+   * @param {boolean} [streams] its audio is not kept
    * @returns {Promise<Started>}
    */
-  async _begin(options, prompt, frames = 0) {
+  async _begin(options, prompt, frames = 0, streams = false) {
     const { description, duration = this.duration, takes = 1, seed = randomSeed(), signal } = options
     signal?.throwIfAborted()
     if (Array.isArray(seed)) throw new TypeError('seed: got a list, expected one: take b has seed + b')
-    this.lm.windows(frames, { duration, maxDuration: options.maxDuration, extendStride: options.extendStride })
+    this._requireMemory(options, frames, streams)
     if (description && !this.text) {
       throw new BundleError(
         `${this.manifest.path}: got a description, but the bundle contains no text encoder; export it again with --text`,
@@ -264,7 +277,9 @@ export class MusicGen {
     }
     const selfWav = await this._selfWav(options, takes, duration, seed)
     const states = (await this.text?.encode(description)) ?? null
+    signal?.throwIfAborted()
     const codes = typeof prompt === 'function' ? await prompt() : prompt
+    signal?.throwIfAborted()
     const generation = await this.lm.begin({
       prompt: codes && Array(takes).fill(codes),
       texts: Array(takes).fill(states),
@@ -286,6 +301,23 @@ export class MusicGen {
   }
 
   /**
+   * Throw a RangeError if this device cannot hold what is going to be generated, or if there is nothing to generate.
+   *
+   * @param {GenerateOptions} options
+   * @param {number} frames of the prompt
+   * @param {boolean} streams its audio is not kept
+   */
+  _requireMemory(options, frames, streams) {
+    const { description, melody, duration = this.duration, takes = 1 } = options
+    const { maxDuration, extendStride, cfgCoef, cfgCoefBeta } = options
+    const windows = this.lm.windows(frames, { duration, maxDuration, extendStride })
+    this.lm.requireMemory(windows, takes, description ? 1 : 0, melody, { cfgCoef, cfgCoefBeta })
+    if (streams) return
+    const samples = takes * this.channels * duration * this.sampleRate
+    requireAudio(takes > 1 ? 'takes' : 'duration', samples, `${duration} s of audio, which a stream does not keep`)
+  }
+
+  /**
    * The melody or style of each window; null where none is given.
    *
    * @param {GenerateOptions} options
@@ -299,7 +331,9 @@ export class MusicGen {
     if (!selfWavGraph) throw new TypeError('melody: this model takes no melody; load a melody or style model')
     const rate = /** @type {number} */ (options.melodySampleRate)
     const audio = validateAudio('melody', options.melody, rate)
-    const converted = convertAudio(audio, rate, this.sampleRate, this.channels) // to the model's channels first, as audiocraft
+    const seconds = audio[0].length / rate
+    requireAudio('melody', this.channels * seconds * this.sampleRate, `${seconds} s of melody`)
+    const converted = await this._convert('melody', audio, rate, options.signal) // to the model's channels first, as audiocraft
     const [mono] = convertAudio(converted, this.sampleRate, this.sampleRate, 1)
     if (selfWavKind === 'melody') {
       const { maxDuration = this.maxDuration } = options
@@ -324,12 +358,12 @@ export class MusicGen {
    * @param {GenerateOptions} options
    * @returns {Promise<Generated>}
    */
-  async _complete({ generation, seed }, { onProgress }) {
+  async _complete({ generation, seed }, { onProgress, signal }) {
     for await (const done of generation) onProgress?.(done, generation.total)
     /** @type {Take[]} */
     const takes = []
     for (const codes of generation.codes()) {
-      takes.push({ audio: await this.codec.decode(codes), codes, seed: seedOf(seed, takes.length) })
+      takes.push({ audio: await this.codec.decode(codes, signal), codes, seed: seedOf(seed, takes.length) })
     }
     return { ...takes[0], sampleRate: this.sampleRate, takes }
   }
@@ -369,37 +403,4 @@ async function* streamCodes(generation, size, onProgress, onCodes) {
       yield next()
     }
   }
-}
-
-/**
- * Audio as one array a channel; throws where it is empty, not finite, or has no sample rate.
- *
- * @param {'audio' | 'melody'} name of the argument
- * @param {Float32Array | AudioChannels | null} audio
- * @param {unknown} sampleRate
- * @returns {AudioChannels}
- */
-function validateAudio(name, audio, sampleRate) {
-  const channels = audio instanceof Float32Array ? [audio] : audio
-  const expected = 'a Float32Array, or a list of one per channel, of equal length and not empty'
-  const samples = channels?.[0]?.length
-  const isChannel = (/** @type {unknown} */ c) => c instanceof Float32Array && c.length === samples
-  if (!Array.isArray(channels) || !samples || !channels.every(isChannel)) {
-    const first = /** @type {any} */ (Array.isArray(channels) ? channels[0] : channels)
-    const integers = ArrayBuffer.isView(first) && !(first instanceof Float32Array || first instanceof Float64Array)
-    const hint = integers ? '; divide PCM by its full scale, and pass codes as promptCodes' : ''
-    const list = Array.isArray(channels) && channels.length ? `a list of ${shown(first)}` : shown(audio)
-    throw new TypeError(`${name}: got ${list}, expected ${expected}${hint}`)
-  }
-  if (channels.length > MOST_CHANNELS) {
-    throw new RangeError(
-      `${name}: got ${channels.length} channels of ${samples} samples, expected one array per channel; ` +
-        'interleaved samples have to be taken apart first',
-    )
-  }
-  if (channels.some((channel) => channel.some((sample) => !Number.isFinite(sample)))) {
-    throw new RangeError(`${name}: got NaN or infinity, expected finite samples`)
-  }
-  validateRate(name === 'audio' ? 'sampleRate' : 'melodySampleRate', sampleRate)
-  return channels
 }

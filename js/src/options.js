@@ -14,6 +14,8 @@ export const LONGEST = 86_400
 const LONGEST_WINDOW = 3_600
 const MOST_FRAMES = 180_000 // of a window: LONGEST_WINDOW at 50 frames a second
 const MOST_TAKES = 1_000 // each has a KV cache of its own
+/** Characters of a text, so that it is refused before anything is loaded; and tokens, whose square the encoder's scores are. */
+const [MOST_CHARACTERS, MOST_TOKENS] = [10_000, 2_048]
 const MOST_GUIDANCE = 1e6 // logits are multiplied by it in float32
 const [COLDEST, HOTTEST] = [1e-6, 1e6] // logits divided by them stay in float32's range
 const HIGHEST_RATE = 1_000_000 // samples per second
@@ -55,7 +57,7 @@ const number = (isValid, expected) => (name, value) => {
 }
 
 /** @param {number} low @param {number} high @param {string} expected */
-const whole = (low, high, expected) => number((n) => Number.isInteger(n) && n >= low && n <= high, expected)
+export const whole = (low, high, expected) => number((n) => Number.isInteger(n) && n >= low && n <= high, expected)
 
 /** @param {number} low @param {number} high @param {string} expected */
 const between = (low, high, expected) => number((n) => n >= low && n <= high, expected)
@@ -78,14 +80,32 @@ const seconds = (most, least) => (name, value, frame) => {
 /** @param {Check} check @returns {Check} */
 const orNull = (check) => (name, value, frame) => value === null || check(name, value, frame)
 
-/** @type {Check} */
-function text(name, value) {
+/** A description. @type {Check} */
+export function text(name, value) {
   if (typeof value !== 'string') throw wrongType(name, value, 'a string, or null for none')
+  if (value.length > MOST_CHARACTERS) {
+    throw new RangeError(
+      `${name}: got a text of ${value.length} characters, expected ${MOST_CHARACTERS} at most; give a shorter description`,
+    )
+  }
   if (/\p{Surrogate}/u.test(value)) throw new RangeError(`${name}: got half a surrogate pair, expected Unicode text`)
 }
 
+/**
+ * Throw unless a text encoder can read so many tokens.
+ *
+ * @param {string} name
+ * @param {number} tokens
+ */
+export function validateTokens(name, tokens) {
+  if (tokens <= MOST_TOKENS) return
+  throw new RangeError(
+    `${name}: got a text of ${tokens} tokens, expected ${MOST_TOKENS} at most; give a shorter description`,
+  )
+}
+
 /** @type {Check} */
-function seed(name, value) {
+export function seed(name, value) {
   if (Array.isArray(value)) return value.forEach((one) => seed(name, one, 0))
   const expected = 'a whole number from 0 to 2^64 - 1'
   if (typeof value !== 'number' && typeof value !== 'bigint') throw wrongType(name, value, expected)
@@ -112,8 +132,10 @@ const list = (name, value) => {
   if (!Array.isArray(value)) throw wrongType(name, value, 'a list')
 }
 
-/** @type {Check} */
-const anything = () => {}
+/** Samples or codes; what they hold is validated where they are used. @type {Check} */
+const arrays = (name, value) => {
+  if (typeof value !== 'object') throw wrongType(name, value, 'an array, a list of arrays, or null')
+}
 const flag = typed('boolean', 'true or false')
 const callback = typed('function', 'a function')
 const string = typed('string', 'a string')
@@ -146,14 +168,14 @@ export const GENERATE = {
   ...LENGTH,
   description: orNull(text),
   takes: whole(1, MOST_TAKES, `a whole number from 1 to ${MOST_TAKES}`),
-  melody: anything, // its samples are validated where they are used
+  melody: arrays,
   melodySampleRate: (name, value) => sampleRate(name, value),
   evalQ: whole(1, 64, 'a whole number of levels, 1 or more'),
   excerptLength: seconds(LONGEST, 0.01),
   excerptStart: seconds(LONGEST, 0),
 }
 
-const CONTINUED = { promptCodes: anything }
+const CONTINUED = { promptCodes: arrays }
 const STREAMED = { chunkSeconds: seconds(LONGEST), onCodes: callback }
 /** MusicGen.generateContinuation. @type {Table} */
 export const CONTINUE = { ...GENERATE, ...CONTINUED }
@@ -214,11 +236,14 @@ export function validateOptions(where, options, table, frame = 0) {
   if (typeof options !== 'object' || options === null || Array.isArray(options)) {
     throw wrongType(where, options, 'an object of options')
   }
-  for (const [name, value] of Object.entries(options)) {
+  for (const name in options) {
     if (!Object.hasOwn(table, name)) {
       throw new TypeError(`${where}: unknown option ${name}, expected one of ${Object.keys(table).sort().join(', ')}`)
     }
-    if (value !== undefined) table[name](name, value, frame)
+  }
+  for (const [name, check] of Object.entries(table)) {
+    const value = options[name] // inherited ones count, as they are read
+    if (value !== undefined) check(name, value, frame)
   }
 }
 
@@ -243,7 +268,8 @@ export function sampleRate(name, value) {
  */
 export function validateCodes(name, codes, codebooks, card) {
   const expected = `${codebooks} codebooks of equal length, each an Int32Array or a list of whole numbers`
-  const isList = (/** @type {any} */ value) => Array.isArray(value) || ArrayBuffer.isView(value)
+  const isList = (/** @type {any} */ value) =>
+    Array.isArray(value) || (ArrayBuffer.isView(value) && !(value instanceof DataView))
   if (!Array.isArray(codes) || !codes.length || !codes.every(isList)) throw wrongType(name, codes, expected)
   const rows = /** @type {any[]} */ (codes)
   const float = rows.find((row) => row instanceof Float32Array || row instanceof Float64Array)
@@ -252,8 +278,9 @@ export function validateCodes(name, codes, codebooks, card) {
     throw new RangeError(`${name}: got ${rows.length} codebooks, expected ${expected}`)
   }
   for (const row of rows) {
-    const wrong = row.find((/** @type {any} */ code) => !(Number.isInteger(code) && code >= 0 && code < card))
-    if (wrong === undefined) continue
+    const at = row.findIndex((/** @type {any} */ code) => !(Number.isInteger(code) && code >= 0 && code < card))
+    if (at < 0) continue
+    const wrong = row[at]
     const Wrong = typeof wrong === 'number' && Number.isInteger(wrong) ? RangeError : TypeError
     throw new Wrong(`${name}: got code ${shown(wrong)}, expected whole numbers, 0 .. ${card - 1}`)
   }

@@ -3,6 +3,10 @@
  * (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). No number depends on an earlier one.
  */
 
+import { seed as validateSeed, whole } from './options.js'
+
+const MOST_DRAWS = 2 ** 28 // 1 GB
+const MOST_CODEBOOKS = 1_024
 const MULTIPLIERS = [0xd2511f53n, 0xcd9e8d57n]
 const WEYL = [0x9e3779b9, 0xbb67ae85]
 
@@ -46,15 +50,29 @@ const low = (word) => Number(word & 0xffffffffn)
  * @returns {Float32Array} [steps x K]
  */
 export function uniforms(seed, steps, codebooks) {
-  const key = [low(BigInt(seed)), high(BigInt(seed))]
+  validateSeed('seed', seed, 0)
+  whole(1, MOST_CODEBOOKS, `a whole number from 1 to ${MOST_CODEBOOKS}`)('codebooks', codebooks, 0)
+  const most = Math.floor(MOST_DRAWS / codebooks)
+  whole(0, most, `a whole number from 0 to ${most}`)('steps', steps, 0)
   const draws = new Float32Array(steps * codebooks)
-  for (let s = 0; s < steps; s++) {
-    for (let block = 0; block * 4 < codebooks; block++) {
-      philox4x32([s, block, 0, 0], key).forEach((word, i) => {
-        const k = block * 4 + i
-        if (k < codebooks) draws[s * codebooks + k] = (word >>> 8) * 2 ** -24
-      })
-    }
+  for (let s = 0; s < steps; s++) draws.set(stepUniforms(seed, s, codebooks), s * codebooks)
+  return draws
+}
+
+/**
+ * The uniform numbers of one step of a take.
+ *
+ * @param {number | bigint} seed
+ * @param {number} step
+ * @param {number} codebooks K
+ * @returns {Float32Array} [K]
+ */
+export function stepUniforms(seed, step, codebooks) {
+  const key = [low(BigInt(seed)), high(BigInt(seed))]
+  const draws = new Float32Array(codebooks)
+  for (let block = 0; block * 4 < codebooks; block++) {
+    const words = philox4x32([step, block, 0, 0], key).slice(0, codebooks - block * 4)
+    words.forEach((word, i) => (draws[block * 4 + i] = (word >>> 8) * 2 ** -24))
   }
   return draws
 }

@@ -1,6 +1,7 @@
 /** Encodes descriptions: text to the states that the language model is conditioned on. */
 
 import { BundleError } from './files.js'
+import { text as validateText, validateTokens } from './options.js'
 import { floatsOf } from './session.js'
 
 const TOKENIZER = 'tokenizer.json'
@@ -43,7 +44,10 @@ export class TextConditioner {
    * @param {string} text
    */
   async tokens(text) {
-    return (await this.tokenizer()).encode(text).ids
+    validateText('text', text, 0)
+    const { ids } = (await this.tokenizer()).encode(text)
+    validateTokens('text', ids.length)
+    return ids
   }
 
   /**
@@ -65,6 +69,7 @@ export class TextConditioner {
    * @returns {Promise<Float32Array>}
    */
   async states(ids) {
+    validateTokens('ids', ids.length)
     const sizes = { rows: 1, text: ids.length }
     const { last_hidden_state: states } = await this.graph.run({
       input_ids: this.graph.tensor('input_ids', ids, sizes),

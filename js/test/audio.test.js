@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
-import { convertAudio, decodeWav, encodeWav, resample } from '../src/audio.js'
+import { convertAudio, convertAudioInPieces, decodeWav, encodeWav, resample } from '../src/audio.js'
 import { fromFloat16, toFloat16 } from '../src/float16.js'
 import { clip } from './kit.js'
 
@@ -52,6 +52,44 @@ test('decodeWav reads every sample format, and says what it does not read', () =
   assert.throws(() => decodeWav(wav(6, 8, [1])), /WAV format 6 with 8 bits is not supported; convert it to 16-bit PCM/)
   assert.throws(() => decodeWav(new Uint8Array(100)), /not a WAV file: no RIFF header/)
   assert.throws(() => decodeWav(wav(1, 16, []).subarray(0, 45)), /not a WAV file: no data chunk/)
+})
+
+test('a WAV file that is cut, changed or empty is refused in one line, or read', () => {
+  const good = encodeWav(clip(0.01, 8000), 8000)
+  let random = 7
+  const next = (/** @type {number} */ most) => (random = (random * 48271) % 2147483647) % most
+  let read = 0
+  for (let i = 0; i < 400; i++) {
+    const file = good.slice(0, i % 2 ? next(good.length) : undefined)
+    for (let n = 0; n < 3 && file.length; n++) file[next(Math.min(48, file.length))] = next(256)
+    try {
+      const { audio, sampleRate } = decodeWav(file)
+      assert.ok(audio.length && sampleRate >= 1 && audio.every((channel) => channel.length <= good.length))
+      read++
+    } catch (error) {
+      assert.match(String(error), /^(Type|Range)Error: (not a )?WAV (file|format)[^\n]*$/)
+    }
+  }
+  assert.ok(read > 10)
+})
+
+test('encodeWav refuses what is no audio', () => {
+  const encode = (/** @type {any} */ audio, /** @type {any} */ rate) => () => encodeWav(audio, rate)
+  assert.throws(encode([], 8000), /audio: got Array of 0, expected a Float32Array/)
+  assert.throws(encode([[0.5]], 8000), /audio: got a list of Array of 1/)
+  assert.throws(encode(clip(0.01, 8000), 0), /sampleRate: got 0, expected samples per second/)
+})
+
+test('a conversion in pieces equals the one at once, and can be left', async () => {
+  const audio = clip(2, 44_101)
+  let pauses = 0
+  const pieces = await convertAudioInPieces(audio, 44_101, 32_000, 2, async () => void pauses++)
+  assert.deepEqual(pieces, convertAudio(audio, 44_101, 32_000, 2))
+  assert.ok(pauses > 2)
+  const leave = async () => {
+    throw new Error('left')
+  }
+  await assert.rejects(convertAudioInPieces(audio, 44_101, 32_000, 2, leave), /left/)
 })
 
 test('channels and rates that cannot be converted are refused', () => {

@@ -4,6 +4,7 @@ import { after, before, test } from 'node:test'
 import * as ort from 'onnxruntime-node'
 
 import { Engine } from '../electron/engine.js'
+import { validateContinue } from '../electron/requests.js'
 import { MusicGen } from '../src/index.js'
 import { BUNDLE, clip } from './kit.js'
 
@@ -68,9 +69,37 @@ test('errors reach the caller', async () => {
   await none.close()
 })
 
+test('a continuation of codes needs no audio', async () => {
+  let samples = 0
+  const promptCodes = Array.from({ length: 4 }, () => new Int32Array(5))
+  const onChunk = (/** @type {Float32Array[]} */ chunk) => (samples += chunk[0].length)
+  await engine.continue(null, null, { duration: 0.2, promptCodes }, { onChunk })
+  assert.equal(samples, 6400)
+})
+
+test('messages of the window are not believed', () => {
+  const options = { description: 'drums', seed: 7 }
+  assert.deepEqual(validateContinue(PROMPT, 44100, options), { audio: PROMPT, sampleRate: 44100, options })
+  assert.deepEqual(validateContinue(null, null), { audio: null, sampleRate: null, options: {} })
+  /** @type {[any, any, any, RegExp][]} */
+  const wrong = [
+    [PROMPT, 44100, { signal: {} }, /options: got signal, expected one of/],
+    [PROMPT, 44100, JSON.parse('{"__proto__": {"takes": 9}}'), /options: got __proto__/],
+    [PROMPT, 44100, null, /options: got null, expected an object/],
+    [PROMPT, 44100, [], /options: got a list/],
+    [PROMPT, '44100', {}, /sampleRate: got string/],
+    [PROMPT[0], 44100, {}, /audio: got object, expected a list/],
+    [[[0.5]], 44100, {}, /audio: got a list, expected a list of one Float32Array/],
+    [{ length: 1e9 }, 44100, {}, /audio: got object/],
+    [Array(40).fill(new Float32Array(2 ** 23)), 44100, {}, /audio: got 335544320 samples/],
+  ]
+  for (const [audio, rate, given, message] of wrong) assert.throws(() => validateContinue(audio, rate, given), message)
+})
+
 test('closing the engine rejects what is running', async () => {
   const closed = new Engine(BUNDLE)
   await closed.ready
   const running = closed.continue(PROMPT, 44100, { duration: 20 })
   await Promise.all([assert.rejects(running, /the engine was closed/), closed.close()])
+  await assert.rejects(closed.continue(PROMPT, 44100, {}), /the engine was closed/)
 })

@@ -144,6 +144,17 @@ test('messages arrive while WASM computes', async () => {
   port1.close()
 })
 
+test('pieces that are longer than a call of the codec are the same audio', async () => {
+  const codes = model.lm.delays.map((_, k) => Int32Array.from({ length: 1_650 }, (_, t) => (t * 7 + k) % model.lm.card))
+  const whole = await model.codec.decode(codes)
+  /** @type {Float32Array[][][]} */
+  const pieces = []
+  for await (const piece of model.codec.decodeStream([[codes]], 1_700)) pieces.push(piece)
+  assert.equal(pieces.length, 1)
+  assert.equal(pieces[0][0][0].length, whole[0].length)
+  whole[0].forEach((x, i) => assert.ok(Math.abs(x - pieces[0][0][0][i]) < 1e-5))
+})
+
 test('several generations run at a time', async () => {
   const codes = (/** @type {number} */ seed) => model.generate({ duration: 0.4, seed }).then((r) => r.codes)
   const alone = [await codes(1), await codes(2)]

@@ -5,7 +5,7 @@ import { before, test } from 'node:test'
 
 import * as node from 'onnxruntime-node'
 
-import { MusicGen, windows } from '../src/index.js'
+import { delay, MusicGen, uniforms, windows } from '../src/index.js'
 import { bundleFiles, BUNDLE, clip, KIT } from './kit.js'
 
 const ort = /** @type {any} */ (node)
@@ -37,6 +37,12 @@ const WRONG = [
   [{ constructor: 5 }, TypeError, /unknown option constructor/],
   [{ description: 5 }, TypeError, /description: got 5, expected a string/],
   [{ description: ['drums'] }, TypeError, /description: got Array of 1/],
+  [
+    { description: 'a'.repeat(20_000) },
+    RangeError,
+    /description: got a text of 20000 characters, expected 10000 at most/,
+  ],
+  [Object.create({ duration: 1e9 }), RangeError, /duration: got 1000000000 s/],
   [{ description: 'drums \ud83d' }, RangeError, /description: got half a surrogate pair/],
   [{ duration: '1' }, TypeError, /duration: got "1", expected a number of seconds/],
   [{ duration: null }, TypeError, /duration: got null/],
@@ -60,6 +66,8 @@ const WRONG = [
   [{ cfgCoef: 1e39 }, RangeError, /cfgCoef: got 1e\+39, expected a finite number, 1000000 at most/],
   [{ cfgCoef: Infinity }, RangeError, /cfgCoef: got Infinity/],
   [{ cfgCoefBeta: -1e39 }, RangeError, /cfgCoefBeta: got -1e\+39/],
+  [{ melody: '' }, TypeError, /melody: got "", expected an array/],
+  [{ melody: 0 }, TypeError, /melody: got 0/],
   [{ seed: '7' }, TypeError, /seed: got "7", expected a whole number from 0 to 2\^64 - 1/],
   [{ seed: null }, TypeError, /seed: got null/],
   [{ seed: [7] }, TypeError, /seed: got a list, expected one/],
@@ -96,11 +104,14 @@ test('refused: options that another call takes, and what is no options', async (
 })
 
 test('a day is planned, and many takes of it are refused before anything is allocated', async () => {
-  assert.equal(windows(86_400, 30, 18, 50, 0).length, 4800)
+  assert.equal([...windows(86_400, 30, 18, 50, 0)].length, 4800)
   assert.throws(() => windows(Infinity, 30, 18, 50, 0), /duration: got Infinity s/)
   const options = { duration: 86_400, extendStride: 18, maxDuration: 30 }
   const before = process.memoryUsage().arrayBuffers
-  await assert.rejects(model.generate({ ...options, takes: 1000 }), /takes: got 1000 of \d+ columns, which need/)
+  await assert.rejects(
+    model.generate({ ...options, takes: 1000 }),
+    /takes: needs \d+ GB of memory for codes, and KV caches/,
+  )
   assert.ok(process.memoryUsage().arrayBuffers - before < 2 ** 26)
 })
 
@@ -135,9 +146,52 @@ test('LanguageModel refuses its options by name', async () => {
   await refuses({ frames: 9, batch: 1e5 }, /batch: got 100000/)
   await refuses({ frames: 9, seed: ['7'] }, /seed: got "7"/)
   await refuses({ frames: 9, uniform: [0.5] }, /uniform: got Array of 1, expected a Float32Array/)
+  await refuses({ frames: 9, texts: [[1, 2]] }, /texts: got Array of 2, expected a Float32Array or null/)
+  await refuses({ frames: 9, texts: [new Float32Array(lm.textDim).fill(NaN)] }, /texts: got \d+ numbers, .* finite/)
+  await refuses({ frames: 9, texts: [new Float32Array(lm.textDim * 2049)] }, /texts: got a text of 2049 tokens/)
+  await refuses({ frames: 180_000, batch: 1000 }, /takes: needs \d+ GB of memory/)
   await refuses({ frames: 9, prompt: 5 }, /prompt: got 5, expected a list/)
   await assert.rejects(lm.decoder(/** @type {any} */ ({})), /capacity: got undefined/)
   await assert.rejects(lm.decoder({ capacity: 1e12 }), /capacity: got 1000000000000/)
+})
+
+test('a decoder refuses columns beyond its capacity', async () => {
+  const decoder = await model.lm.decoder({ capacity: 2 })
+  const columns = (/** @type {number} */ count) => [model.lm.delays.map(() => new Int32Array(count))]
+  await assert.rejects(
+    decoder.logits(columns(3)),
+    /codes: got 1 rows of 3 columns, expected 1 rows and at most 2 columns/,
+  )
+  await decoder.logits(columns(2))
+  await assert.rejects(decoder.logits(columns(1)), /at most 0 columns: the capacity is 2/)
+  await assert.rejects(decoder.logits([...columns(1), ...columns(1)]), /codes: got 2 rows/)
+  decoder.release()
+})
+
+test('a stream of a day begins at once, and is left at once', async () => {
+  const controller = new AbortController()
+  const stream = model.stream({ duration: 86_400, extendStride: 1, chunkSeconds: 0.1, signal: controller.signal })
+  const started = performance.now()
+  assert.ok((await stream.next()).value)
+  controller.abort(new Error('enough'))
+  await assert.rejects(drain(stream), /enough/)
+  assert.ok(performance.now() - started < 5000)
+})
+
+test('the signal is heard before the first step: in a long conversion, and while a text is read', async () => {
+  const long = [new Float32Array(44_101 * 20)]
+  for (const options of [{ duration: 29 }, { duration: 29, description: 'a '.repeat(900) }]) {
+    const controller = new AbortController()
+    let steps = 0
+    const running = model.generateContinuation(long, 44_101, {
+      ...options,
+      signal: controller.signal,
+      onProgress: () => steps++,
+    })
+    setTimeout(() => controller.abort(new Error('cancelled')), 20)
+    await assert.rejects(running, /cancelled/)
+    assert.equal(steps, 0)
+  }
 })
 
 test('MusicGen.load refuses its options by name', async () => {
@@ -183,6 +237,8 @@ test('promptCodes that are none are refused by name', async () => {
   await refuses(rows([-1]), /promptCodes: got code -1/)
   await refuses(rows([]), /promptCodes: got 0\.00 s/)
   await refuses(rows(new Int32Array(50)), /promptCodes: got 1\.00 s, expected less than duration, 1 s/)
+  await refuses(rows(Array(3)), /promptCodes: got code undefined/)
+  await refuses(rows(new DataView(new ArrayBuffer(4))), /promptCodes: got Array of 4, expected 4 codebooks/)
   await refuses([[1], [1]], /promptCodes: got 2 codebooks, expected 4 codebooks/)
   await refuses([[1], [1], [1], [1, 2]], /promptCodes: .* of equal length/)
   await refuses(new Int32Array(4), /promptCodes: got Int32Array of 4, expected 4 codebooks/)
@@ -202,6 +258,27 @@ test('audio in another form is refused by name', async () => {
   )
   for (const rate of [0, 44100.5, Infinity])
     await assert.rejects(model.generateContinuation(PROMPT, rate, { duration: 1 }), /sampleRate: got .* samples per/)
+})
+
+test('arithmetic refuses what is no number', () => {
+  const wrong = [
+    ...[() => uniforms(-1, 1, 4), () => uniforms(1, 1e12, 4), () => uniforms(1, NaN, 4), () => uniforms(1, 1, 1e9)],
+    ...[() => windows(1, 30, 18, 0, 0), () => windows(1, NaN, 18, 50, 0), () => windows(1, 30, 18, 50, -1)],
+    ...[() => windows(60, 30, NaN, 50, 0), () => windows(60, 30, -1, 50, 0), () => windows(60, 30, 1e-320, 50, 0)],
+    ...[() => delay([[1]], [0], 1e15, 9), () => delay([[1, 2]], [0], 1, 9), () => delay([[1]], [0], NaN, 9)],
+  ]
+  for (const call of wrong) assert.throws(call, /: got .*expected/, String(call))
+})
+
+test('audio of less than a sample is refused, and a rate of any size is converted at once', async () => {
+  const one = new Float32Array(1)
+  await assert.rejects(
+    model.generateContinuation(one, 44_100, {}),
+    /audio: got 1 samples at 44100 Hz, less than one at/,
+  )
+  const started = performance.now()
+  await model.generateContinuation(new Float32Array(2_000), 999_983, { duration: 0.1 }) // 32000 kernels, 64 samples
+  assert.ok(performance.now() - started < 3000)
 })
 
 test('a prompt that fills a window is refused in seconds', () => {
