@@ -4,6 +4,7 @@
 # For everyday work:
 #   make web     the demo's model in a web page: http://localhost:8000/demo/ (needs Node 20.16 or newer)
 #   make quick   the tests that a change needs first, in under a minute
+#   make fuzz    500 hostile, broken and absurd inputs for each part, other ones every day (ROUNDS=20 for fewer)
 #   make check   ruff and pyright; prettier and tsc over js/
 #   make clean   remove build/ and the virtual environment
 PYTHON ?= python3
@@ -11,7 +12,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo web test quick check clean
+ROUNDS ?= 500
+
+.PHONY: demo web test quick fuzz check clean
 demo: $(VENV)/.installed
 	rm -rf build/bundle
 	$(BIN)/python export/bundle.py --lm demo/state_dict.bin --text demo/t5 --out build/bundle
@@ -32,6 +35,9 @@ test: $(VENV)/.installed $(JS)
 
 quick: $(VENV)/.installed
 	$(PYTEST) -m quick -n 2 --dist loadfile
+
+fuzz: $(VENV)/.installed $(JS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --rounds $(ROUNDS)
 
 check: $(VENV)/.installed $(JS)
 	$(BIN)/ruff check .
