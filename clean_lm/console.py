@@ -22,31 +22,52 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run(body: Callable[[], object], errors: tuple[type[Exception], ...], interrupted: str) -> int:
-    """Run a command; its exit status: 0, 1 after one of `errors`, which is printed in one line, 128 + a signal.
+    """Run a command; its exit status, see `command`. argparse's own, 2, is raised."""
+    try:
+        with command(errors, interrupted):
+            body()
+    except Ended as end:
+        return end.status
+    return 0
+
+
+class Ended(SystemExit):
+    """The end of a command that failed and has said so."""
+
+    def __init__(self, status: int):
+        super().__init__(status)
+        self.status = status
+
+
+@contextlib.contextmanager
+def command(errors: tuple[type[Exception], ...], interrupted: str) -> Iterator[None]:
+    """End a command with Ended in place of a traceback: 1 after one of `errors` or one of the system, which is printed
+    in one line, 128 + the number of a signal, 141 where nobody reads the output.
 
     interrupted: what to say after a signal: "nothing was written".
     """
     forgiving_output()
     with signals():
         try:
-            body()
-            flush()
+            try:
+                yield
+            finally:
+                flush()
         except BrokenPipeError:  # `| head`
-            return discard_output(BROKEN_PIPE)
+            status = BROKEN_PIPE
         except (*errors, OSError) as error:
             say(f"error: {message(error)}")
-            return discard_output(1)
+            status = 1
         except MemoryError as error:
             say(f"error: not enough memory ({message(error)}); ask for less at a time, or close other programs")
-            return discard_output(1)
+            status = 1
         except KeyboardInterrupt as error:
             say(f"interrupted: {interrupted}")
-            return discard_output(error.status if isinstance(error, Interrupted) else 130)
-        except SystemExit:
-            if not flushed():
-                discard_output(BROKEN_PIPE)
-            raise
-    return 0
+            status = error.status if isinstance(error, Interrupted) else 130
+        else:
+            return
+    discard_output()
+    raise Ended(status)
 
 
 @contextlib.contextmanager
@@ -95,21 +116,13 @@ def flush() -> None:
         sys.stdout.flush()
 
 
-def flushed() -> bool:
-    """Whether stdout took what was printed."""
+def discard_output() -> None:
+    """Where stdout takes nothing any more, have nothing tried again when Python ends."""
     try:
         flush()
     except OSError:
-        return False
-    return True
-
-
-def discard_output(status: int) -> int:
-    """Where stdout takes nothing any more, have nothing tried again when Python ends. Returns the status."""
-    if not flushed():
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return status
 
 
 def forgiving_output() -> None:

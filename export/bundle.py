@@ -32,10 +32,10 @@ from clean_lm.models.config import ConfigError, LMConfig, StyleConfig
 from clean_lm.text_encoder import TOKENIZER
 from export import codec, conditioner, hub, lm, lm_parity, mert, quantize, text
 from export.bundle_writer import FP32, merged_model, new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
+from export.commands import ExportError, errors_as_one_line, print_files, progress, require_new, tell
 from export.parity import Comparison, Verdict, calls_verdict, require_agreement, table
 from export.sharing import Shared
-from export.variants import add_clip_option, bytes_required, validate_attention
+from export.variants import add_clip_option, bytes_required, validate_attention, validate_clips
 from weights.checkpoint import CheckpointError
 from weights.lm import load
 from weights.lora import adapts, is_adapter
@@ -63,7 +63,7 @@ Part = Model[Any] | Shared  # a checkpoint that is exported, or the graphs of an
 CODEC, TEXT, MERT = "codec", "text encoder", "MERT"
 EXPORTERS: dict[str, Exporter] = {CODEC: codec, TEXT: text, MERT: mert}
 CODEC_FILE = "compression_state_dict.bin"
-ERRORS = (AudioError, BundleError, CheckpointError, ConfigError, MappingError, ExportError, OSError)
+ERRORS = (AudioError, BundleError, CheckpointError, ConfigError, MappingError)
 
 
 def main() -> None:
@@ -140,6 +140,9 @@ def export(
 ) -> None:
     """Write the bundle; print its files and how far each graph is from PyTorch. codec_path: None for that beside."""
     start = time.perf_counter()
+    require_new(out)
+    lm.validate_max_duration(max_duration)
+    validate_clips(clips)
     model = load(checkpoint, base, max_duration)
     lm.validate(model.config)
     tell(model.checkpoint.notes)
@@ -155,7 +158,8 @@ def export(
         require_finite(part)
     others = sum(part.parameters for part in own.values())
 
-    with new_folder(out, bytes_required(model.parameters, variants) + 4 * others) as folder:
+    require_new(out, needed := bytes_required(model.parameters, variants) + 4 * others)
+    with new_folder(out, needed) as folder:
         names = lm.write_all(model, folder, attention)
         for name, part in own.items():
             EXPORTERS[name].write_graphs(part, folder)

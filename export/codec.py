@@ -18,13 +18,13 @@ import torch
 from einops import rearrange
 
 from clean_lm.audio_codec import Stream, decode_chunks
-from clean_lm.manifest import Manifest
+from clean_lm.manifest import BundleError, Manifest
 from clean_lm.models.config import CodecConfig, ConfigError
 from clean_lm.models.encodec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder
 from clean_lm.models.quantizer import negative_distance
 from clean_lm.session import open_graph
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
+from export.commands import errors_as_one_line, print_files, progress, require_new, tell
 from export.onnx_graph import TensorSpec, write
 from export.parity import Verdict, against_pytorch, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
@@ -36,6 +36,8 @@ GRAPHS = ("compression_encode", "compression_decode", "compression_stream")
 CODES, LATENTS = ("codes", "pending"), ("latents", "unheard")
 FRAMES, CHUNK = 40, 7  # of the audio that is compared; of each call of compression_stream
 
+ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,16 +47,18 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="the model of a LoRA adapter")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
-    with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
+    with errors_as_one_line(*ERRORS):
         export(args.codec, args.out, args.base)
 
 
 def export(codec: Path, out: Path, base: Path | None = None) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
+    require_new(out)
     model = load(codec, base)
     tell(model.checkpoint.notes)
     require_finite(model)
+    require_new(out, model.parameters * DTYPE.itemsize)
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         write_manifest(folder, describe(model.config), {}, None, GRAPHS)

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from clean_lm.manifest import Manifest
+from clean_lm.manifest import BundleError, Manifest
 from clean_lm.models.config import ConfigError, MertConfig
 from clean_lm.models.mert import Mert
 from clean_lm.session import open_graph
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
+from export.commands import errors_as_one_line, print_files, progress, require_new, tell
 from export.onnx_graph import TensorSpec, write
 from export.parity import Verdict, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
@@ -32,22 +32,26 @@ DTYPE = torch.float32
 FEATURES = 75  # vectors of the audio that is compared
 GRAPHS = ("style_features",)
 
+ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mert", type=Path, required=True, help="a Hugging Face folder of a MERT")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
-    with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
+    with errors_as_one_line(*ERRORS):
         export(args.mert, args.out)
 
 
 def export(mert: Path, out: Path) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
+    require_new(out)
     model = load(mert)
     tell(model.checkpoint.notes)
     require_finite(model)
+    require_new(out, model.parameters * DTYPE.itemsize)
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         write_manifest(folder, describe(model.config), {}, None, GRAPHS)

@@ -37,7 +37,7 @@ from export.commands import ExportError, errors_as_one_line, progress
 from export.quality import CFG_COEF, DESCRIPTIONS, KL_BOUND, Quality, Reference, calibrate, measure
 from export.sensitivity import COLUMNS, most_sensitive, sensitivities
 from export.variant_graphs import Scales, fp32_attention, write_variant
-from export.variants import FP32, VARIANTS, Variant, add_clip_option, add_options, validate_attention
+from export.variants import FP32, VARIANTS, Variant, add_clip_option, add_options, validate_attention, validate_clips
 from weights.mapping import fill
 
 
@@ -70,6 +70,7 @@ def add(
     """
     manifest = Manifest.read(folder)
     validate(manifest, names)
+    validate_clips(clips)
     new = [name for name in dict.fromkeys(names) if name != FP32]
     if not new:
         return []
@@ -121,13 +122,14 @@ def validate(manifest: Manifest, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def removed_on_failure(folder: Path) -> Iterator[None]:
-    """Remove what the block wrote into a folder where it does not end well."""
+    """Remove what the block wrote into a folder where it does not end well, but for what its manifest names by then."""
     before = set(folder.iterdir())
     try:
         yield
     except BaseException:
-        for path in set(folder.iterdir()) - before:
-            path.unlink()
+        kept = before | {folder / name for name in Manifest.read(folder, hashes=False).files}
+        for path in set(folder.iterdir()) - kept:
+            path.unlink(missing_ok=True)
         raise
 
 
@@ -157,7 +159,7 @@ def main() -> None:
     add_options(parser, required=True)
     add_clip_option(parser)
     args = parser.parse_args()
-    with errors_as_one_line(AudioError, BundleError, ExportError, OSError, interrupted="the bundle is as it was"):
+    with errors_as_one_line(AudioError, BundleError, interrupted="the bundle is as it was"):
         print("\n".join(add(args.bundle, args.variant, args.clip, args.cache)))
 
 

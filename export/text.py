@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from clean_lm.manifest import Manifest
+from clean_lm.manifest import BundleError, Manifest
 from clean_lm.models.config import ConfigError, TextConfig
 from clean_lm.models.t5 import T5Encoder, TextLayer
 from clean_lm.session import open_graph
 from clean_lm.text_encoder import TOKENIZER
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
+from export.commands import errors_as_one_line, print_files, progress, require_new, tell
 from export.onnx_graph import TensorSpec, write
 from export.parity import Verdict, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
@@ -35,6 +35,8 @@ DTYPE = torch.float32  # T5's activations leave float16's range
 LENGTHS = (20, 7)  # tokens of the texts that are compared: one of them padded
 GRAPHS = ("text_encoder",)
 
+ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,17 +44,19 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="the model of a LoRA adapter")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
-    with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
+    with errors_as_one_line(*ERRORS):
         export(args.text, args.out, args.base)
 
 
 def export(text: Path, out: Path, base: Path | None = None) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
+    require_new(out)
     model = load(text, base)
     tell(model.checkpoint.notes)
     require_finite(model)
     tokenizer = open_tokenizer(tokenizer_folder(model), model.config)
+    require_new(out, model.parameters * DTYPE.itemsize)
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         tokenizer.save(str(folder / TOKENIZER))
