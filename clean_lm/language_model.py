@@ -112,7 +112,7 @@ class LanguageModel:
             wavs = self_wav(window.start / (self.frame_rate or 1)) if self_wav else None
             return self._first_pass(texts or [None] * prompts, wavs, sampling, negatives)
 
-        first = conditioning(windows[0])
+        first = conditioning(next(iter(windows)))
         again = conditioning if self_wav else lambda _: first
         capacity = longest(windows) + max(self.delays)
         decoder = self._decoder(first, capacity, sampling, takes, negatives)

@@ -78,7 +78,7 @@ def test_windows_take_no_memory():
     day = windows(86400.0, 30.0, 18.0, 50.0, 0)
     assert not isinstance(day, list)
     assert sum(1 for _ in day) == 4800 - 1 + 1
-    with pytest.raises(ValueError, match="extend_stride: got 0.02 s, about 4320000 windows"):
+    with pytest.raises(ValueError, match=r"extend_stride: got 0\.02 s, about 4320000 windows"):
         windows(86400.0, 30.0, 0.02, 50.0, 0)
 
 
@@ -226,7 +226,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, kind):
         path.symlink_to("in.wav")
     elif kind == "null":
         path = tmp_path / "a\0b.wav"
-    with pytest.raises(AudioError, match="not a file|not found|cannot be read"):
+    with pytest.raises(AudioError, match=r"not a file|not found|cannot be read"):
         audio_files.read(path)
 
 
@@ -276,9 +276,10 @@ Panic.__name__ = "PanicException"
 
 
 def test_a_panic_is_a_bundle_error():
-    with pytest.raises(BundleError, match=r"^tokenizer\.json: not readable: first second; export"):
-        with tokenizer_errors(Path("tokenizer.json"), "not readable"):
-            raise Panic("first\nsecond")
+    path = Path("tokenizer.json")
+    found = pytest.raises(BundleError, match=r"^tokenizer\.json: not readable: first second; export")
+    with found, tokenizer_errors(path, "not readable"):
+        raise Panic("first\nsecond")
     for end in (KeyboardInterrupt, SystemExit):
         with pytest.raises(end), tokenizer_errors(Path("tokenizer.json"), "not readable"):
             raise end
