@@ -65,6 +65,19 @@ def folder(path: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, which never appears, to write in until the block ends."""
+    _remove_leftovers(path)
+    partial, descriptor = _claim(path, _create_folder)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if descriptor != NONE:
+            os.close(descriptor)
+
+
 def _claim(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
     """Something new beside `path`, and its descriptor, which holds the lock until it is closed."""
     while True:

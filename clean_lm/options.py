@@ -57,7 +57,8 @@ def number(name: str, value: Any, expected: str, low: float = -math.inf, high: f
 def seconds(name: str, value: Any, least: float, expected: str, most: float = LONGEST) -> float:
     """Seconds from `least`, a frame, to `most`, a day; `expected` says the least in words."""
     real = isinstance(value, REAL) and not isinstance(value, bool)
-    words = f"{float(value):g} s" if real and not abs(value) > MOST_FLOAT else shown(value)
+    huge = isinstance(value, int) and abs(value) > MOST_FLOAT  # of which there is no float
+    words = f"{value:g} s" if real and not huge else shown(value)
     if not real or not least <= value < math.inf:
         raise ValueError(f"{name}: got {words}, expected {expected}")
     if value > most:

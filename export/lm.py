@@ -27,6 +27,7 @@ from export.bundle_writer import new_folder, write_manifest
 from export.commands import ExportError, errors_as_one_line, print_files, progress, require_new, tell
 from export.lm_graphs import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
 from export.lm_parity import parity
+from export.opened import held_back, put
 from export.parity import calls_verdict, require_agreement
 from export.variants import FP32, bytes_required, validate_attention
 from export.variants import add_options as add_variant_options
@@ -98,8 +99,10 @@ def export(
         names = write_all(model, folder, attention)
         write_manifest(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], names)
         progress("comparing with the PyTorch modules")
-        verdicts = {"": calls_verdict(parity(folder, model)), **conditioner.verdicts(folder, model)}
-        lines = require_agreement(verdicts) + quantize.add(folder, variants, cache=cache, keep=False)
+        bundle = held_back(folder)
+        verdicts = {"": calls_verdict(parity(bundle, model)), **conditioner.verdicts(bundle, model)}
+        lines = require_agreement(verdicts) + quantize.add(bundle, variants, cache=cache, keep=False)
+        put(bundle)
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))
 

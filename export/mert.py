@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from clean_lm.manifest import BundleError, Manifest
+from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, MertConfig
 from clean_lm.models.mert import Mert
 from clean_lm.session import open_graph
 from export.bundle_writer import new_folder, write_manifest
 from export.commands import errors_as_one_line, print_files, progress, require_new, tell
 from export.onnx_graph import TensorSpec, write
+from export.opened import Bundle, held_back, opened, put
 from export.parity import Verdict, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
 from weights.mapping import MappingError, Model, fill, require_finite
@@ -56,7 +57,9 @@ def export(mert: Path, out: Path) -> None:
         write_graphs(model, folder)
         write_manifest(folder, describe(model.config), {}, None, GRAPHS)
         progress("comparing with the PyTorch modules")
-        lines = require_agreement({"": parity(folder, model)})
+        bundle = held_back(folder)
+        lines = require_agreement({"": parity(bundle, model)})
+        put(bundle)
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))
 
@@ -83,14 +86,14 @@ def describe(c: MertConfig) -> dict[str, Any]:
     }
 
 
-def parity(bundle: Path, model: Model[MertConfig], seed: int = 0) -> Verdict:
+def parity(bundle: Bundle, model: Model[MertConfig], seed: int = 0) -> Verdict:
     """The graph beside the PyTorch modules in float64, on noise."""
     c, rng = model.config, np.random.default_rng(seed)
     samples = c.receptive_field + FEATURES * c.hop - 1
     audio = 0.3 * rng.standard_normal((2, samples)).astype(np.float32)
     exact, pytorch = (reference_features(model, audio, dtype) for dtype in (torch.float64, DTYPE))
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    ours = open_graph(Manifest.read(bundle, hashes=False), "style_features").run({"audio": audio})["features"]
+    ours = open_graph(opened(bundle, hashes=False), "style_features").run({"audio": audio})["features"]
     difference = largest_difference(ours, pytorch, exact, "the largest feature")
     return Verdict(f"{exact.shape[1]} features of {samples / c.sample_rate:.1f} s", (difference,))
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clean_lm.manifest import BundleError, Manifest
+from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, TextConfig
 from clean_lm.models.t5 import T5Encoder, TextLayer
 from clean_lm.session import open_graph
@@ -25,6 +25,7 @@ from clean_lm.text_encoder import TOKENIZER
 from export.bundle_writer import new_folder, write_manifest
 from export.commands import errors_as_one_line, print_files, progress, require_new, tell
 from export.onnx_graph import TensorSpec, write
+from export.opened import Bundle, held_back, opened, put
 from export.parity import Verdict, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
 from weights.mapping import MappingError, Model, fill, require_finite
@@ -62,7 +63,9 @@ def export(text: Path, out: Path, base: Path | None = None) -> None:
         tokenizer.save(str(folder / TOKENIZER))
         write_manifest(folder, describe(model.config), {}, None, GRAPHS)
         progress("comparing with the PyTorch modules")
-        lines = require_agreement({"": parity(folder, model)})
+        bundle = held_back(folder)
+        lines = require_agreement({"": parity(bundle, model)})
+        put(bundle)
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))
 
@@ -90,14 +93,14 @@ def describe(c: TextConfig) -> dict[str, Any]:
     return {"text_dim": c.dim, "text_vocab": c.vocab, "text_pad_token": c.pad_token, "text_eos_token": c.eos_token}
 
 
-def parity(bundle: Path, model: Model[TextConfig], seed: int = 0) -> Verdict:
+def parity(bundle: Bundle, model: Model[TextConfig], seed: int = 0) -> Verdict:
     """The graph beside the PyTorch modules in float64, on random tokens."""
     rng = np.random.default_rng(seed)
     mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
     tokens = np.where(mask, rng.integers(0, model.config.vocab, mask.shape), model.config.pad_token)
     exact, pytorch = (reference_states(model, tokens, mask, dtype) for dtype in (torch.float64, DTYPE))
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    graph = open_graph(Manifest.read(bundle, hashes=False), "text_encoder")
+    graph = open_graph(opened(bundle, hashes=False), "text_encoder")
     ours = graph.run({"input_ids": tokens, "attention_mask": mask})["last_hidden_state"]
     text = mask.astype(bool)
     difference = largest_difference(ours[text], pytorch[text], exact[text], "the largest state")
