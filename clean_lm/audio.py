@@ -50,7 +50,8 @@ def decibels(name: str, value: Any) -> float:
 def require_rates(from_rate: Any, to_rate: Any) -> None:
     """Raise AudioError for rates that are none, or that are too far apart to resample."""
     try:
-        rate("sample rates", from_rate), rate("sample rates", to_rate)
+        rate("sample rates", from_rate)
+        rate("sample rates", to_rate)
     except ValueError as error:
         raise AudioError(str(error)) from None
     if from_rate > to_rate * MOST_RATIO:

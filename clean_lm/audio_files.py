@@ -91,8 +91,8 @@ def read_part(
 
 def blocks(sound: sf.SoundFile, frames: int) -> np.ndarray:
     """The next frames, float32 [samples, channels], or those there are: memory does not follow what a header says."""
-    found = [np.zeros((0, sound.channels), np.float32)]
-    while frames > 0 and len(block := sound.read(min(frames, BLOCK), dtype="float32", always_2d=True)):
+    found: list[np.ndarray] = [np.zeros((0, sound.channels), np.float32)]
+    while frames > 0 and len(block := np.asarray(sound.read(min(frames, BLOCK), dtype="float32", always_2d=True))):
         found.append(block)
         frames -= len(block)
     return found[-1] if len(found) == 2 else np.concatenate(found)

@@ -32,11 +32,14 @@ def run(body: Callable[[], object], errors: tuple[type[Exception], ...], interru
 
 
 class Ended(SystemExit):
-    """The end of a command that failed and has said so."""
+    """The end of a command that failed and has said so: as a text, what it said."""
 
-    def __init__(self, status: int):
+    def __init__(self, status: int, said: str = ""):
         super().__init__(status)
-        self.status = status
+        self.status, self.said = status, said
+
+    def __str__(self) -> str:
+        return self.said
 
 
 @contextlib.contextmanager
@@ -54,20 +57,20 @@ def command(errors: tuple[type[Exception], ...], interrupted: str) -> Iterator[N
             finally:
                 flush()
         except BrokenPipeError:  # `| head`
-            status = BROKEN_PIPE
+            status, said = BROKEN_PIPE, ""
         except (*errors, OSError) as error:
-            say(f"error: {message(error)}")
-            status = 1
+            status, said = 1, f"error: {message(error)}"
         except MemoryError as error:
-            say(f"error: not enough memory ({message(error)}); ask for less at a time, or close other programs")
-            status = 1
+            status, said = 1, f"error: not enough memory ({message(error)}); ask for less at a time"
         except KeyboardInterrupt as error:
-            say(f"interrupted: {interrupted}")
+            said = f"interrupted: {interrupted}"
             status = error.status if isinstance(error, Interrupted) else 130
         else:
             return
+    if said:
+        say(said)
     discard_output()
-    raise Ended(status)
+    raise Ended(status, said)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ The bounds below are what no machine or model goes beyond. What a request needs 
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -121,7 +121,7 @@ def texts(name: str, value: Any, rows: int | None = None) -> list[str | None]:
     return [text(name, one) for one in value]
 
 
-def is_list(value: Any) -> bool:
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
     """Whether a value is a list of whatever kind, an array of one axis too; texts are none."""
     if isinstance(value, np.ndarray):
         return value.ndim == 1
@@ -138,12 +138,11 @@ def rows_given(name: str, found: int, rows: int | None = None) -> None:
 
 def seeds(value: Any, rows: int) -> list[int]:
     """The seed of each row: seed, seed + 1, ... of a number, or the numbers of a list."""
+    given: list[Any] = []
     if isinstance(value, WHOLE) and not isinstance(value, bool):
-        given: list[Any] = [int(value) + row for row in range(rows)]
+        given = [int(value) + row for row in range(rows)]
     elif is_list(value) and len(value) == rows:
         given = list(value)
-    else:
-        given = []
     whole = all(isinstance(seed, WHOLE) and not isinstance(seed, bool) and 0 <= seed < 2**64 for seed in given)
     if not whole or len(given) != rows:
         several = f", or a list of {rows} of them" if rows > 1 else ""

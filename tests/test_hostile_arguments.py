@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Arguments and files of strangers: refused by name, at once, and without the memory that they claim."""
 
 import json
