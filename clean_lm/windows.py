@@ -66,7 +66,7 @@ def windows(duration: float, max_duration: float, extend_stride: float, frame_ra
     found = Windows(duration, max_duration, extend_stride, frame_rate, prompt)
     if duration <= max_duration:
         return found
-    stride = int(frame_rate * extend_stride)
+    stride = int(frame_rate * min(max(extend_stride, 0), max_duration))
     if not 0 < stride < int(max_duration * frame_rate):
         raise ValueError(
             f"extend_stride: got {extend_stride} s, expected {1 / frame_rate:g} s (a frame) or more, less than "
