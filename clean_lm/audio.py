@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from clean_lm import memory
+from clean_lm.options import integer, number, rate
+
 ZEROS, ROLLOFF = 24, 0.945  # of the windowed sinc: zero crossings to a side, and the cutoff under Nyquist's
 ONE, BATCH = "[channels, samples]", "[B, channels, samples]"  # the axes of one piece of audio, and of several
 PCM_SCALES = {
@@ -16,6 +19,9 @@ PCM_SCALES = {
     "uint8": "subtract 128 from uint8 and divide by 128",
 }
 CHANNELS = ("left", "right", "mix")
+MOST_CHANNELS = 1024  # libsndfile's
+MOST_RATIO = 1000  # to a thousandth of a rate: a kernel then has 51 000 samples
+MOST_DB = 1000.0  # beyond it float32 is zero or overflows
 MOST_GAIN_DB = 12.0  # how far a level is brought to another
 NEAR_SILENCE = 1e-4  # RMS, -80 dB, under which there is no level to match
 PHASES, WINDOW_FLOATS = 128, 2**19  # how much of a resampling is one matrix product
@@ -23,6 +29,40 @@ PHASES, WINDOW_FLOATS = 128, 2**19  # how much of a resampling is one matrix pro
 
 class AudioError(ValueError):
     """Audio that cannot be used: says which, what was found and what to do."""
+
+
+def whole(name: str, value: Any, low: int = 0, high: int = 2**40) -> int:
+    """A whole number of samples or channels. Raises AudioError."""
+    try:
+        return integer(name, value, low, high)
+    except ValueError as error:
+        raise AudioError(str(error)) from None
+
+
+def decibels(name: str, value: Any) -> float:
+    """A level or a gain. Raises AudioError."""
+    try:
+        return number(name, value, f"dB from -{MOST_DB:g} to {MOST_DB:g}", -MOST_DB, MOST_DB)
+    except ValueError as error:
+        raise AudioError(str(error)) from None
+
+
+def require_rates(from_rate: Any, to_rate: Any) -> None:
+    """Raise AudioError for rates that are none, or that are too far apart to resample."""
+    try:
+        rate("sample rates", from_rate)
+        rate("sample rates", to_rate)
+    except ValueError as error:
+        raise AudioError(str(error)) from None
+    if from_rate > to_rate * MOST_RATIO:
+        raise AudioError(f"sample rates: got {from_rate} and {to_rate}, expected the second at least a {MOST_RATIO}th")
+
+
+def require_memory(name: str, samples: int, bytes_each: int, advice: str) -> None:
+    """Raise AudioError if this machine has not the memory for so many samples of all channels."""
+    if (need := samples * bytes_each) > (there := memory.available()):
+        found = f"{samples} samples need {memory.size(need)} of memory, this machine has {memory.size(there)} available"
+        raise AudioError(f"{name}: {found}: {advice}")
 
 
 def as_array(wav: Any, name: str) -> np.ndarray:
@@ -35,7 +75,7 @@ def as_array(wav: Any, name: str) -> np.ndarray:
         wav = (wav.float() if wav.dtype.is_floating_point else wav).numpy()
     try:
         return np.asarray(wav)
-    except ValueError as error:  # numpy's "inhomogeneous shape"
+    except (ValueError, TypeError) as error:  # numpy's "inhomogeneous shape", or a number of another kind
         raise AudioError(f"{name}: got lists of several lengths ({error}); cut them to one length") from None
 
 
@@ -109,8 +149,7 @@ def convert_channels(wav: np.ndarray, channels: int) -> np.ndarray:
     Raises AudioError where more channels are wanted than there are, and there is more than one.
     """
     found = wav.shape[-2]
-    if channels < 1:
-        raise AudioError(f"channels: got {channels}, expected 1 or more")
+    whole("channels", channels, 1, MOST_CHANNELS)
     if channels == 1 and found > 1:
         return wav.mean(axis=-2, keepdims=True)
     if found == 1:
@@ -131,8 +170,7 @@ def resample(
     `exact`: kernels from float64; without, from float32 as julius makes them, which is what the codec was trained on.
     Raises AudioError.
     """
-    if min(from_rate, to_rate) < 1 or from_rate != int(from_rate) or to_rate != int(to_rate):
-        raise AudioError(f"sample rates: got {from_rate} and {to_rate}, expected whole numbers from 1 up")
+    require_rates(from_rate, to_rate)
     divisor = math.gcd(int(from_rate), int(to_rate))
     old, new = int(from_rate) // divisor, int(to_rate) // divisor
     samples = wav.shape[-1]
@@ -142,6 +180,8 @@ def resample(
         length = int(np.floor(np.float32(new * samples / old)))
     if not length:
         return wav[..., :0]
+    floats = wav.size + length * (wav.size // max(samples, 1))
+    require_memory("audio", floats, 8, "cut it into parts, or give it at another rate")  # padded, and the output
     output = _interpolate(wav.reshape(-1, samples), old, new, length, np.float64 if exact else np.float32)
     return output.reshape(*wav.shape[:-1], -1)[..., :length]
 
@@ -187,6 +227,7 @@ def to_source(wav: np.ndarray, rate: int, source_rate: int, source_channels: int
     Resampled by soxr (HQ) where it is installed, which keeps about 95 % of the band, else by the windowed sinc
     of `resample`, exact. Either way round(samples * source_rate / rate) samples come out. Raises AudioError.
     """
+    require_rates(rate, source_rate)
     wav = convert_channels(check(wav, "generated audio", ONE), source_channels)
     length = math.floor(wav.shape[1] * source_rate / rate + 0.5)
     try:
@@ -195,6 +236,7 @@ def to_source(wav: np.ndarray, rate: int, source_rate: int, source_channels: int
         return resample(wav, rate, source_rate, length, exact=True)
     if rate == source_rate:
         return wav
+    require_memory("generated audio", max(wav.size, length * len(wav)), 12, "give --rate codec, or a shorter duration")
     return np.ascontiguousarray(soxr.resample(wav.T, rate, source_rate, quality="HQ").T[:, :length])
 
 
@@ -221,14 +263,18 @@ def splice(
         check(generated, "generated audio", ONE),
     )
     lead = seam_samples if lead_samples is None else lead_samples
+    for name, samples in (
+        ("seam_samples", seam_samples),
+        ("lead_samples", lead),
+        ("crossfade_samples", crossfade_samples),
+    ):
+        whole(name, samples)
     if len(source) != len(generated):
         raise AudioError(f"source has {len(source)} channels, generated {len(generated)}: give it to to_source first")
     if not 0 <= seam_samples <= source.shape[1]:
         raise AudioError(f"seam_samples: got {seam_samples}, expected 0 .. {source.shape[1]}, the source's length")
     if not 0 <= lead <= generated.shape[1]:
         raise AudioError(f"lead_samples: got {lead}, expected 0 .. {generated.shape[1]}, the length of what follows")
-    if crossfade_samples < 0:
-        raise AudioError(f"crossfade_samples: got {crossfade_samples}, expected 0 or more")
     fade = min(crossfade_samples, seam_samples, lead)
     rise = (np.arange(fade, dtype=np.float32) + 0.5) / max(fade, 1)
     before, after = source[:, seam_samples - fade : seam_samples], generated[:, lead - fade : lead]
@@ -253,7 +299,8 @@ def match_level(source: np.ndarray, generated: np.ndarray, seam: int, lead: int,
 
 
 def amplify(wav: np.ndarray, gain_db: float) -> np.ndarray:
-    """The audio, louder by so many dB."""
+    """The audio, louder by so many dB. Raises AudioError."""
+    decibels("gain_db", gain_db)
     return wav * np.float32(10 ** (gain_db / 20))
 
 
@@ -273,7 +320,7 @@ def mix_loss(wav: np.ndarray) -> float:
 
 def pick_channel(wav: np.ndarray, channel: str) -> np.ndarray:
     """[channels, samples] -> all of them ("mix"), or "left" or "right" alone [1, samples]. Raises AudioError."""
-    if channel not in CHANNELS:
+    if not isinstance(channel, str) or channel not in CHANNELS:
         raise AudioError(f"channel: got {channel!r}, expected one of {', '.join(CHANNELS)}")
     if channel == "mix":
         return wav
@@ -287,7 +334,7 @@ def fade_out(wav: np.ndarray, samples: int) -> np.ndarray:
 
     Raises AudioError unless 0 <= samples <= n.
     """
-    if not 0 <= samples <= wav.shape[1]:
+    if whole("fade_out", samples) > wav.shape[1]:
         raise AudioError(f"fade_out: got {samples} samples, expected 0 .. {wav.shape[1]}, the length of the audio")
     fall = 0.5 + 0.5 * np.cos(np.pi * (np.arange(samples) + 1) / max(samples, 1))
     return np.concatenate([wav[:, : wav.shape[1] - samples], wav[:, wav.shape[1] - samples :] * fall], axis=1).astype(

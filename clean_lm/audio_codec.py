@@ -14,12 +14,14 @@ from typing import Unpack
 
 import numpy as np
 
+from clean_lm.audio import BATCH, AudioError, as_array, check, require_memory
 from clean_lm.manifest import LoadOptions, Manifest
 from clean_lm.session import Graph, open_graph
 
 # Frames that a whole decode takes at once. At full size, 30 s take the same time from 150 to 1500 frames, 15 % more
 # with 50; the memory for it is 0.2 GB with 150, 1.9 GB with 1500.
 PIECE = 150
+ENCODE_BYTES = 1024  # of a sample in the encoder's first layers: 64 channels of float32, up to four times
 
 
 class Codec:
@@ -31,6 +33,9 @@ class Codec:
         self.sample_rate, self.channels = info.sample_rate, info.channels
         self.hop, self.frame_rate, self.lookahead = info.hop, info.frame_rate, info.lookahead
         self.voices = info.channels // int(encode.inputs["audio"].shape[1])  # 2: left and right apart
+        self.codebooks = self.voices * int(encode.outputs["codes"].shape[1])
+        card = manifest.document["model"].get("card")  # which bundles of a codec alone have, too
+        self.card = card if isinstance(card, int) else None
 
     @classmethod
     def load(cls, bundle: Path | str, **options: Unpack[LoadOptions]) -> "Codec":
@@ -46,23 +51,43 @@ class Codec:
         return cls(manifest, *(open_graph(manifest, name).open() for name in names))
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
-        """audio float [B, channels, samples] at the codec's rate -> codes int64 [B, K, ceil(samples / hop)]."""
-        batch = len(audio)
-        voices = audio.astype(np.float32).reshape(batch * self.voices, -1, audio.shape[2])
+        """audio float [B, channels, samples] at the codec's rate -> codes int64 [B, K, ceil(samples / hop)].
+
+        Raises AudioError for audio of other axes, without samples, not finite, or too long for this machine's memory.
+        """
+        audio, batch = check(audio, "audio", BATCH), len(audio)
+        if audio.shape[1] != self.channels:
+            raise AudioError(
+                f"audio: got {audio.shape[1]} channels, expected {self.channels}: give it to convert_audio"
+            )
+        require_memory("audio", audio.size, ENCODE_BYTES, "encode it in parts")
+        voices = audio.reshape(batch * self.voices, -1, audio.shape[2])
         codes = self.encoder.run({"audio": voices})["codes"]
         return codes.reshape(batch, self.voices, *codes.shape[1:]).swapaxes(1, 2).reshape(batch, -1, codes.shape[2])
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """codes int64 [B, K, T], T > 0 -> audio float32 [B, channels, T x hop]."""
+        """codes int64 [B, K, T], T > 0 -> audio float32 [B, channels, T x hop]. Raises ValueError."""
+        if (codes := as_array(codes, "codes")).ndim != 3 or not codes.size:
+            raise ValueError(f"codes: got shape {list(codes.shape)}, expected [B, {self.codebooks}, T], T > 0")
         return np.concatenate(list(self.decode_stream([codes], PIECE)), axis=2)
 
     def decode_stream(self, parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-        """codes int64 [B, K, any] as they come -> audio [B, channels, size x hop] as soon as it is final."""
+        """codes int64 [B, K, any] as they come -> audio [B, channels, size x hop] as soon as it is final.
+
+        Raises ValueError for codes of other axes or out of range, when they come.
+        """
         audio = decode_chunks(Stream(self.stream), map(self._split, parts), size, self.lookahead, self.hop)
         return (piece.reshape(-1, self.channels, piece.shape[2]) for piece in audio)
 
     def _split(self, codes: np.ndarray) -> np.ndarray:
-        """Voices in turn [B, K, T] -> rows of one voice each [B x voices, K / voices, T]."""
+        """Voices in turn [B, K, T] -> rows of one voice each [B x voices, K / voices, T]. Raises ValueError."""
+        codes = as_array(codes, "codes")
+        if codes.dtype.kind not in "iu" or codes.ndim != 3 or codes.shape[1] != self.codebooks:
+            found = f"{codes.dtype} {list(codes.shape)}"
+            raise ValueError(f"codes: got {found}, expected int64 [B, {self.codebooks}, T]")
+        if codes.size and (codes.min() < 0 or (self.card and codes.max() >= self.card)):
+            raise ValueError(f"codes: got {codes.min()} .. {codes.max()}, expected 0 .. {(self.card or 0) - 1}")
+        codes = codes.astype(np.int64, copy=False)
         batch, _, frames = codes.shape
         return codes.reshape(batch, -1, self.voices, frames).swapaxes(1, 2).reshape(batch * self.voices, -1, frames)
 

@@ -1,7 +1,7 @@
 """Audio files: a part of one read as float32, and float32 written so that the file appears whole or not at all."""
 
-import math
 import os
+import stat
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,16 @@ import numpy as np
 import soundfile as sf
 
 from clean_lm import atomic
-from clean_lm.audio import ONE, AudioError, check, check_samples
+from clean_lm.audio import ONE, AudioError, check, check_samples, require_memory, require_rates
 from clean_lm.audio_containers import Cut, Sequential, Uncounted, open_sound, truncated
 from clean_lm.loudness import normalize
+from clean_lm.options import HIGHEST_RATE, LEAST_RATE
 
 CHUNK = 65536  # frames read or written at once; libsndfile's Vorbis encoder overflows its stack on long arrays
+BLOCK = 64 * CHUNK  # frames that are read at once of what can seek
+MOST_SECONDS = 1e9  # of a file: 30 years, for which every rate gives a number of samples that is exact
+HELD_BYTES = 8  # of a sample that is read: the blocks, and all of them
+SHORTER = "give a shorter part, or cut the file"
 MP3_SLACK = 2 * 1152 + 529  # samples that the last frames may lack: the encoder's delay and padding
 
 # extension: libsndfile's format, its subtype, and settings of the encoder
@@ -36,15 +41,16 @@ def read(
     compressed formats, which are decoded from the beginning, without a seek: sample for sample what one uninterrupted
     decode gives. A file that ends before its header says is refused. Raises AudioError.
     """
-    path = Path(path)
-    if not 0 <= start < math.inf or (seconds is not None and not 0 < seconds < math.inf):
-        raise AudioError(f"{path}: start {start}, seconds {seconds}: expected 0 or more, and more than 0")
-    if not path.is_file():
-        raise AudioError(f"{path}: {'not a file' if path.exists() else 'not found'}; give the path of an audio file")
+    path = require_file(path)
+    if not 0 <= start < MOST_SECONDS or (seconds is not None and not 0 < seconds < MOST_SECONDS):
+        raise AudioError(
+            f"{path}: start {start}, seconds {seconds}: expected 0 or more, and more than 0, less than {MOST_SECONDS:g}"
+        )
     try:
         with path.open("rb") as file:
             cut = truncated(file)
             with open_sound(file) as sound:
+                require_sound(path, sound)
                 if cut:
                     raise too_short(path, sound, cut)
                 wav, found = read_part(path, sound, start, seconds, from_end)
@@ -66,7 +72,7 @@ def read_part(
     rate, frames = sound.samplerate, sound.frames
     skip, wanted = round(start * rate), None if seconds is None else max(1, round(seconds * rate))
     if isinstance(sound, Sequential):
-        wav, decoded = decode(sound, skip, wanted, from_end)
+        wav, decoded = decode(path, sound, skip, wanted, from_end)
         ended = from_end or wanted is None or decoded < skip + wanted
         counted = sound.format == "MP3" and not isinstance(sound, Uncounted)
         if ended and counted and frames - decoded > MP3_SLACK:
@@ -75,8 +81,50 @@ def read_part(
     if sound.format == "FLAC" and frames:
         require_last_sample(path, sound)
     begin, end = part(frames, skip, wanted, from_end)
+    require_memory(str(path), (end - begin) * sound.channels, HELD_BYTES, SHORTER)
     sound.seek(begin)
-    return sound.read(end - begin, dtype="float32", always_2d=True), frames
+    wav = blocks(sound, end - begin)
+    if len(wav) < end - begin:
+        raise too_short(path, sound, Cut((begin + len(wav)) / frames))
+    return wav, frames
+
+
+def blocks(sound: sf.SoundFile, frames: int) -> np.ndarray:
+    """The next frames, float32 [samples, channels], or those there are: memory does not follow what a header says."""
+    found: list[np.ndarray] = [np.zeros((0, sound.channels), np.float32)]
+    while frames > 0 and len(block := np.asarray(sound.read(min(frames, BLOCK), dtype="float32", always_2d=True))):
+        found.append(block)
+        frames -= len(block)
+    return found[-1] if len(found) == 2 else np.concatenate(found)
+
+
+def require_file(path: Path | str) -> Path:
+    """Raise AudioError unless it is a regular file: a pipe or a device may never end."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise AudioError(f"got {type(path).__name__}, expected the path of an audio file")
+    path = Path(path)
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        found = "not found" if isinstance(error, FileNotFoundError) else f"cannot be read: {reason(error)}"
+        raise AudioError(f"{path}: {found}; give the path of an audio file") from None
+    if not stat.S_ISREG(kind):
+        raise AudioError(f"{path}: not a file; give the path of an audio file")
+    return path
+
+
+def require_sound(path: Path, sound: sf.SoundFile) -> None:
+    """Raise AudioError for a sample rate that no sound has: everything is resampled from it or to it."""
+    if not LEAST_RATE <= sound.samplerate <= HIGHEST_RATE:
+        raise AudioError(
+            f"{path}: {sound.samplerate} Hz, expected {LEAST_RATE} to {HIGHEST_RATE} Hz; its header is damaged, or it "
+            "holds no sound: convert it to WAV"
+        )
+
+
+def reason(error: Exception) -> str:
+    """What the operating system says, without the path that it repeats."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def require_last_sample(path: Path, sound: sf.SoundFile) -> None:
@@ -121,21 +169,23 @@ def excerpt(wav: np.ndarray, rate: int, seconds: float, from_end: bool) -> np.nd
     return wav[:, begin:end]
 
 
-def decode(sound: sf.SoundFile, skip: int, wanted: int | None, from_end: bool) -> tuple[np.ndarray, int]:
+def decode(path: Path, sound: sf.SoundFile, skip: int, wanted: int | None, from_end: bool) -> tuple[np.ndarray, int]:
     """Decode from the beginning -> (the part, float32 [samples, channels]; frames decoded). Holds little more."""
-    blocks: list[np.ndarray] = [np.zeros((0, sound.channels), np.float32)]
+    held: list[np.ndarray] = [np.zeros((0, sound.channels), np.float32)]
     dropped = seen = 0
     while from_end or wanted is None or seen < skip + wanted:
         block = np.asarray(sound.read(CHUNK, dtype="float32", always_2d=True), np.float32)
         if not len(block):
             break
-        blocks.append(block)
+        held.append(block)
         seen += len(block)
         begin, _ = part(seen, skip, wanted, from_end)
-        while len(blocks) > 1 and dropped + len(blocks[0]) <= begin:
-            dropped += len(blocks.pop(0))
+        while len(held) > 1 and dropped + len(held[0]) <= begin:
+            dropped += len(held.pop(0))
+        if not seen % (256 * CHUNK):  # a small file may hold days of silence
+            require_memory(str(path), (seen - dropped) * sound.channels, HELD_BYTES // 2, SHORTER)
     begin, end = part(seen, skip, wanted, from_end)
-    return np.concatenate(blocks)[begin - dropped : end - dropped], seen
+    return np.concatenate(held)[begin - dropped : end - dropped], seen
 
 
 def write(
@@ -156,6 +206,7 @@ def write(
     """
     path = Path(path)
     require_format(path)
+    require_rates(sample_rate, sample_rate)
     wav, clipped = normalize(check(wav, str(path), ONE), sample_rate, strategy, headroom_db, compressor)
     subtype = subtype or FORMATS[path.suffix.lower()][1]
     if subtype not in ("FLOAT", "DOUBLE"):
@@ -193,14 +244,24 @@ def require_writable(path: Path, rate: int, channels: int) -> None:
     require_format(path)
     if not path.parent.is_dir():
         raise AudioError(f"{path.parent}: no such folder; make it first")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise AudioError(f"{path}: {'a folder' if path.is_dir() else 'its folder takes no files'}; choose another name")
+    require_replaceable(path)
     file_format, subtype, _ = FORMATS[path.suffix.lower()]
     try:
         sf.SoundFile(BytesIO(), "w", rate, channels, subtype, format=file_format).close()
     except sf.LibsndfileError as error:
         found = f"{channels} channels at {rate} Hz"
         raise AudioError(f"{path}: cannot hold {found} ({error.error_string}); write .wav") from None
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise AudioError where no file can be written to `path`: what is there is none, or its folder takes none."""
+    target = Path(os.path.realpath(path))  # a link stays one, and what it names is replaced
+    if target.is_dir():
+        raise AudioError(f"{path}: a folder; choose another name")
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise AudioError(f"{path}: a loop of links, a pipe or a device, not a file; choose another name")
+    if not os.access(target.parent, os.W_OK):
+        raise AudioError(f"{path}: its folder takes no files; choose another name")
 
 
 def lossless_subtype(source: Path, output: Path) -> str | None:

@@ -17,14 +17,15 @@ import math
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clean_lm import __version__, audio, audio_files, loudness
+from clean_lm import __version__, audio, audio_files, console, loudness
 from clean_lm.audio import AudioError
-from clean_lm.audio_codec import Codec
+from clean_lm.audio_codec import ENCODE_BYTES, Codec
 from clean_lm.cli_checks import (
     in_flags,
     reference_audio,
@@ -39,26 +40,22 @@ from clean_lm.cli_checks import (
 from clean_lm.cli_output import Bar, replaced, write_takes
 from clean_lm.manifest import BundleError, Manifest
 from clean_lm.musicgen import MusicGen
+from clean_lm.options import LONGEST, number
 
+SHORTEST_PROMPT = 1e-6  # seconds: a sample of the highest rate
 CROSSFADE = 0.02  # seconds: short enough not to smear a beat, long enough not to click
 QUIET_MIX_DB = 6.0  # a mono mix quieter than its channels by more is warned of; two unlike channels lose 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; its exit status: 0, 1 after an error, 130 after Ctrl-C. argparse itself exits with 2."""
-    args = parser().parse_args(arguments)
-    try:
+    """Run one command; its exit status: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM, 141 where nobody
+    reads its output. argparse itself exits with 2."""
+
+    def command() -> None:
+        args = parser().parse_args(arguments)
         args.run(args)
-    except (AudioError, BundleError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # ONNX Runtime's have several lines
-        return 1
-    except MemoryError as error:
-        print(f"error: not enough memory ({error}); give fewer --takes or a shorter --duration", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing more was written", file=sys.stderr)
-        return 130
-    return 0
+
+    return console.run(command, (AudioError, BundleError, ValueError, OSError), "nothing more was written")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -154,8 +151,7 @@ def add_generation(command: argparse.ArgumentParser) -> None:
 
 
 def run_continue(args: argparse.Namespace) -> None:
-    if not 0 < args.prompt_seconds < math.inf:
-        raise ValueError(f"--prompt-seconds: got {args.prompt_seconds}, expected more than 0")
+    number("--prompt-seconds", args.prompt_seconds, f"more than 0, {LONGEST:g} at most", SHORTEST_PROMPT, LONGEST)
     if args.splice and args.rate == "codec":
         raise ValueError("--splice keeps the track as it is, its rate too: leave --rate codec out")
     manifest = validate(args)
@@ -219,7 +215,7 @@ def warn_of_quiet_mix(args: argparse.Namespace, prompt: np.ndarray) -> dict[str,
         return {}
     message = f"{args.input}: the mono mix that the model is given is {loss:.1f} dB quieter than its channels, which "
     message += "cancel each other; try --channel left"
-    print(f"warning: {message}", file=sys.stderr)
+    console.say(f"warning: {console.plain(message)}")
     return {"mix_loss_db": round(loss, 1), "warnings": [message]}
 
 
@@ -277,6 +273,8 @@ def run_codec(args: argparse.Namespace) -> None:
     wav, rate = audio_files.read(args.input)
     info = Manifest.read(args.bundle).codec
     audio_files.require_writable(args.output, info.sample_rate, info.channels)
+    samples = math.ceil(wav.shape[1] / rate * info.sample_rate) * info.channels
+    audio.require_memory(str(args.input), samples, ENCODE_BYTES, "cut it into parts")
     codec = Codec.load(args.bundle, threads=args.threads)
     converted = audio.convert_audio(wav, rate, codec.sample_rate, codec.channels)
     start = time.perf_counter()
@@ -300,7 +298,7 @@ def run_codec(args: argparse.Namespace) -> None:
         return
     again = " (replaced)" if "replaced" in summary else ""
     frames = f"{codes.shape[2]} frames of {codes.shape[1]} codes"
-    print(f"{args.output}{again}: {seconds:.2f} s, {codec.sample_rate} Hz, {frames}")
+    print(f"{console.plain(args.output)}{again}: {seconds:.2f} s, {codec.sample_rate} Hz, {frames}")
     print(f"SI-SDR {summary['si_sdr_db']} dB; different codes used: {' '.join(map(str, summary['codes_used']))}")
     encode, decode = summary["encode_real_time_factor"], summary["decode_real_time_factor"]
     print(f"encoded at {encode} x real time, decoded at {decode} x")
@@ -311,18 +309,24 @@ def run_info(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(manifest.document, indent=1))
         return
-    print(f"{args.bundle}: {', '.join(manifest.graphs)}")
+    for line in info_lines(args.bundle, manifest):
+        print(console.plain(line))
+
+
+def info_lines(bundle: Path, manifest: Manifest) -> Iterator[str]:
+    """What a bundle holds, in words."""
+    yield f"{bundle}: {', '.join(manifest.graphs)}"
     for title in ("model", "defaults"):
         fields = manifest.document.get(title, {})
-        print(f"{title:10}" + ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None))
+        yield f"{title:10}" + ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None)
     for name, variant in manifest.variants.items():
         cost = variant.quality
         words = f"  KL {cost.kl:.1e} nats from fp32, top-1 {cost.top1:.1%} ({cost.source})" if cost else ""
         words += "  default" if name == manifest.default_variant else ""
-        print(f"{variant.bytes / 1e6:12.2f} MB  variant {name:8}{words}")
+        yield f"{variant.bytes / 1e6:12.2f} MB  variant {name:8}{words}"
     for name, entry in manifest.files.items():
         there = "" if (manifest.folder / name).exists() else "   MISSING"
-        print(f"{entry.bytes / 1e6:12.2f} MB  {name}{there}")
+        yield f"{entry.bytes / 1e6:12.2f} MB  {name}{there}"
 
 
 def run_plot(args: argparse.Namespace) -> None:
@@ -332,9 +336,10 @@ def run_plot(args: argparse.Namespace) -> None:
         raise ValueError("plot needs matplotlib: pip install matplotlib") from None
     output = args.output or args.input.with_suffix(".png")
     require_free(output, [args.input], args.overwrite)
+    audio_files.require_replaceable(output)
     again = " (replaced)" if output.exists() else ""
     plot(args.input, output, args.seam)
-    print(f"{output}{again}")
+    print(f"{console.plain(output)}{again}")
 
 
 if __name__ == "__main__":

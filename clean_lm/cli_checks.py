@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from clean_lm import audio, audio_files
+from clean_lm import audio, audio_files, memory
 from clean_lm.audio import AudioError
 from clean_lm.cli_output import outputs
 from clean_lm.generation import Sampling
 from clean_lm.manifest import BundleError, Manifest
 from clean_lm.manifest_fields import CodecInfo, LanguageModelInfo
-from clean_lm.options import LONGEST, MOST_TAKES, number, seconds
+from clean_lm.options import LONGEST, MOST_TAKES, number, seconds, text, threads
 from clean_lm.windows import plan
 
 
@@ -25,6 +25,8 @@ def validate(args: argparse.Namespace) -> Manifest:
         raise ValueError(
             f"--takes: got {args.takes}, expected 1 or more, {MOST_TAKES} at most: each has its own caches"
         )
+    for name in ("text", "negative_text"):
+        text(f"--{name.replace('_', '-')}", getattr(args, name))
     if args.seed is not None and not 0 <= args.seed <= 2**64 - args.takes:
         raise ValueError(f"--seed: got {args.seed}, expected a number from 0 to 2^64 - {args.takes}")
     validate_threads(args)
@@ -32,12 +34,14 @@ def validate(args: argparse.Namespace) -> Manifest:
         sampling(args).validate()
     manifest = Manifest.read(args.bundle, variant=args.variant)
     validate_conditions(args, manifest, manifest.language_model)
+    validate_style(args)
     for name in ("duration", "extend_stride"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(manifest.defaults, name))
     frame = 1 / manifest.codec.frame_rate
     seconds("--duration", args.duration, frame, f"{frame:g} s (a frame) or more")
-    number("--extend-stride", args.extend_stride, "seconds", 0, LONGEST)
+    number("--extend-stride", args.extend_stride, f"seconds, {LONGEST:g} at most", 0, LONGEST)
+    require_memory(args, manifest)
     validate_fade_out(args, args.duration)
     validate_outputs(args)
     return manifest
@@ -61,6 +65,8 @@ def require_free(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
             raise AudioError(f"{output}: is the input {path} itself, which is never replaced; choose another name")
     if not overwrite and not output.is_dir() and (output.exists() or output.is_symlink()):
         raise AudioError(f"{output}: exists already; choose another name, or give --overwrite")
+    if overwrite and output.exists() and not output.is_dir():
+        audio_files.require_replaceable(output)
 
 
 def validate_prompt(args: argparse.Namespace, manifest: Manifest, prompt: np.ndarray, rate: int) -> None:
@@ -114,10 +120,29 @@ def validate_conditions(args: argparse.Namespace, manifest: Manifest, model: Lan
         raise BundleError(f"{args.bundle}: --cfg-coef-beta is for melody and style models")
 
 
+def validate_style(args: argparse.Namespace) -> None:
+    """Raise ValueError for an excerpt of --style that is none."""
+    number("--style-length", args.style_length, f"seconds, more than 0, {LONGEST:g} at most", 1e-3, LONGEST)
+    if args.style_start is not None:
+        number("--style-start", args.style_start, f"seconds, 0 to {LONGEST:g}", 0, LONGEST)
+
+
+def require_memory(args: argparse.Namespace, manifest: Manifest) -> None:
+    """Raise ValueError if this machine has not the memory for the takes."""
+    conditioned = args.text or args.negative_text or args.melody or args.style
+    guidance = sampling(args).guidance if conditioned else "none"
+    with in_flags():
+        windows = plan(
+            args.duration, manifest.language_model.max_duration, args.extend_stride, manifest.codec.frame_rate, 0
+        )
+    need = memory.of_generation(manifest, args.takes, windows, guidance)
+    name = "--takes" if args.takes > 1 else "--duration"
+    memory.require(name, need, f"{args.takes} takes of {args.duration:g} s")
+
+
 def validate_threads(args: argparse.Namespace) -> None:
     """Raise ValueError for a number of threads that is none."""
-    if args.threads is not None and not 1 <= args.threads <= 1024:
-        raise ValueError(f"--threads: got {args.threads}, expected 1 or more, 1024 at most")
+    threads("--threads", args.threads)
 
 
 def sampling(args: argparse.Namespace) -> Sampling:

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clean_lm import audio_files
+from clean_lm.console import plain
 from clean_lm.musicgen import MusicGen
 
 
@@ -78,7 +79,7 @@ def print_takes(files: list[Path], summary: dict[str, Any], clipped: int) -> Non
     for file in files:
         again = " (replaced)" if str(file) in summary.get("replaced", ()) else ""
         facts = f"{summary['duration']} s, {summary['sample_rate']} Hz, {summary['channels']} channels"
-        print(f"{file}: {facts}{again}")
+        print(f"{plain(file)}: {facts}{again}")
     seam = f", new from {summary['seam']:.2f} s on" if "seam" in summary else ""
     print(f"seed {summary['seed']}{seam}; {summary['seconds']:.1f} s, {summary['real_time_factor']:.2f} x real time")
     if "level_db" in summary:

@@ -10,7 +10,7 @@ Melody and style models have in place of cross a prefix, [melody or style | text
 the columns.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict
 
@@ -19,13 +19,11 @@ import onnxruntime as ort
 
 from clean_lm.conditioning import Conditioning
 from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
-from clean_lm.options import flag, integer, number, shown
+from clean_lm.options import LARGEST, LEAST_TEMPERATURE, flag, integer, number, shown
 from clean_lm.session import Graph
-from clean_lm.windows import Window
+from clean_lm.windows import Window, end
 
 SETTINGS = ("cfg_coef", "temperature", "top_k", "top_p")
-# Logits are divided by the temperature and multiplied by the coefficients in float32, which must not overflow.
-LEAST_TEMPERATURE, LARGEST = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
@@ -235,17 +233,20 @@ class Generation:
         self,
         decoder: Steps,
         prompt: np.ndarray,
-        windows: Sequence[Window],
+        windows: Iterable[Window],
         delays: Sequence[int],
         special_token: int,
         uniform: np.ndarray,
         conditioning: Callable[[Window], Conditioning],
         takes: int = 1,
     ):
-        """prompt int64 [P, K, frames], uniform [columns in all, B, K]; conditioning: of the prompts in each window."""
+        """prompt int64 [P, K, frames], uniform [columns in all, B, K]; conditioning: of the prompts in each window.
+
+        windows: iterated over several times.
+        """
         self.decoder, self.delays, self.special_token, self.takes = decoder, delays, special_token, takes
         self.windows, self.uniform, self.conditioning = windows, uniform, conditioning
-        self.all = np.zeros((len(prompt) * takes, prompt.shape[1], windows[-1].end), np.int64)
+        self.all = np.zeros((len(prompt) * takes, prompt.shape[1], end(windows)), np.int64)
         self.all[:, :, : prompt.shape[2]] = prompt.repeat(takes, axis=0)
         self.frames = prompt.shape[2]  # that have all their codes
         self.total = columns_drawn(windows, delays)
@@ -277,6 +278,6 @@ class Generation:
         return self.all[:, :, : self.frames].copy()
 
 
-def columns_drawn(windows: Sequence[Window], delays: Sequence[int]) -> int:
+def columns_drawn(windows: Iterable[Window], delays: Sequence[int]) -> int:
     """How many columns all windows draw."""
     return sum(w.frames + max(delays) + 1 - prefill_length(w.known, delays) for w in windows)

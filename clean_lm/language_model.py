@@ -1,21 +1,35 @@
 """A bundle's language model: checks a request and begins its generation."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 
+from clean_lm import memory
 from clean_lm.audio import as_array
 from clean_lm.conditioning import Conditioner, Conditioning, PerRow, SelfWav
 from clean_lm.generation import SETTINGS, Decoder, Generation, GenerationOptions, Sampling, columns_drawn
 from clean_lm.manifest import LoadOptions, Manifest
-from clean_lm.options import MOST_TAKES, integer, known, number, seconds, seeds, shown
+from clean_lm.options import (
+    LONGEST_WINDOW,
+    MOST_FRAMES,
+    MOST_ROWS,
+    MOST_TAKES,
+    integer,
+    is_list,
+    known,
+    number,
+    rows_given,
+    seconds,
+    seeds,
+    shown,
+)
 from clean_lm.philox import uniforms
 from clean_lm.session import Graph, open_graph
 from clean_lm.two_step import TwoStep
-from clean_lm.windows import Window, plan
+from clean_lm.windows import Window, longest, plan
 
 SELF_WAV = {"melody": "lm_melody", "style": "lm_style"}  # the graph of each kind of prefix
 
@@ -82,22 +96,25 @@ class LanguageModel:
     ) -> Generation:
         """What generate_codes iterates over, for callers that want the frames as they come."""
         known(options, GenerationOptions.__annotations__, "generate_codes")
-        sampling, negatives = options.get("sampling") or self.sampling, options.get("negative_states")
+        sampling, negatives = self._sampling(options), options.get("negative_states")
         takes = integer("takes", options.get("takes", 1), 1, MOST_TAKES)
-        sampling.validate()
-        prompts = self._prompts(prompt_codes, text_states, options.get("batch"), negatives)
-        prompt = self._prompt(prompt_codes, prompts)
+        texts = text_state_arrays("text_states", text_states, self.text_dim)
+        negatives = text_state_arrays("negative_states", negatives, self.text_dim)
+        codes = None if prompt_codes is None else self.check_codes(prompt_codes)
+        prompts = self._prompts(codes, texts, options.get("batch"), negatives)
+        prompt = np.zeros((prompts, self.codebooks, 0), np.int64) if codes is None else codes
         windows = self._windows(prompt.shape[2], options)
+        self._require_memory(prompts, takes, windows, sampling, texts, negatives, self_wav)
         steps = columns_drawn(windows, self.delays)
         uniform = self._uniform(options.get("uniform"), options.get("seed"), steps, prompts * takes)
 
         def conditioning(window: Window) -> Conditioning:
             wavs = self_wav(window.start / (self.frame_rate or 1)) if self_wav else None
-            return self._first_pass(text_states or [None] * prompts, wavs, sampling, negatives)
+            return self._first_pass(texts or [None] * prompts, wavs, sampling, negatives)
 
-        first = conditioning(windows[0])
+        first = conditioning(next(iter(windows)))
         again = conditioning if self_wav else lambda _: first
-        capacity = max(w.frames for w in windows) + max(self.delays)
+        capacity = longest(windows) + max(self.delays)
         decoder = self._decoder(first, capacity, sampling, takes, negatives)
         return Generation(decoder, prompt, windows, self.delays, self.special_token, uniform, again, takes)
 
@@ -114,8 +131,15 @@ class LanguageModel:
 
         Raises ValueError.
         """
-        conditioning = self._first_pass(text_states or [None] * batch, self_wav, sampling, negative_states)
-        return self._decoder(conditioning, capacity, sampling, negatives=negative_states)
+        integer("batch", batch, 1, MOST_ROWS)
+        windows = [Window(0, 0, integer("capacity", capacity, 1, MOST_FRAMES))]
+        sampling = self._sampling({"sampling": sampling})
+        texts = text_state_arrays("text_states", text_states, self.text_dim)
+        negatives = text_state_arrays("negative_states", negative_states, self.text_dim)
+        given = None if self_wav is None else lambda _: self_wav
+        self._require_memory(batch, 1, windows, sampling, texts, negatives, given)
+        conditioning = self._first_pass(texts or [None] * batch, self_wav, sampling, negatives)
+        return self._decoder(conditioning, capacity, sampling, negatives=negatives)
 
     def _two_step(self, sampling: Sampling) -> bool:
         return sampling.two_step_cfg and sampling.guidance != "double" and self.conditioner.prefixed
@@ -146,7 +170,7 @@ class LanguageModel:
     ) -> int:
         """How many prompts are asked for."""
         given = {"prompt_codes": len(prompt) if prompt is not None else None}
-        given["batch"] = None if batch is None else integer("batch", batch)
+        given["batch"] = None if batch is None else integer("batch", batch, 0, MOST_ROWS)
         given["text_states"] = len(texts) if texts is not None else None
         given["negative_states"] = len(negatives) if negatives is not None else None
         sizes = {name: size for name, size in given.items() if size is not None}
@@ -154,8 +178,30 @@ class LanguageModel:
             raise ValueError(f"rows: got {sizes}, expected one number above 0")
         return next(iter(sizes.values()), 1)
 
-    def _prompt(self, codes: np.ndarray | None, prompts: int) -> np.ndarray:
-        return np.zeros((prompts, self.codebooks, 0), np.int64) if codes is None else self.check_codes(codes)
+    def _sampling(self, options: GenerationOptions) -> Sampling:
+        sampling = options.get("sampling") or self.sampling
+        if not isinstance(sampling, Sampling):
+            raise ValueError(f"sampling: got {shown(sampling)}, expected a Sampling, or None for the bundle's defaults")
+        sampling.validate()
+        return sampling
+
+    def _require_memory(
+        self,
+        prompts: int,
+        takes: int,
+        windows: Iterable[Window],
+        sampling: Sampling,
+        texts: PerRow | None,
+        negatives: PerRow | None,
+        self_wav: SelfWav | None,
+    ) -> None:
+        """Raise ValueError if this machine has not enough memory; the codes alone are counted, not their audio."""
+        states = [text for text in (*(texts or ()), *(negatives or ())) if text is not None]
+        guidance = sampling.guidance if states or self_wav else "none"
+        text = max(map(len, states), default=0)
+        need = memory.of_generation(self.manifest, prompts * takes, windows, guidance, text, whole=False)
+        name = "takes" if takes > 1 else "batch" if prompts > 1 else "duration"
+        memory.require(name, need, f"{prompts} x {takes} rows of up to {longest(windows)} frames a window")
 
     def check_codes(self, codes: Any) -> np.ndarray:
         """Codes of a prompt as int64 [B, K, P]. Raises ValueError."""
@@ -171,23 +217,23 @@ class LanguageModel:
             raise ValueError(f"prompt_codes: got {codes.min()} .. {codes.max()}, expected 0 .. {self.card - 1}")
         return codes.astype(np.int64)
 
-    def _windows(self, prompt: int, options: GenerationOptions) -> list[Window]:
+    def _windows(self, prompt: int, options: GenerationOptions) -> Iterable[Window]:
         frames, duration = options.get("frames"), options.get("duration")
         if (frames is None) == (duration is None):
-            raise ValueError(f"give frames or duration: got frames {frames}, duration {duration}")
+            raise ValueError(f"give frames or duration: got frames {shown(frames)}, duration {shown(duration)}")
         if duration is not None:
             if self.frame_rate is None:
                 raise ValueError("duration: this bundle does not know its frame rate (no codec in it); give frames")
             frame = 1 / self.frame_rate
             seconds("duration", duration, frame, f"{frame:g} s (a frame) or more")
             window = options.get("max_duration", self.max_duration)
-            seconds("max_duration", window, frame, f"{frame:g} s (a frame) or more")
+            seconds("max_duration", window, frame, f"{frame:g} s (a frame) or more", LONGEST_WINDOW)
             stride = number("extend_stride", options.get("extend_stride", self.extend_stride), "seconds")
             return plan(duration, window, stride, self.frame_rate, prompt)
         try:
-            frames = integer("frames", frames)
+            frames = integer("frames", frames, 0, MOST_FRAMES)
         except ValueError:
-            raise ValueError(f"frames: got {shown(frames)}, expected a whole number") from None
+            raise ValueError(f"frames: got {shown(frames)}, expected a whole number, {MOST_FRAMES} at most") from None
         if frames <= prompt:
             raise ValueError(f"frames: requested {frames} frames, but the prompt already has {prompt}")
         return [Window(0, prompt, frames)]
@@ -198,8 +244,26 @@ class LanguageModel:
         if uniform is None:
             drawn = secrets.randbits(32) if seed is None else seed
             return np.stack([uniforms(s, steps, self.codebooks) for s in seeds(drawn, batch)], axis=1)
-        if uniform.shape != (steps, batch, self.codebooks):
-            raise ValueError(f"uniform: got {list(uniform.shape)}, expected {[steps, batch, self.codebooks]}")
+        uniform = as_array(uniform, "uniform")
+        if uniform.dtype.kind != "f" or uniform.shape != (steps, batch, self.codebooks):
+            found = f"{uniform.dtype} {list(uniform.shape)}"
+            raise ValueError(f"uniform: got {found}, expected float32 {[steps, batch, self.codebooks]}")
         if not ((uniform >= 0) & (uniform < 1)).all():
             raise ValueError(f"uniform: got {uniform.min()} .. {uniform.max()}, expected draws in [0, 1)")
         return uniform
+
+
+def text_state_arrays(name: str, states: Any, width: int) -> list[np.ndarray | None] | None:
+    """The text encoder's states as arrays [N, width] or None, one per prompt. Raises ValueError."""
+    if states is None:
+        return None
+    if isinstance(states, np.ndarray) and states.ndim == 3:  # of one length each
+        states = list(states)
+    if not is_list(states):
+        raise ValueError(f"{name}: got {shown(states)}, expected a list, [N, {width}] or None per prompt")
+    rows_given(name, len(states))
+    arrays = [None if row is None else as_array(row, f"{name}[{i}]") for i, row in enumerate(states)]
+    for i, array in enumerate(arrays):
+        if array is not None and array.dtype.kind != "f":
+            raise ValueError(f"{name}[{i}]: got {array.dtype}, expected floats [N, {width}]")
+    return arrays

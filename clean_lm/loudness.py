@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from clean_lm.audio import AudioError
+from clean_lm.audio import AudioError, decibels, require_rates
 
 HEADROOM_DB = {"clip": 1.0, "peak": 1.0, "rms": 18.0, "loudness": 14.0}  # audiocraft's
 QUIET = 2e-3  # RMS under which `loudness` leaves a wave alone, audiocraft's energy_floor
@@ -28,9 +28,9 @@ def normalize(
     """
     if strategy is None:
         return wav, 0
-    if strategy not in HEADROOM_DB:
+    if not isinstance(strategy, str) or strategy not in HEADROOM_DB:
         raise AudioError(f"strategy: got {strategy!r}, expected one of {', '.join(HEADROOM_DB)} or None")
-    level = -(HEADROOM_DB[strategy] if headroom_db is None else headroom_db)
+    level = -(HEADROOM_DB[strategy] if headroom_db is None else decibels("headroom_db", headroom_db))
     scale = 10 ** (level / 20)
     if strategy == "clip":
         return np.clip(wav, -scale, scale), int(np.count_nonzero(np.abs(wav) > scale))
@@ -48,8 +48,9 @@ def loudness(wav: np.ndarray, sample_rate: int) -> float:
 
     K-weighted by the response that the standard's 48 kHz filters have at each frequency, so at any rate. Power in
     blocks of 400 ms every 100 ms; blocks under -70 LUFS are left out, then those 10 LU under the mean of the rest.
-    Audio shorter than a block is one.
+    Audio shorter than a block is one. Raises AudioError for a rate that is none.
     """
+    require_rates(sample_rate, sample_rate)
     samples = wav.shape[1]
     size = 1 << (samples + sample_rate - 1).bit_length()  # a second of silence, so that no tail wraps around
     hertz = np.minimum(np.fft.rfftfreq(size, 1 / sample_rate), 24000)

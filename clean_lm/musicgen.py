@@ -9,6 +9,7 @@ from typing import Unpack
 import numpy as np
 from tqdm import tqdm
 
+from clean_lm import memory
 from clean_lm.audio import as_batch, convert_audio
 from clean_lm.audio_codec import Codec
 from clean_lm.conditioning import Excerpt, PerRow, SelfWav
@@ -16,13 +17,13 @@ from clean_lm.generation import Generation, Sampling
 from clean_lm.hub import find_bundle
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError, LoadOptions, Manifest
-from clean_lm.options import LONGEST, MOST_TAKES, integer, number, seconds, seeds, texts
+from clean_lm.options import LONGEST, LONGEST_WINDOW, MOST_TAKES, integer, number, seconds, seeds, shown, texts, threads
 from clean_lm.options import rate as sample_rate
 from clean_lm.prefetch import prefetch
 from clean_lm.reference import Reference, Wavs
 from clean_lm.session import Graph, open_graph
 from clean_lm.text_encoder import TextEncoder
-from clean_lm.windows import plan
+from clean_lm.windows import Windows, plan
 
 Progress = Callable[[int, int], None]
 Descriptions = Sequence[str | None]
@@ -61,6 +62,7 @@ class MusicGen:
     @classmethod
     def load(cls, bundle: Path | str, **options: Unpack[LoadOptions]) -> "MusicGen":
         """Open a bundle, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
+        threads("threads", options.get("threads"))
         manifest = Manifest.read(bundle, **options)
         text = TextEncoder.open(manifest) if "text_encoder" in manifest.graphs else None
         mert = open_graph(manifest, "style_features") if "style_features" in manifest.graphs else None
@@ -132,15 +134,17 @@ class MusicGen:
         levels = self.lm.manifest.style.style_levels if self.lm.info.self_wav == "style" else 0
         if not levels or not 1 <= integer("eval_q", eval_q, 0) <= levels:
             raise ValueError(f"eval_q: got {eval_q}, this model has {levels} levels of style")
-        number("excerpt_length", excerpt_length, "seconds")
+        number("excerpt_length", excerpt_length, f"seconds, {LONGEST:g} at most", high=LONGEST)
         if excerpt_start is not None:
-            number("excerpt_start", excerpt_start, "seconds, or None")
+            number("excerpt_start", excerpt_start, f"seconds, {LONGEST:g} at most, or None", high=LONGEST)
         if not excerpt_length > 0 or (excerpt_start is not None and not excerpt_start >= 0):
             raise ValueError(f"excerpt: got {excerpt_length} s from {excerpt_start} s, expected seconds from 0 up")
         self.excerpt = Excerpt(eval_q, excerpt_length, excerpt_start)
 
     def set_custom_progress_callback(self, progress_callback: Progress | None = None) -> None:
         """Called with (columns done, columns in all) as they are drawn; an exception in it ends the generation."""
+        if progress_callback is not None and not callable(progress_callback):
+            raise ValueError(f"progress_callback: got {shown(progress_callback)}, expected a function, or None")
         self._progress = progress_callback
 
     def generate(
@@ -165,7 +169,9 @@ class MusicGen:
         self, num_samples: int, progress: bool = False, return_tokens: bool = False, seed: Seed = None
     ) -> Result:
         """Music without a description: float32 [num_samples, channels, samples]."""
-        return self.generate([None], progress, return_tokens, seed, takes=integer("num_samples", num_samples, 1))
+        return self.generate(
+            [None], progress, return_tokens, seed, takes=integer("num_samples", num_samples, 1, MOST_TAKES)
+        )
 
     def generate_with_chroma(
         self,
@@ -240,7 +246,8 @@ class MusicGen:
         negative_descriptions: Descriptions | None = None,
     ) -> Iterator[np.ndarray]:
         """generate's audio in chunks, as stream_continuation gives them."""
-        return self._stream(self._begin(descriptions, seed, takes, negatives=negative_descriptions), chunk_seconds)
+        size = self._chunk(chunk_seconds)
+        return self._stream(self._begin(descriptions, seed, takes, negatives=negative_descriptions, whole=False), size)
 
     def stream_with_chroma(
         self,
@@ -253,9 +260,10 @@ class MusicGen:
         negative_descriptions: Descriptions | None = None,
     ) -> Iterator[np.ndarray]:
         """generate_with_chroma's audio in chunks, as stream_continuation gives them."""
+        size = self._chunk(chunk_seconds)
         wavs = self._wavs(descriptions, melody_wavs, melody_sample_rate, seed)
-        generation = self._begin(descriptions, seed, takes, self_wav=wavs, negatives=negative_descriptions)
-        return self._stream(generation, chunk_seconds)
+        generation = self._begin(descriptions, seed, takes, self_wav=wavs, negatives=negative_descriptions, whole=False)
+        return self._stream(generation, size)
 
     def stream_continuation(
         self,
@@ -276,15 +284,22 @@ class MusicGen:
         at once. A thread generates and decodes ahead of the consumer: it goes on while a chunk is played, calls the
         progress callback, and ends when the iterator is closed.
         """
+        size = self._chunk(chunk_seconds)
         found = self._prompt(prompt, prompt_sample_rate, prompt_codes)
         melodies = melody_wavs, melody_sample_rate
-        generation = self._continue(found, descriptions, seed, *melodies, takes, negative_descriptions)
-        return self._stream(generation, chunk_seconds)
+        generation = self._continue(found, descriptions, seed, *melodies, takes, negative_descriptions, whole=False)
+        return self._stream(generation, size)
 
-    def _stream(self, generation: Generation, chunk_seconds: float) -> Iterator[np.ndarray]:
-        size = round(number("chunk_seconds", chunk_seconds, "seconds", high=LONGEST) * self.frame_rate)
+    def _chunk(self, chunk_seconds: float) -> int:
+        """The frames of a chunk. Raises ValueError."""
+        size = round(
+            number("chunk_seconds", chunk_seconds, f"seconds, {LONGEST:g} at most", high=LONGEST) * self.frame_rate
+        )
         if size < 1:
             raise ValueError(f"chunk_seconds: got {chunk_seconds}, expected {1 / self.frame_rate} (a frame) or more")
+        return size
+
+    def _stream(self, generation: Generation, size: int) -> Iterator[np.ndarray]:
         return prefetch(self.codec.decode_stream(self._parts(generation, size), size))
 
     def _parts(self, generation: Generation, size: int) -> Iterator[np.ndarray]:
@@ -330,8 +345,9 @@ class MusicGen:
         melody_sample_rate: int | None,
         takes: int,
         negatives: Descriptions | None,
+        whole: bool = True,
     ) -> Generation:
-        plan(self.duration, self.max_duration, self.extend_stride, self.frame_rate, prompt.frames)
+        self._plan(prompt.frames)
         descriptions = texts(
             "descriptions", [None] * prompt.rows if descriptions is None else descriptions, prompt.rows
         )
@@ -343,7 +359,8 @@ class MusicGen:
         wavs = None
         if melody_wavs is not None:
             wavs = self._wavs(descriptions, melody_wavs, melody_sample_rate, seed)
-        return self._begin(descriptions, seed, takes, prompt.codes(), wavs, negatives)
+        self._require_memory(prompt, descriptions, takes, whole)
+        return self._begin(descriptions, seed, takes, prompt.codes(), wavs, negatives, whole)
 
     def _begin(
         self,
@@ -353,9 +370,18 @@ class MusicGen:
         codes: np.ndarray | None = None,
         self_wav: SelfWav | None = None,
         negatives: Descriptions | None = None,
+        whole: bool = True,
     ) -> Generation:
+        """whole: all of the audio is kept at the same time."""
         descriptions = texts("descriptions", descriptions)
         negatives = None if negatives is None else texts("negative_descriptions", negatives, len(descriptions))
+        takes = integer("takes", takes, 1, MOST_TAKES)
+        if codes is None:
+            self._require_memory(
+                Prepared(max(1, len(descriptions)), 0, lambda: np.zeros(0)), descriptions, takes, whole
+            )
+        if seed is not None:
+            seeds(seed, len(descriptions) * takes)
         return self.lm.begin(
             codes,
             self._states(descriptions),
@@ -369,6 +395,22 @@ class MusicGen:
             sampling=self.sampling,
             seed=seed,
         )
+
+    def _plan(self, prompt: int) -> Windows:
+        """The windows after a prompt of so many frames, with the settings of now. Raises ValueError."""
+        frame = f"{1 / self.frame_rate:g} s (a frame) or more"
+        seconds("duration", self.duration, 1 / self.frame_rate, frame)
+        seconds("max_duration", self.max_duration, 1 / self.frame_rate, frame, LONGEST_WINDOW)
+        number("extend_stride", self.extend_stride, "seconds")
+        return plan(self.duration, self.max_duration, self.extend_stride, self.frame_rate, prompt)
+
+    def _require_memory(self, prompt: Prepared, descriptions: Descriptions, takes: int, whole: bool) -> None:
+        """Raise ValueError if this machine has not enough memory, before a prompt or a text is encoded."""
+        guidance = self.sampling.guidance if any(descriptions) else "none"
+        windows, rows = self._plan(prompt.frames), prompt.rows * takes
+        need = memory.of_generation(self.lm.manifest, rows, windows, guidance, whole=whole)
+        name = "takes" if takes > 1 else "descriptions" if prompt.rows > 1 else "duration"
+        memory.require(name, need, f"{rows} takes of {self.duration:g} s")
 
     def _states(self, descriptions: Descriptions) -> PerRow | None:
         """What the text encoder makes of descriptions; None if there are none. Raises BundleError without one."""

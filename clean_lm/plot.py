@@ -8,8 +8,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from clean_lm import audio_files
+from clean_lm import atomic, audio_files
 from clean_lm.audio import AudioError
+from clean_lm.console import plain
 
 WINDOW, HOP = 2048, 512
 COLUMNS = 4000  # at most: more than the picture has, so that a long track takes no more memory
@@ -17,7 +18,7 @@ RANGE_DB = 90.0
 
 
 def plot(path: Path, output: Path, seam: float | None = None) -> None:
-    """Draw a sound file into a picture; `seam` in seconds. Raises AudioError."""
+    """Draw a sound file into a picture; `seam` in seconds. Raises AudioError, ValueError for an unknown format."""
     wav, rate = audio_files.read(path)
     seconds = wav.shape[1] / rate
     if seam is not None and not 0 <= seam <= seconds:
@@ -30,7 +31,7 @@ def plot(path: Path, output: Path, seam: float | None = None) -> None:
         time = (np.arange(len(low)) + 0.5) * seconds / len(low)
         wave.fill_between(time, low, high, linewidth=0.3, alpha=0.6)
     wave.set(ylabel="amplitude", ylim=(-1.05, 1.05), xlim=(0, seconds))
-    wave.set_title(path.name, parse_math=False)
+    wave.set_title(plain(path.name), parse_math=False)
     image = spectrum.imshow(
         spectrogram(wav.mean(axis=0)), origin="lower", aspect="auto", extent=(0, seconds, 0, rate / 2000), cmap="magma",
         vmin=-RANGE_DB, vmax=0,
@@ -43,7 +44,8 @@ def plot(path: Path, output: Path, seam: float | None = None) -> None:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
         wave.text(seam, 0.9, " new from here", color="black", va="top", clip_on=True, bbox=box)
     try:
-        figure.savefig(output, dpi=110)
+        with atomic.file(output) as file:
+            figure.savefig(file, dpi=110, format=output.suffix.removeprefix(".") or "png")
     finally:
         plt.close(figure)
 

@@ -1,6 +1,7 @@
 """Descriptions to text states, in ONNX Runtime: what `LanguageModel.generate_codes` takes for `text_states`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
@@ -8,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from clean_lm.manifest import BundleError, LoadOptions, Manifest
+from clean_lm.options import MOST_TOKENS, shown, texts
 from clean_lm.session import Graph, open_graph
 
 TOKENIZER = "tokenizer.json"
@@ -16,8 +18,9 @@ TOKENIZER = "tokenizer.json"
 class TextEncoder:
     """text_encoder and tokenizer.json of a bundle. Safe to call from several threads."""
 
-    def __init__(self, graph: Graph, tokenizer: Tokenizer):
-        self.graph, self.tokenizer = graph, tokenizer
+    def __init__(self, graph: Graph, tokenizer: Tokenizer, path: Path = Path(TOKENIZER), vocab: int | None = None):
+        """path: the tokenizer's, for errors. vocab: how many tokens the text encoder knows, None where nothing says."""
+        self.graph, self.tokenizer, self.path, self.vocab = graph, tokenizer, path, vocab
 
     @classmethod
     def load(cls, bundle: Path | str, **options: Unpack[LoadOptions]) -> "TextEncoder":
@@ -35,34 +38,66 @@ class TextEncoder:
         if TOKENIZER not in manifest.files:
             raise BundleError(f"{manifest.folder}: contains no {TOKENIZER}; export the text encoder again")
         manifest.check_files([TOKENIZER])
-        try:
-            tokenizer = Tokenizer.from_file(str(manifest.folder / TOKENIZER))
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise BundleError(f"{manifest.folder / TOKENIZER}: not readable: {error}") from None
-        return cls(graph, tokenizer)
+        path = manifest.folder / TOKENIZER
+        with tokenizer_errors(path, "not readable"):
+            tokenizer = Tokenizer.from_file(str(path))
+            padding, multiple = ((tokenizer.padding or {}).get(key) or 0 for key in ("length", "pad_to_multiple_of"))
+        if max(padding, multiple) > MOST_TOKENS:
+            raise BundleError(f"{path}: pads texts to {max(padding, multiple)} tokens, expected {MOST_TOKENS} at most")
+        vocab = manifest.document["model"].get("text_vocab")
+        return cls(graph, tokenizer, path, vocab if isinstance(vocab, int) else None)
 
     def encode(self, descriptions: Sequence[str | None]) -> list[np.ndarray | None]:
         """The text encoder's last hidden state float [N, E] of each description, without padding.
 
         None and "" are null text and give None; " " is a text like any other. Long texts are not truncated, as in
-        audiocraft, though T5 was trained on 512 tokens; time and memory grow with N^2. Characters that the tokenizer
-        does not know, such as emoji, become the unknown token. Raises ValueError.
+        audiocraft, though T5 was trained on 512 tokens; time and memory grow with N^2, and more than 2048 tokens or
+        10000 characters are refused. Characters that the tokenizer
+        does not know, such as emoji, become the unknown token. Raises ValueError, BundleError for a tokenizer that does
+        not belong to the text encoder.
         """
-        if isinstance(descriptions, str):
-            raise ValueError(f"descriptions: got {descriptions!r}, expected a list, one per row")
-        texts = [text or None for text in descriptions]
-        states = {text: self.states(self.tokens(text)) for text in set(texts) if text is not None}
-        return [None if text is None else states[text] for text in texts]
+        rows = [text or None for text in texts("descriptions", descriptions)]
+        tokens = {text: self.tokens(text) for text in set(rows) if text is not None}
+        states = {text: self.states(found) for text, found in tokens.items()}
+        return [None if text is None else states[text] for text in rows]
 
     def tokens(self, text: str) -> list[int]:
-        """A text's tokens, the eos token last. Raises ValueError."""
+        """A text's tokens, the eos token last. Raises ValueError, BundleError."""
         try:
-            return self.tokenizer.encode(text).ids
+            with tokenizer_errors(self.path, "cannot read a text"):
+                tokens = self.tokenizer.encode(text).ids
         except (TypeError, UnicodeEncodeError):  # a surrogate without its other half is not Unicode
-            raise ValueError(f"descriptions: got {text!r}, expected Unicode text or None") from None
+            raise ValueError(f"descriptions: got {shown(text)}, expected Unicode text or None") from None
+        if len(tokens) > MOST_TOKENS:
+            raise ValueError(
+                f"descriptions: got a text of {len(tokens)} tokens, expected {MOST_TOKENS} at most: shorten it"
+            )
+        if not tokens or (self.vocab and max(tokens) >= self.vocab):
+            found = f"token {max(tokens)}" if tokens else "no tokens"
+            raise BundleError(
+                f"{self.path}: makes {found} of a text, expected some below {self.vocab}, the text encoder's; export "
+                "the text encoder again"
+            )
+        return tokens
 
     def states(self, tokens: Sequence[int]) -> np.ndarray:
         """tokens [N] -> float [N, E]. One text at a time: nothing is padded, and so nothing needs a mask."""
         input_ids = np.array([tokens], dtype=np.int64)
         inputs = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
         return self.graph.run(inputs)["last_hidden_state"][0]
+
+
+@contextmanager
+def tokenizer_errors(path: Path, what: str) -> Iterator[None]:
+    """Raise BundleError in one line for what the tokenizers library raises.
+
+    It raises nothing narrower than Exception, and where its Rust code panics, a PanicException, which is no Exception.
+    """
+    try:
+        yield
+    except (TypeError, UnicodeEncodeError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # a signal, or the end of the process
+        raise BundleError(f"{path}: {what}: {' '.join(str(error).split())}; export the text encoder again") from None

@@ -32,10 +32,11 @@ from clean_lm.models.config import ConfigError, LMConfig, StyleConfig
 from clean_lm.text_encoder import TOKENIZER
 from export import codec, conditioner, hub, lm, lm_parity, mert, quantize, text
 from export.bundle_writer import FP32, merged_model, new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
+from export.commands import ExportError, errors_as_one_line, print_files, progress, require_new, tell
+from export.opened import Bundle, held_back, put
 from export.parity import Comparison, Verdict, calls_verdict, require_agreement, table
 from export.sharing import Shared
-from export.variants import add_clip_option, bytes_required, validate_attention
+from export.variants import add_clip_option, bytes_required, validate_attention, validate_clips
 from weights.checkpoint import CheckpointError
 from weights.lm import load
 from weights.lora import adapts, is_adapter
@@ -56,14 +57,14 @@ class Exporter(Protocol):
 
     def write_graphs(self, model: Model[Any], folder: Path, /) -> None: ...
 
-    def parity(self, bundle: Path, model: Model[Any], /) -> Verdict: ...
+    def parity(self, bundle: Bundle, model: Model[Any], /) -> Verdict: ...
 
 
 Part = Model[Any] | Shared  # a checkpoint that is exported, or the graphs of another bundle
 CODEC, TEXT, MERT = "codec", "text encoder", "MERT"
 EXPORTERS: dict[str, Exporter] = {CODEC: codec, TEXT: text, MERT: mert}
 CODEC_FILE = "compression_state_dict.bin"
-ERRORS = (AudioError, BundleError, CheckpointError, ConfigError, MappingError, ExportError, OSError)
+ERRORS = (AudioError, BundleError, CheckpointError, ConfigError, MappingError)
 
 
 def main() -> None:
@@ -140,6 +141,9 @@ def export(
 ) -> None:
     """Write the bundle; print its files and how far each graph is from PyTorch. codec_path: None for that beside."""
     start = time.perf_counter()
+    require_new(out)
+    lm.validate_max_duration(max_duration)
+    validate_clips(clips)
     model = load(checkpoint, base, max_duration)
     lm.validate(model.config)
     tell(model.checkpoint.notes)
@@ -155,7 +159,8 @@ def export(
         require_finite(part)
     others = sum(part.parameters for part in own.values())
 
-    with new_folder(out, bytes_required(model.parameters, variants) + 4 * others) as folder:
+    require_new(out, needed := bytes_required(model.parameters, variants) + 4 * others)
+    with new_folder(out, needed) as folder:
         names = lm.write_all(model, folder, attention)
         for name, part in own.items():
             EXPORTERS[name].write_graphs(part, folder)
@@ -166,8 +171,10 @@ def export(
         )
         shared = [part for part in parts.values() if isinstance(part, Shared)]
         write_manifest(folder, document, lm.defaults(model.config), lm.CACHE_UPDATE[attention], names, shared, source)
-        calls, verdicts = compare(folder, model, own)
-        lines = require_agreement(verdicts) + quantize.add(folder, variants, clips, cache, keep=False)
+        bundle = held_back(folder)
+        calls, verdicts = compare(bundle, model, own)
+        lines = require_agreement(verdicts) + quantize.add(bundle, variants, clips, cache, keep=False)
+        put(bundle)
     print("\n".join(table(calls)), end="\n\n")
     print_files(out, model.parameters + others, time.perf_counter() - start)
     print("\n".join(lines))
@@ -262,13 +269,13 @@ def save_tokenizer(tokenizer: Tokenizer | Path | None, folder: Path) -> None:
 
 
 def compare(
-    folder: Path, model: Model[LMConfig], parts: Mapping[str, Model[Any]]
+    bundle: Bundle, model: Model[LMConfig], parts: Mapping[str, Model[Any]]
 ) -> tuple[list[Comparison], dict[str, Verdict]]:
     """All graphs that were exported beside the PyTorch modules: the language model's calls, a verdict on each part."""
     progress("comparing with the PyTorch modules")
-    calls = lm_parity.parity(folder, model)
-    verdicts = {"language model": calls_verdict(calls), **conditioner.verdicts(folder, model)}
-    return calls, verdicts | {name: EXPORTERS[name].parity(folder, part) for name, part in parts.items()}
+    calls = lm_parity.parity(bundle, model)
+    verdicts = {"language model": calls_verdict(calls), **conditioner.verdicts(bundle, model)}
+    return calls, verdicts | {name: EXPORTERS[name].parity(bundle, part) for name, part in parts.items()}
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """The float32 weights of a bundle's language model, read back from its graphs."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from clean_lm.manifest import Manifest
 from clean_lm.models.config import LMConfig
 from clean_lm.models.lm import LM
 from clean_lm.models.transformer import StandardAttention
 from export.bundle_writer import FP32
 from export.lm_graphs import LM_GRAPHS, text_module
+from export.opened import Bundle, opened
 
 # What the manifest's `model` and LMConfig have by the same name.
 SAME = ("layers", "heads", "dim", "codebooks", "card", "delays", "text_dim", "text_encoder", "max_duration",
@@ -22,11 +20,11 @@ SAME = ("layers", "heads", "dim", "codebooks", "card", "delays", "text_dim", "te
 class BundleWeights:
     """A source of weights for write_graphs, where the checkpoint is no longer at hand."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, bundle: Bundle):
         """Raises FileNotFoundError, BundleError."""
-        self.manifest = Manifest.read(folder, variant=FP32)
+        self.manifest = opened(bundle, variant=FP32)
         self.graphs = {
-            name: ir.load(folder / f"{graph}.onnx").graph.initializers
+            name: ir.load(self.manifest.folder / f"{graph}.onnx").graph.initializers
             for name, graph in zip(("condition", "lm"), LM_GRAPHS, strict=True)
         }
         self.config = self._config()

@@ -18,14 +18,15 @@ import torch
 from einops import rearrange
 
 from clean_lm.audio_codec import Stream, decode_chunks
-from clean_lm.manifest import Manifest
+from clean_lm.manifest import BundleError
 from clean_lm.models.config import CodecConfig, ConfigError
 from clean_lm.models.encodec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder
 from clean_lm.models.quantizer import negative_distance
 from clean_lm.session import open_graph
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
+from export.commands import errors_as_one_line, print_files, progress, require_new, tell
 from export.onnx_graph import TensorSpec, write
+from export.opened import Bundle, held_back, opened, put
 from export.parity import Verdict, against_pytorch, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
 from weights.codec import load
@@ -36,6 +37,8 @@ GRAPHS = ("compression_encode", "compression_decode", "compression_stream")
 CODES, LATENTS = ("codes", "pending"), ("latents", "unheard")
 FRAMES, CHUNK = 40, 7  # of the audio that is compared; of each call of compression_stream
 
+ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,21 +48,25 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="the model of a LoRA adapter")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
-    with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
+    with errors_as_one_line(*ERRORS):
         export(args.codec, args.out, args.base)
 
 
 def export(codec: Path, out: Path, base: Path | None = None) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
+    require_new(out)
     model = load(codec, base)
     tell(model.checkpoint.notes)
     require_finite(model)
+    require_new(out, model.parameters * DTYPE.itemsize)
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         write_manifest(folder, describe(model.config), {}, None, GRAPHS)
         progress("comparing with the PyTorch modules")
-        lines = require_agreement({"": parity(folder, model)})
+        bundle = held_back(folder)
+        lines = require_agreement({"": parity(bundle, model)})
+        put(bundle)
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))
 
@@ -103,7 +110,7 @@ def describe(c: CodecConfig) -> dict[str, Any]:
     }
 
 
-def parity(bundle: Path, model: Model[CodecConfig], seed: int = 0) -> Verdict:
+def parity(bundle: Bundle, model: Model[CodecConfig], seed: int = 0) -> Verdict:
     """The graphs beside the PyTorch modules in float64, on random audio and codes."""
     c, rng = model.config, np.random.default_rng(seed)
     audio = 0.3 * rng.standard_normal((2, c.channels, FRAMES * c.hop - c.hop // 3)).astype(np.float32)
@@ -122,15 +129,15 @@ def parity(bundle: Path, model: Model[CodecConfig], seed: int = 0) -> Verdict:
     ))  # fmt: skip
 
 
-def run(bundle: Path, graph: str, feed: np.ndarray) -> np.ndarray:
+def run(bundle: Bundle, graph: str, feed: np.ndarray) -> np.ndarray:
     """A graph's output for audio or codes: of compression_stream a chunk at a time, of the others at once."""
-    manifest = Manifest.read(bundle, hashes=False)
-    opened = open_graph(manifest, graph)
-    if any(name.startswith("past.") for name in opened.inputs):
-        chunks = decode_chunks(Stream(opened), [feed], CHUNK, manifest.codec.lookahead, manifest.codec.hop)
+    manifest = opened(bundle, hashes=False)
+    found = open_graph(manifest, graph)
+    if any(name.startswith("past.") for name in found.inputs):
+        chunks = decode_chunks(Stream(found), [feed], CHUNK, manifest.codec.lookahead, manifest.codec.hop)
         return np.concatenate(list(chunks), axis=2)
-    (name,), (output,) = opened.inputs, opened.outputs
-    return opened.run({name: feed})[output]
+    (name,), (output,) = found.inputs, found.outputs
+    return found.run({name: feed})[output]
 
 
 @torch.inference_mode()

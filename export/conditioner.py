@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clean_lm.manifest import Manifest
 from clean_lm.models.chroma import Melody
 from clean_lm.models.config import LMConfig, MelodyConfig, StyleConfig
 from clean_lm.models.quantizer import negative_distance
 from clean_lm.models.style import Style
 from clean_lm.session import open_graph
 from export.onnx_graph import TensorSpec, write
+from export.opened import Bundle, opened
 from export.parity import Verdict, largest_difference
 from weights.mapping import Model, fill
 
@@ -68,13 +68,13 @@ def describe(c: MelodyConfig | StyleConfig) -> dict[str, Any]:
     }
 
 
-def parity(bundle: Path, model: Model[LMConfig], seed: int = 0) -> Verdict:
+def parity(bundle: Bundle, model: Model[LMConfig], seed: int = 0) -> Verdict:
     """The graph beside the PyTorch modules in float64, on random input.
 
     Only vectors whose choices (of pitches, of codes) are clear count: elsewhere rounding may choose another.
     """
     kind, _ = conditioner(model)
-    graph = open_graph(Manifest.read(bundle, hashes=False), f"lm_{kind}")
+    graph = open_graph(opened(bundle, hashes=False), f"lm_{kind}")
     compared: list[np.ndarray] = []
     vectors = 0
     for feed in feeds(model.config.self_wav, np.random.default_rng(seed)):
@@ -87,7 +87,7 @@ def parity(bundle: Path, model: Model[LMConfig], seed: int = 0) -> Verdict:
     return Verdict(f"{len(exact)} of {vectors} vectors of lm_{kind}, those of a clear choice", (difference,))
 
 
-def verdicts(bundle: Path, model: Model[LMConfig]) -> dict[str, Verdict]:
+def verdicts(bundle: Bundle, model: Model[LMConfig]) -> dict[str, Verdict]:
     """By the graph's name; {} for a model without one."""
     return {f"lm_{conditioner(model)[0]}": parity(bundle, model)} if model.config.self_wav else {}
 

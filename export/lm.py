@@ -19,12 +19,15 @@ from typing import Any
 import torch
 
 from clean_lm.generation import Sampling
+from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, LMConfig
+from clean_lm.options import LONGEST_WINDOW
 from export import conditioner, quantize
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
+from export.commands import ExportError, errors_as_one_line, print_files, progress, require_new, tell
 from export.lm_graphs import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
 from export.lm_parity import parity
+from export.opened import held_back, put
 from export.parity import calls_verdict, require_agreement
 from export.variants import FP32, bytes_required, validate_attention
 from export.variants import add_options as add_variant_options
@@ -35,6 +38,8 @@ from weights.mapping import MappingError, Model, require_finite
 # Defaults of audiocraft's set_generation_params by solver, in seconds: duration, extend_stride.
 DURATION = {"musicgen": (30.0, 18.0), "audiogen": (10.0, 2.0)}
 
+ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     add_options(parser)
     args = parser.parse_args()
-    with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
+    with errors_as_one_line(*ERRORS):
         export(args.ckpt, args.out, args.attention, args.variant, args.cache, args.base, args.max_duration)
 
 
@@ -82,19 +87,30 @@ def export(
 ) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
+    require_new(out)
+    validate_max_duration(max_duration)
     model = load(ckpt, base, max_duration)
     validate(model.config)
     tell(model.checkpoint.notes)
     validate_attention(variants, attention)
     require_finite(model)
-    with new_folder(out, bytes_required(model.parameters, variants)) as folder:
+    require_new(out, needed := bytes_required(model.parameters, variants))
+    with new_folder(out, needed) as folder:
         names = write_all(model, folder, attention)
         write_manifest(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], names)
         progress("comparing with the PyTorch modules")
-        verdicts = {"": calls_verdict(parity(folder, model)), **conditioner.verdicts(folder, model)}
-        lines = require_agreement(verdicts) + quantize.add(folder, variants, cache=cache, keep=False)
+        bundle = held_back(folder)
+        verdicts = {"": calls_verdict(parity(bundle, model)), **conditioner.verdicts(bundle, model)}
+        lines = require_agreement(verdicts) + quantize.add(bundle, variants, cache=cache, keep=False)
+        put(bundle)
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))
+
+
+def validate_max_duration(value: float | None) -> None:
+    """Raise ExportError for a window that no model has."""
+    if value is not None and not 0 < value <= LONGEST_WINDOW:
+        raise ExportError(f"--max-duration: got {value}, expected seconds, more than 0, {LONGEST_WINDOW:g} at most")
 
 
 def write_all(model: Model[LMConfig], folder: Path, attention: str) -> list[str]:

@@ -11,8 +11,8 @@ import torch
 
 from clean_lm.delay_pattern import delay, prefill_length
 from clean_lm.language_model import LanguageModel
-from clean_lm.manifest import Manifest
 from clean_lm.models.config import LMConfig
+from export.opened import Bundle, opened
 from export.parity import Comparison, compare
 from export.quality import always
 from export.reference import DOUBLE, GUIDED, Request, calls, null_wav, reference_logits
@@ -22,7 +22,7 @@ PREFILL, STEPS = 13, 20  # columns of the first call; calls after it
 STYLE_TOKENS = 15  # of a style of 3 s
 
 
-def parity(bundle: Path, model: Model[LMConfig], seed: int = 0, variant: str | None = None) -> list[Comparison]:
+def parity(bundle: Bundle, model: Model[LMConfig], seed: int = 0, variant: str | None = None) -> list[Comparison]:
     """A variant of a bundle beside the PyTorch modules in float64, on random codes and conditions: with guidance and
     without conditions; melody and style models with double guidance too."""
     rng = np.random.default_rng(seed)
@@ -39,7 +39,7 @@ def parity(bundle: Path, model: Model[LMConfig], seed: int = 0, variant: str | N
         for dtype in dict.fromkeys((torch.float64, own_dtype(bundle, variant)))
     }
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    lm = LanguageModel.load(bundle, variant=variant, hashes=False)
+    lm = LanguageModel.open(opened(bundle, variant=variant, hashes=False))
     exact, rounded = references.values()
     found = []
     for case, request in requests.items():
@@ -60,9 +60,9 @@ def bundle_logits(lm: LanguageModel, columns: np.ndarray, prefill: int, request:
     return np.stack(logits)
 
 
-def own_dtype(bundle: Path, variant: str | None) -> torch.dtype:
+def own_dtype(bundle: Bundle, variant: str | None) -> torch.dtype:
     """The precision that a variant computes in."""
-    manifest = Manifest.read(bundle, variant=variant, hashes=False)
+    manifest = opened(bundle, variant=variant, hashes=False)
     return getattr(torch, manifest.graphs["lm_inference"].inputs["past_key_values.0.key"].dtype)
 
 

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from clean_lm.manifest import Manifest
+from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, MertConfig
 from clean_lm.models.mert import Mert
 from clean_lm.session import open_graph
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
+from export.commands import errors_as_one_line, print_files, progress, require_new, tell
 from export.onnx_graph import TensorSpec, write
+from export.opened import Bundle, held_back, opened, put
 from export.parity import Verdict, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
 from weights.mapping import MappingError, Model, fill, require_finite
@@ -32,27 +33,33 @@ DTYPE = torch.float32
 FEATURES = 75  # vectors of the audio that is compared
 GRAPHS = ("style_features",)
 
+ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mert", type=Path, required=True, help="a Hugging Face folder of a MERT")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
-    with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
+    with errors_as_one_line(*ERRORS):
         export(args.mert, args.out)
 
 
 def export(mert: Path, out: Path) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
+    require_new(out)
     model = load(mert)
     tell(model.checkpoint.notes)
     require_finite(model)
+    require_new(out, model.parameters * DTYPE.itemsize)
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         write_manifest(folder, describe(model.config), {}, None, GRAPHS)
         progress("comparing with the PyTorch modules")
-        lines = require_agreement({"": parity(folder, model)})
+        bundle = held_back(folder)
+        lines = require_agreement({"": parity(bundle, model)})
+        put(bundle)
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))
 
@@ -79,14 +86,14 @@ def describe(c: MertConfig) -> dict[str, Any]:
     }
 
 
-def parity(bundle: Path, model: Model[MertConfig], seed: int = 0) -> Verdict:
+def parity(bundle: Bundle, model: Model[MertConfig], seed: int = 0) -> Verdict:
     """The graph beside the PyTorch modules in float64, on noise."""
     c, rng = model.config, np.random.default_rng(seed)
     samples = c.receptive_field + FEATURES * c.hop - 1
     audio = 0.3 * rng.standard_normal((2, samples)).astype(np.float32)
     exact, pytorch = (reference_features(model, audio, dtype) for dtype in (torch.float64, DTYPE))
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    ours = open_graph(Manifest.read(bundle, hashes=False), "style_features").run({"audio": audio})["features"]
+    ours = open_graph(opened(bundle, hashes=False), "style_features").run({"audio": audio})["features"]
     difference = largest_difference(ours, pytorch, exact, "the largest feature")
     return Verdict(f"{exact.shape[1]} features of {samples / c.sample_rate:.1f} s", (difference,))
 

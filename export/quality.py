@@ -20,8 +20,8 @@ from clean_lm.conditioning import PerRow, SelfWav
 from clean_lm.delay_pattern import delay, prefill_length
 from clean_lm.generation import Sampling
 from clean_lm.language_model import LanguageModel
-from clean_lm.manifest import Manifest
 from clean_lm.text_encoder import TextEncoder
+from export.opened import Bundle, opened
 
 FRAMES = 100  # of codes that are measured on, beyond those of a prompt
 PROMPT = 50  # frames of a clip that the calibration continues
@@ -76,16 +76,16 @@ class Codes:
 # Calibration
 
 
-def calibrate(lm: LanguageModel, folder: Path, clips: Sequence[Path]) -> tuple[list[Codes], dict[str, np.ndarray]]:
+def calibrate(lm: LanguageModel, bundle: Bundle, clips: Sequence[Path]) -> tuple[list[Codes], dict[str, np.ndarray]]:
     """A short run of the float32 model: the codes to measure on, and the scales of an int8 cache.
 
     Without clips it draws takes with null text and with texts, which are then the codes. With clips it continues their
     beginnings, and the codes are the clips' own, read with null text.
     Scales: by the name of each cache input, float32 [H * D], HEADROOM times a 127th of the largest of each channel.
     """
-    texts: list[np.ndarray | None] = [None, *text_states(folder, lm.text_dim)]
+    texts: list[np.ndarray | None] = [None, *text_states(bundle, lm.text_dim)]
     self_wav = example_self_wav(lm, texts)
-    clip_rows = clip_codes(folder, clips, PROMPT + FRAMES) if clips else []
+    clip_rows = clip_codes(bundle, clips, PROMPT + FRAMES) if clips else []
     prompts = [np.repeat(codes[None, :, :PROMPT], len(texts), axis=0) for codes in clip_rows]
     peaks: dict[str, np.ndarray] = {}
     measured = []
@@ -116,17 +116,17 @@ def cache_scales(peak: np.ndarray) -> np.ndarray:
     return np.where(peak > 0, HEADROOM * peak / 127, 1).astype(np.float32)
 
 
-def text_states(folder: Path, width: int) -> list[np.ndarray]:
+def text_states(bundle: Bundle, width: int) -> list[np.ndarray]:
     """States [N, width] of some descriptions by the bundle's text encoder; random ones where it has none."""
-    if "text_encoder" in Manifest.read(folder).graphs:
-        encoded = TextEncoder.load(folder, hashes=False).encode(DESCRIPTIONS)
+    if "text_encoder" in opened(bundle).graphs:
+        encoded = TextEncoder.open(opened(bundle, hashes=False)).encode(DESCRIPTIONS)
         return [states for states in encoded if states is not None]
     return [np.random.default_rng(0).standard_normal((7, width), dtype=np.float32)]
 
 
-def clip_codes(folder: Path, clips: Sequence[Path], frames: int) -> list[np.ndarray]:
+def clip_codes(bundle: Bundle, clips: Sequence[Path], frames: int) -> list[np.ndarray]:
     """The first frames of each clip as codes int64 [K, T], by the bundle's codec."""
-    codec = Codec.load(folder, hashes=False)
+    codec = Codec.open(opened(bundle, hashes=False))
     codes = []
     for clip in clips:
         wav, rate = read(clip, seconds=frames / codec.frame_rate)

@@ -34,10 +34,11 @@ from clean_lm.text_encoder import TextEncoder
 from export.bundle_weights import BundleWeights
 from export.bundle_writer import replace_variants
 from export.commands import ExportError, errors_as_one_line, progress
+from export.opened import MANIFEST, Bundle, opened
 from export.quality import CFG_COEF, DESCRIPTIONS, KL_BOUND, Quality, Reference, calibrate, measure
 from export.sensitivity import COLUMNS, most_sensitive, sensitivities
 from export.variant_graphs import Scales, fp32_attention, write_variant
-from export.variants import FP32, VARIANTS, Variant, add_clip_option, add_options, validate_attention
+from export.variants import FP32, VARIANTS, Variant, add_clip_option, add_options, validate_attention, validate_clips
 from weights.mapping import fill
 
 
@@ -53,13 +54,13 @@ class Calibration:
     @classmethod
     def run(cls, manifest: Manifest, clips: Sequence[Path]) -> "Calibration":
         """Raises FileNotFoundError, BundleError, AudioError."""
-        lm = LanguageModel.load(manifest.folder, variant=FP32, hashes=False)
-        codes, scales = calibrate(lm, manifest.folder, clips)
+        lm = LanguageModel.open(opened(manifest, variant=FP32, hashes=False))
+        codes, scales = calibrate(lm, manifest, clips)
         return cls(manifest, lm, Reference(lm, codes), scales)
 
 
 def add(
-    folder: Path, names: Sequence[str], clips: Sequence[Path] = (), cache: str | None = None, keep: bool = True
+    bundle: Bundle, names: Sequence[str], clips: Sequence[Path] = (), cache: str | None = None, keep: bool = True
 ) -> list[str]:
     """Write variants into a bundle that holds fp32, and enter them in its manifest. Returns a line on each.
 
@@ -68,13 +69,14 @@ def add(
     otherwise it stays only as the default. The manifest is written last: what is interrupted leaves the bundle as it
     was. Raises ExportError, BundleError, FileNotFoundError, AudioError.
     """
-    manifest = Manifest.read(folder)
+    manifest = opened(bundle)
     validate(manifest, names)
+    validate_clips(clips)
     new = [name for name in dict.fromkeys(names) if name != FP32]
     if not new:
         return []
     variants, qualities = dict(manifest.document["variants"]), {}
-    with removed_on_failure(folder):
+    with removed_on_failure(manifest.folder):
         calibration = Calibration.run(manifest, clips)
         for name in new:
             variants[name], qualities[name] = make(calibration, name, VARIANTS[name].with_cache(cache))
@@ -88,17 +90,17 @@ def add(
 
 def make(calibration: Calibration, name: str, variant: Variant) -> tuple[dict[str, Any], Quality]:
     """Write a variant's graphs and measure them; its entry in the manifest, and its quality."""
-    manifest, folder = calibration.manifest, calibration.manifest.folder
+    manifest = calibration.manifest
     progress(f"{name}: writing")
     sensitive = find_sensitive(calibration, variant) if variant.sensitive_bits else []
-    entry = write_variant(folder, name, variant, sensitive, calibration.scales)
+    entry = write_variant(manifest, name, variant, sensitive, calibration.scales)
     document = {**manifest.document, "variants": {**manifest.document["variants"], name: entry}}
-    opened = Manifest.parse(folder, document, {"hashes": False, "variant": name})
+    made = Manifest.parse(manifest.folder, document, {"hashes": False, "variant": name})
     progress(f"{name}: measuring")
-    quality = measure(LanguageModel.open(opened), calibration.reference)
+    quality = measure(LanguageModel.open(made), calibration.reference)
     entry["quality"] = quality.entry()
     if "text_encoder" in entry["graphs"]:
-        entry["quality"]["text_error"] = text_error(manifest.with_variant(FP32), opened)
+        entry["quality"]["text_error"] = text_error(manifest.with_variant(FP32), made)
     return entry, quality
 
 
@@ -121,19 +123,21 @@ def validate(manifest: Manifest, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def removed_on_failure(folder: Path) -> Iterator[None]:
-    """Remove what the block wrote into a folder where it does not end well."""
+    """Remove what the block wrote into a folder where it does not end well, but for what its manifest names by then."""
     before = set(folder.iterdir())
     try:
         yield
     except BaseException:
-        for path in set(folder.iterdir()) - before:
-            path.unlink()
+        finished = (folder / MANIFEST).exists()
+        kept = before | {folder / name for name in (Manifest.read(folder, hashes=False).files if finished else ())}
+        for path in set(folder.iterdir()) - kept:
+            path.unlink(missing_ok=True)
         raise
 
 
 def find_sensitive(calibration: Calibration, variant: Variant) -> list[str]:
     """The weights that get more bits, measured on the last row of the first codes, which is read with a text."""
-    weights = BundleWeights(calibration.manifest.folder)
+    weights = BundleWeights(calibration.manifest)
     c, lm, codes = weights.config, weights.weights("lm"), calibration.reference.codes[0]
     self_wav = codes.self_wav and codes.self_wav[-1:]
     conditioning = calibration.lm.conditioner(codes.texts[-1:], self_wav, Sampling(cfg_coef=CFG_COEF).guidance)
@@ -157,7 +161,7 @@ def main() -> None:
     add_options(parser, required=True)
     add_clip_option(parser)
     args = parser.parse_args()
-    with errors_as_one_line(AudioError, BundleError, ExportError, OSError, interrupted="the bundle is as it was"):
+    with errors_as_one_line(AudioError, BundleError, interrupted="the bundle is as it was"):
         print("\n".join(add(args.bundle, args.variant, args.clip, args.cache)))
 
 

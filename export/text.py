@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from clean_lm.manifest import Manifest
+from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, TextConfig
 from clean_lm.models.t5 import T5Encoder, TextLayer
 from clean_lm.session import open_graph
 from clean_lm.text_encoder import TOKENIZER
 from export.bundle_writer import new_folder, write_manifest
-from export.commands import ExportError, errors_as_one_line, print_files, progress, tell
+from export.commands import errors_as_one_line, print_files, progress, require_new, tell
 from export.onnx_graph import TensorSpec, write
+from export.opened import Bundle, held_back, opened, put
 from export.parity import Verdict, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
 from weights.mapping import MappingError, Model, fill, require_finite
@@ -35,6 +36,8 @@ DTYPE = torch.float32  # T5's activations leave float16's range
 LENGTHS = (20, 7)  # tokens of the texts that are compared: one of them padded
 GRAPHS = ("text_encoder",)
 
+ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,23 +45,27 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="the model of a LoRA adapter")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()
-    with errors_as_one_line(CheckpointError, ConfigError, MappingError, ExportError, FileNotFoundError):
+    with errors_as_one_line(*ERRORS):
         export(args.text, args.out, args.base)
 
 
 def export(text: Path, out: Path, base: Path | None = None) -> None:
     """Write the bundle, and print what was written and how far it is from PyTorch."""
     start = time.perf_counter()
+    require_new(out)
     model = load(text, base)
     tell(model.checkpoint.notes)
     require_finite(model)
     tokenizer = open_tokenizer(tokenizer_folder(model), model.config)
+    require_new(out, model.parameters * DTYPE.itemsize)
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         tokenizer.save(str(folder / TOKENIZER))
         write_manifest(folder, describe(model.config), {}, None, GRAPHS)
         progress("comparing with the PyTorch modules")
-        lines = require_agreement({"": parity(folder, model)})
+        bundle = held_back(folder)
+        lines = require_agreement({"": parity(bundle, model)})
+        put(bundle)
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))
 
@@ -86,14 +93,14 @@ def describe(c: TextConfig) -> dict[str, Any]:
     return {"text_dim": c.dim, "text_vocab": c.vocab, "text_pad_token": c.pad_token, "text_eos_token": c.eos_token}
 
 
-def parity(bundle: Path, model: Model[TextConfig], seed: int = 0) -> Verdict:
+def parity(bundle: Bundle, model: Model[TextConfig], seed: int = 0) -> Verdict:
     """The graph beside the PyTorch modules in float64, on random tokens."""
     rng = np.random.default_rng(seed)
     mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
     tokens = np.where(mask, rng.integers(0, model.config.vocab, mask.shape), model.config.pad_token)
     exact, pytorch = (reference_states(model, tokens, mask, dtype) for dtype in (torch.float64, DTYPE))
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    graph = open_graph(Manifest.read(bundle, hashes=False), "text_encoder")
+    graph = open_graph(opened(bundle, hashes=False), "text_encoder")
     ours = graph.run({"input_ids": tokens, "attention_mask": mask})["last_hidden_state"]
     text = mask.astype(bool)
     difference = largest_difference(ours[text], pytorch[text], exact[text], "the largest state")

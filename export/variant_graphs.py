@@ -1,6 +1,5 @@
 """Write the graphs of one variant beside the float32 ones that a bundle holds."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clean_lm import atomic
 from clean_lm.manifest import Manifest
 from export.bundle_weights import BundleWeights
 from export.bundle_writer import FP32, describe, size
@@ -19,13 +19,13 @@ Scales = Mapping[str, np.ndarray]  # of an int8 cache: float32 [H * D] by the na
 
 
 def write_variant(
-    folder: Path, name: str, variant: Variant, sensitive: Sequence[str], scales: Scales
+    manifest: Manifest, name: str, variant: Variant, sensitive: Sequence[str], scales: Scales
 ) -> dict[str, Any]:
     """Write lm_inference.int4.onnx and so on; the variant's entry in the manifest, its quality not yet in it.
 
     sensitive: names of the weights that have `variant.sensitive_bits`.
     """
-    traced = fp32_attention(Manifest.read(folder))
+    folder, traced = manifest.folder, fp32_attention(manifest)
     # "dynamic" is for runtimes without ONNX Runtime's own operators, or that copy caches at every call
     attention = "standard" if variant.dynamic else traced
     once = "dynamic" if variant.dynamic else "int8"  # what runs once a generation is the same for most variants
@@ -34,13 +34,13 @@ def write_variant(
         "lm_condition": folder / f"lm_condition.{name if variant.dtype == 'float16' else once}.onnx",
     }
     if variant.bits is None:
-        write_graphs(BundleWeights(folder), folder, attention, getattr(torch, variant.dtype), f".{name}")
+        write_graphs(BundleWeights(manifest), folder, attention, getattr(torch, variant.dtype), f".{name}")
     else:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".traced-") as temporary:
+        with atomic.scratch(folder.parent / "traced") as temporary:
             source = folder
             if variant.dtype != "float32" or attention != traced:
-                source = Path(temporary)
-                write_graphs(BundleWeights(folder), source, attention, getattr(torch, variant.dtype))
+                source = temporary
+                write_graphs(BundleWeights(manifest), source, attention, getattr(torch, variant.dtype))
             quantize_graphs(source, files, variant, once, sensitive, scales)
     files |= text_encoder_file(folder, variant, once)
     graphs = {graph: describe(file) for graph, file in files.items()}

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from clean_lm import audio_files
 from export.bundle_writer import FP32, ExportError
+
+CLIP_START = 0.1  # seconds of a clip that are read to see whether it is audio
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ def add_options(parser: argparse.ArgumentParser, required: bool = False) -> None
     parser.add_argument(
         "--cache", choices=("float", "int8"), help="how keys and values are stored, where a variant has a choice"
     )
+
+
+def validate_clips(clips: Sequence[Path]) -> None:
+    """Raise AudioError for a clip that is no audio, before anything is loaded."""
+    for clip in clips:
+        audio_files.read(clip, seconds=CLIP_START)
 
 
 def add_clip_option(parser: argparse.ArgumentParser) -> None:

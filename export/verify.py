@@ -34,6 +34,7 @@ from export.lm_graphs import CACHE_UPDATE
 from export.lm_parity import golden, parity
 from export.parity import PYTORCH, Comparison, calls_verdict, line, table
 from export.quality import Reference, calibrate, measure
+from export.variants import validate_clips
 from weights.checkpoint import CheckpointError
 from weights.lm import load
 from weights.mapping import MappingError, Model
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--quality", action="store_true", help="measure what every variant costs beside fp32")
     parser.add_argument("--clip", nargs="+", type=Path, default=[], help="audio files to measure on")
     args = parser.parse_args()
-    errors = AudioError, BundleError, CheckpointError, ConfigError, MappingError, FileNotFoundError
+    errors = AudioError, BundleError, CheckpointError, ConfigError, MappingError, ValueError
     with errors_as_one_line(*errors, interrupted="nothing was verified"):
         agrees = verify(args.bundle, args.ckpt, args.golden, args.quality or bool(args.clip), args.clip, args.base)
         sys.exit(0 if agrees else 1)
@@ -70,6 +71,9 @@ def verify(
     folder: upstream's arrays. quality: measure variants too, on clips. base: the model that the checkpoint is a
     fine-tune of. How long a window is was chosen at export: the bundle's is taken. Raises BundleError, CheckpointError.
     """
+    validate_clips(clips)
+    if folder and not all((folder / name).is_file() for name in ("golden.npz", "meta.json")):
+        raise BundleError(f"--golden: {folder}: has no golden.npz and meta.json; give upstream's arrays")
     model = load(ckpt, base, Manifest.read(bundle, hashes=False).language_model.max_duration)
     same_model(bundle, model)
     held = list(Manifest.read(bundle).variants)

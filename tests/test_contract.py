@@ -150,7 +150,7 @@ def test_windows_as_the_contract_says():
         frames = int(min(duration - start / f, longest) * f)
         expected.append(Window(start, known, frames))
         start, known = start + int(f * stride), max(0, frames - int(f * stride))
-    assert windows(duration, longest, stride, f, 150) == expected
+    assert list(windows(duration, longest, stride, f, 150)) == expected
 
 
 def test_the_tables_name_every_tensor(bundle):

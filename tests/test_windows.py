@@ -19,7 +19,7 @@ CASES = ("a", "b", "c", "d", "e", "f")
 
 
 def cut(row):
-    return windows(row["duration"], row["max_duration"], row["extend_stride"], FRAME_RATE, row["prompt_T"])
+    return list(windows(row["duration"], row["max_duration"], row["extend_stride"], FRAME_RATE, row["prompt_T"]))
 
 
 def test_every_row_is_upstreams():
@@ -49,7 +49,7 @@ def test_what_upstream_asserts_is_refused():
 
 
 def test_windows_overlap_by_what_is_known():
-    found = windows(75.0, 30.0, 18.0, FRAME_RATE, 300)
+    found = list(windows(75.0, 30.0, 18.0, FRAME_RATE, 300))
     assert found[0] == Window(0, 300, 1500)
     for before, after in pairwise(found):
         assert after.start == before.start + 900
@@ -61,7 +61,7 @@ def test_windows_overlap_by_what_is_known():
 def test_a_stride_that_leads_nowhere(stride):
     with pytest.raises(ValueError, match=r"extend_stride.*a frame.*less than 30 s"):
         windows(40.0, 30.0, stride, FRAME_RATE, 0)
-    assert windows(30.0, 30.0, stride, FRAME_RATE, 0) == [Window(0, 0, 1500)]  # which needs none
+    assert list(windows(30.0, 30.0, stride, FRAME_RATE, 0)) == [Window(0, 0, 1500)]  # which needs none
 
 
 @pytest.fixture(scope="module")

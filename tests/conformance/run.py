@@ -129,7 +129,7 @@ def do_undelay(columns: np.ndarray, delays: list[int]) -> Any:
 
 def do_windows(**given: Any) -> Any:
     try:
-        found = windows(**given)
+        found = list(windows(**given))
     except ValueError:
         return {"refused": True}
     return {"windows": [[w.start, w.known, w.frames] for w in found]}
