@@ -228,11 +228,12 @@ def base_of(folder: Path, base: Path | None) -> Path:
     if base is not None:
         return base
     named = read_json(folder / CONFIG).get("base_model_name_or_path")
-    plain = isinstance(named, str) and named != "" and is_plain(named, LONGEST_BASE) and not named.startswith("-")
-    if plain and (Path(named) / "config.json").exists() and not is_adapter(Path(named)):
-        return Path(named)
+    fetch = ""
+    if isinstance(named, str) and named != "" and is_plain(named, LONGEST_BASE) and not named.startswith("-"):
+        if (Path(named) / "config.json").exists() and not is_adapter(Path(named)):
+            return Path(named)
+        fetch = f" (`hf download {shlex.quote(named)} --local-dir FOLDER`)"
     what = show(named) if named else "a model that it does not name"
-    fetch = f" (`hf download {shlex.quote(named)} --local-dir FOLDER`)" if plain else ""
     raise CheckpointError(
         f"{folder}: a LoRA adapter, not a model; its base is {what}: give that{fetch} with --base FOLDER, or {MERGE}"
     )

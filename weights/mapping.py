@@ -104,7 +104,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 def require_tensors(specs: Mapping[str, Spec], **counts: int) -> None:
-    """Raise ConfigError where a model has more parts of a kind than a checkpoint has tensors: no table is made of it."""
+    """Raise ConfigError where a model has more parts of a kind than the file has tensors: no table is made of it."""
     for name, count in counts.items():
         if count > len(specs):
             raise ConfigError(f"{name} {count}: the file has {len(specs)} tensors in all")

@@ -10,7 +10,7 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -32,6 +32,14 @@ ENCODINGS = ("latin1", "latin-1", "ascii", "utf-8", "utf8")
 
 class BadPickle(ValueError):
     """Why a pickle is refused."""
+
+
+class Bytes(Protocol):
+    """What instructions are read from: a file, or its memory map."""
+
+    def read(self, n: int = ..., /) -> bytes: ...
+    def readline(self) -> bytes: ...
+    def tell(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Contents:
     size: int = 0  # bytes of the tensors together
 
 
-def inspect(file: IO[bytes], budget: int) -> Contents:
+def inspect(file: Bytes, budget: int) -> Contents:
     """Follow the pickle at a file's position to its end. `budget`: bytes of the whole file. Raises BadPickle."""
     machine = _Machine(Contents(), REPEATED * budget + SPARE)
     count = 0
@@ -214,7 +222,7 @@ class _Machine:
         self.stack.append(Odd(made.name))
 
     def build(self, _: Any) -> None:
-        """The attributes of an object: only nn.Module's `_metadata` of an OrderedDict, or others that hide no method."""
+        """The attributes of an object: of an OrderedDict, nn.Module's `_metadata`, or others that hide no method."""
         state, instance = self.stack.pop(), self.stack[-1]
         if isinstance(instance, Odd) and instance.maker in self.contents.foreign:
             return

@@ -130,7 +130,7 @@ def _inspected_zip(path: Path) -> Contents:
 
 
 def _inspected_pickles(path: Path) -> Contents:
-    """Of torch before 1.6: magic number, version, system, the object, its storages' keys, then their lengths and bytes."""
+    """Of torch before 1.6: magic number, version, system, the object, its storages' keys; then lengths and bytes."""
     size = path.stat().st_size
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
         for _ in range(3):

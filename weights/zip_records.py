@@ -139,6 +139,8 @@ def _wide(extra: bytes, sizes: list[int]) -> list[int]:
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
+        if at + 4 + length > len(extra):
+            break
         if kind == ZIP64:
             values = list(
                 struct.unpack_from(f"<{length // 8}Q", extra[: at + 4 + length].ljust(at + 4 + length), at + 4)

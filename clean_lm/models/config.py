@@ -80,9 +80,9 @@ class MelodyConfig:
             raise ConfigError(f"self_wav radix2_exp {self.radix2_exp}: expected a number from 2 to 20")
         _require_sizes(self, "chroma", prefix="self_wav ")
         if self.chroma * self.n_fft > MOST["chroma_samples"]:
-            most = MOST["chroma_samples"]
             raise ConfigError(
-                f"self_wav chroma {self.chroma}, radix2_exp {self.radix2_exp}: expected a product of {most}"
+                f"self_wav chroma {self.chroma}, radix2_exp {self.radix2_exp}: expected at most "
+                f"{MOST['chroma_samples']} for chroma x 2^radix2_exp"
             )
         _require_seconds("self_wav duration", self.duration)
 
@@ -263,7 +263,8 @@ class MertConfig:
             )
         if len(self.channels) > MOST["convolutions"] or max(self.channels) > MOST["channels"]:
             raise ConfigError(
-                f"conv_dim {list(self.channels)}: expected at most {MOST['convolutions']} numbers up to {MOST['channels']}"
+                f"conv_dim {list(self.channels)}: expected at most {MOST['convolutions']} numbers up to "
+                f"{MOST['channels']}"
             )
         if max(self.kernels) > MOST["kernel"] or self.hop > MOST["hop"]:
             raise ConfigError(
@@ -355,8 +356,8 @@ class CodecConfig:
             )
         if (self.residual_kernel_size - 1) * self.dilation_base ** (self.residual_layers - 1) > MOST["reach"]:
             raise ConfigError(
-                f"dilation_base {self.dilation_base}, residual_layers {self.residual_layers}: the last convolution of a "
-                f"residual block sees more than {MOST['reach']} places"
+                f"dilation_base {self.dilation_base}, residual_layers {self.residual_layers}: the last residual block "
+                f"sees more than {MOST['reach']} places"
             )
         if self.filters < self.compress:
             raise ConfigError(f"filters {self.filters}: expected compress, {self.compress}, or more")
