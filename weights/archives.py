@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from weights.errors import CheckpointError, show_name
 from weights.torch_files import ZIP
@@ -51,8 +51,9 @@ def _tar_members(path: Path, head: bytes) -> list[str]:
     unpack = next((opener for magic, opener in TAR.items() if head.startswith(magic)), None)
     if unpack is None and head[257:262] != b"ustar":
         return []
+    opener: Callable[[Path], IO[bytes]] = unpack or (lambda path: path.open("rb"))
     try:
-        with (unpack or Path.open)(path, "rb") as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as archive:
+        with opener(path) as file, tarfile.open(fileobj=cast(Any, _Bounded(file)), mode="r:") as archive:
             return list(islice(_files(archive, unpack is not None), LISTED + 1))
     except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError, lzma.LZMAError):
         return []

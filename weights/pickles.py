@@ -10,13 +10,13 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
 from weights.errors import show, show_name
 
-MOST = 2_000_000  # instructions; a model of 1500 tensors has 60,000
+MOST = 1_000_000  # instructions; a model of 1500 tensors has 60,000
 AXES = 64
 REPEATED, SPARE = (
     4,
@@ -87,12 +87,12 @@ class Contents:
     size: int = 0  # bytes of the tensors together
 
 
-def inspect(file: Bytes, budget: int) -> Contents:
-    """Follow the pickle at a file's position to its end. `budget`: bytes of the whole file. Raises BadPickle."""
-    machine = _Machine(Contents(), REPEATED * budget + SPARE)
+def inspect(file: Bytes, file_size: int) -> Contents:
+    """Follow the pickle at a file's position to its end. `file_size`: bytes of the whole file. Raises BadPickle."""
+    machine = _Machine(Contents(), file_size)
     count = 0
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in pickletools.genops(cast(Any, file)):
             machine.step(opcode.name, argument)
             count += 1
             if count > MOST:
@@ -108,8 +108,8 @@ def inspect(file: Bytes, budget: int) -> Contents:
 class _Machine:
     """The instructions that torch's own unpickler knows, on stand-ins."""
 
-    def __init__(self, contents: Contents, budget: int):
-        self.contents, self.budget = contents, budget
+    def __init__(self, contents: Contents, file_size: int):
+        self.contents, self.file_size, self.budget = contents, file_size, REPEATED * file_size + SPARE
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -196,6 +196,8 @@ class _Machine:
         if name not in ITEM_BYTES or not _is_size(items):
             raise BadPickle(f"a storage of {show(items)} items of {show_name(made.name)}")
         storage = Storage(key, items, ITEM_BYTES[name])
+        if storage.size > self.file_size:
+            raise BadPickle(f"a storage of {storage.size} bytes is not in it")
         if self.contents.storages.setdefault(key, storage) != storage:
             raise BadPickle(f"storage {show_name(key)} has two sizes")
         self.stack.append(storage)
@@ -242,9 +244,7 @@ class _Machine:
             raise BadPickle(f"a tensor {show(list(shape))} goes beyond its storage of {storage.size} bytes")
         self.contents.size += items * item_bytes
         if self.contents.size > self.budget:
-            raise BadPickle(
-                f"its tensors would be more than {self.budget} bytes: the same values are in them many times"
-            )
+            raise BadPickle(f"its tensors are more than {self.budget} bytes: the same values, many times")
         self.contents.arrays.append(Array(storage))
         return self.contents.arrays[-1]
 

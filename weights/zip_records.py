@@ -142,9 +142,7 @@ def _wide(extra: bytes, sizes: list[int]) -> list[int]:
         if at + 4 + length > len(extra):
             break
         if kind == ZIP64:
-            values = list(
-                struct.unpack_from(f"<{length // 8}Q", extra[: at + 4 + length].ljust(at + 4 + length), at + 4)
-            )
+            values = [value for (value,) in struct.iter_unpack("<Q", extra[at + 4 :][: length // 8 * 8])]
             return [values.pop(0) if size == FULL and values else size for size in sizes]
         at += 4 + length
     return sizes
