@@ -200,11 +200,11 @@ def test_sizes_of_hugging_faces_codec(tmp_path: Path, field: str, value: Any, wo
 
 def test_many_differences_are_cut(tmp_path: Path):
     made = package()
-    made["best_state"] |= {f"odd.{i}": torch.zeros(1) for i in range(3000)}
+    made["best_state"] |= {f"odd.{i}": torch.zeros(1) for i in range(300)}
     torch.save(made, tmp_path / "state_dict.bin")
     with bounded(), pytest.raises(MappingError) as error:
         lm.load(tmp_path)
-    assert str(error.value).endswith("... and 2,900 more")
+    assert str(error.value).endswith("... and 200 more")
 
 
 # Text
@@ -381,15 +381,14 @@ def directory_changed(whole: bytes, offset: int, value: bytes, entry: int = 0) -
 
 def test_zips(tmp_path: Path):
     path = tmp_path / "state_dict.bin"
-    refused(
-        ["is compressed"], lambda: open_lm(zipped(path, b"\x80\x02" + b"N" * 10**6, compression=zipfile.ZIP_DEFLATED))
-    )
+    zipped(path, b"\x80\x02" + b"N" * 10**6, compression=zipfile.ZIP_DEFLATED)
+    refused(["is compressed"], lambda: open_lm(path))
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(zipped(path, b"\x80\x02}."), "a") as file:
         file.writestr("a/data.pkl", b"\x80\x02].")
     refused(["a record is in it twice"], lambda: open_lm(path))
     whole = zipped(path, b"\x80\x02}.", {"data/0": bytes(16)}).read_bytes()
     for changed, words in (
-        (directory_changed(whole, 20, struct.pack("<2I", 10**9, 10**9)), ["'a/data.pkl' of 1000000000 bytes goes beyond"]),
+        (directory_changed(whole, 20, struct.pack("<2I", 10**9, 10**9)), ["of 1000000000 bytes goes beyond"]),
         (directory_changed(whole, 20, struct.pack("<2I", 90, 90)), ["records 'a/data.pkl' and 'a/byteorder' overlap"]),
         (directory_changed(whole, 42, struct.pack("<I", 0), 1), ["'a/byteorder' has another name in its own header"]),
         (directory_changed(whole, 42, struct.pack("<I", 10**9), 1), ["'a/byteorder' is not where the directory says"]),

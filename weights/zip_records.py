@@ -18,7 +18,7 @@ from weights.errors import show
 END, END64, LOCATOR64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
 ENTRY, LOCAL = struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s5H3I2H")
 MOST = 100_000  # records
-CHUNK = 2**24  # bytes read at a time to check a record
+CHUNK = 2**20  # bytes read at a time to check a record
 STORED, ENCRYPTED = 0, 1
 ZIP64, FULL = 1, 0xFFFFFFFF  # the extra field that holds sizes of 64 bits, where the entry's own have this value
 
