@@ -22,9 +22,8 @@ from weights.trees import read_json
 
 EXTRA_IDS = 100  # T5's sentinels, which follow the pieces, highest number first
 LARGEST = 2**26  # bytes; that of T5 has 1.4 million
-SAMPLE = (
-    "A slow, warm house track: 120 bpm; piano & strings (caf\N{LATIN SMALL LETTER E WITH ACUTE})"  # must be encoded
-)
+# A text whose encoding reaches most of a tokenizer.
+SAMPLE = "A slow, warm house track: 120 bpm; piano & strings (caf\N{LATIN SMALL LETTER E WITH ACUTE})"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
 
 
