@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from clean_lm.models.config import CodecConfig, ConfigError, LMConfig, MelodyConfig, StyleConfig
+from clean_lm.models.config import CodecConfig, ConfigError, LMConfig, MelodyConfig, StyleConfig, require_size
+from weights.errors import show, show_name
 from weights.fields import Fields, Supported, require_supported, unsupported
 
 # What a model was trained as, by the names of audiocraft's solvers. The last two are their names in audiocraft's
@@ -102,6 +103,7 @@ def lm_config(tree: Mapping[str, Any], text_dim: int) -> LMConfig:
     fields = Fields(tree)
     require_supported("language model", lm_problems(fields))
     codebooks = fields.require("transformer_lm.n_q", int)
+    require_size("codebooks", codebooks)
     config = LMConfig(
         layers=fields.require("transformer_lm.num_layers", int),
         heads=fields.require("transformer_lm.num_heads", int),
@@ -129,13 +131,13 @@ def lm_problems(fields: Fields) -> list[str]:
     problems = unsupported(fields, SUPPORTED, "xp.cfg", "audiocraft")
     solver = fields.get("solver", "musicgen")
     if not isinstance(solver, str) or solver not in SOLVERS:
-        problems.append(f"xp.cfg solver: found {solver!r}, supported: {', '.join(map(repr, SOLVERS))}")
+        problems.append(f"xp.cfg solver: found {show(solver)}, supported: {', '.join(map(repr, SOLVERS))}")
     pattern = fields.get("codebooks_pattern.modeling") or fields.get("transformer_lm.q_modeling")
     if pattern != "delay":
-        problems.append(f"xp.cfg codebooks_pattern.modeling: found {pattern!r}, supported: 'delay'")
+        problems.append(f"xp.cfg codebooks_pattern.modeling: found {show(pattern)}, supported: 'delay'")
     text = fields.get("conditioners.description.model")
     if text != "t5":
-        problems.append(f"xp.cfg conditioners.description.model: found {text!r}, supported: 't5'")
+        problems.append(f"xp.cfg conditioners.description.model: found {show(text)}, supported: 't5'")
     return problems + _self_wav_problems(fields) + _stereo_problems(fields)
 
 
@@ -146,7 +148,7 @@ def _self_wav_problems(fields: Fields) -> list[str]:
     if isinstance(model, str) and model in SELF_WAV:
         return unsupported(fields, SELF_WAV[model], "xp.cfg", "audiocraft", f"conditioners.self_wav.{model}.")
     supported = ", ".join(map(repr, SELF_WAV))
-    return [f"xp.cfg conditioners.self_wav.model: found {model!r}, supported: {supported}"]
+    return [f"xp.cfg conditioners.self_wav.model: found {show(model)}, supported: {supported}"]
 
 
 def _stereo_problems(fields: Fields) -> list[str]:
@@ -154,7 +156,7 @@ def _stereo_problems(fields: Fields) -> list[str]:
     if interleaved == (channels == 2):
         return []
     return [
-        f"xp.cfg interleave_stereo_codebooks.use: found {interleaved!r} with channels: {channels!r}, "
+        f"xp.cfg interleave_stereo_codebooks.use: found {show(interleaved)} with channels: {show(channels)}, "
         "supported: 2 channels that are interleaved, or 1"
     ]
 
@@ -195,7 +197,7 @@ def style_config(fields: Fields) -> StyleConfig:
     scale = fields.require(f"{at}transformer_scale", str, "default")
     if scale not in STYLE_SCALES:
         supported = ", ".join(map(repr, STYLE_SCALES))
-        raise ConfigError(f"xp.cfg {at}transformer_scale: found {scale!r}, supported: {supported}")
+        raise ConfigError(f"xp.cfg {at}transformer_scale: found {show(scale)}, supported: {supported}")
     dim, heads, layers = STYLE_SCALES[scale]
     config = StyleConfig(  # defaults: StyleConditioner's
         features=STYLE_FEATURES,
@@ -247,13 +249,17 @@ def _half_problems(fields: Fields) -> list[str]:
     """seanet.encoder and seanet.decoder override seanet for one half: only the same value is supported."""
     problems = []
     for half in ("encoder", "decoder"):
-        for name in fields.get(f"seanet.{half}") or {}:
+        own = fields.get(f"seanet.{half}")
+        for name in own if isinstance(own, Mapping) else ():
             value, both = fields.get(f"seanet.{half}.{name}"), fields.get(f"seanet.{name}")
             if f"seanet.{half}.{name}" not in CODEC_SUPPORTED and value not in (None, both):
-                problems.append(f"xp.cfg seanet.{half}.{name}: found {value!r}, supported: {both!r}, as seanet.{name}")
+                at = show_name(name)
+                problems.append(
+                    f"xp.cfg seanet.{half}.{at}: found {show(value)}, supported: {show(both)}, as seanet.{at}"
+                )
     return problems
 
 
 def _channel_problems(fields: Fields) -> list[str]:
     seanet, encodec = fields.get("seanet.channels"), fields.get("encodec.channels")
-    return [] if seanet == encodec else [f"xp.cfg seanet.channels: found {seanet!r}, supported: {encodec!r}"]
+    return [] if seanet == encodec else [f"xp.cfg seanet.channels: found {show(seanet)}, supported: {show(encodec)}"]

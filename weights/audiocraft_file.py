@@ -8,26 +8,22 @@
 Where xp.cfg is missing, it is that of `base`, the model that the file is a fine-tune of.
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from weights.containers import (
-    EXPORT_LM,
-    Checkpoint,
-    CheckpointError,
-    Read,
-    Spec,
-    load_package,
-    parse_yaml,
-    plain_tensors,
-)
+from weights.containers import Checkpoint, Read, Spec
+from weights.errors import CheckpointError, is_plain, show, show_name
 from weights.lora import refuse_unmerged
+from weights.torch_files import EXPORT_LM, load_package, plain_tensors, verify_records
+from weights.trees import parse_yaml
 from weights.wrappers import unwrapped
 
 LIGHTNING = "pytorch-lightning_version"
+LONGEST_NAME = 200  # characters of a codec's name
 # Codecs that audiocraft's files name and that are no EnCodec.
 OTHER_CODECS = {
     "dac": "Descript's DAC, not EnCodec: clean_lm takes EnCodec, such as MusicGen's facebook/encodec_32khz",
@@ -52,7 +48,7 @@ def open_file(
         return lambda name: tensors[names[name]]
 
     specs = {name: Spec(tuple(state[theirs].shape), state[theirs].dtype) for name, theirs in names.items()}
-    return Checkpoint(path, "audiocraft", tree, specs, mapped, notes)
+    return Checkpoint(path, "audiocraft", tree, specs, mapped, notes, verify=lambda: verify_records(path))
 
 
 def without_mha(name: str) -> str:
@@ -90,7 +86,7 @@ def xp_cfg(path: Path, kind: str, package: Mapping[str, Any], base: Path | None)
         return _base_cfg(base)
     missing = [] if "best_state" in package else ["best_state"]
     missing += [] if "xp.cfg" in package else ["xp.cfg"]
-    found = ", ".join(map(str, list(package)[:6]))
+    found = ", ".join(map(show_name, list(package)[:6]))
     what, hint = _what(package, bare), _hint(package, bare)
     raise CheckpointError(f"{path}: {what}has no {' and no '.join(missing)}; it holds {found}{hint}")
 
@@ -121,12 +117,14 @@ def _hint(package: Mapping[str, Any], bare: bool) -> str:
 def _pretrained(name: object, kind: str) -> str:
     """The codec that a file names in place of its tensors, and what to do."""
     if kind == "state_dict.bin":
-        return f"{name!r}, not a language model; give the state_dict.bin beside it"
-    short = str(name).rstrip("/").rpartition("/")[2]
+        return f"{show(name)}, not a language model; give the state_dict.bin beside it"
+    if not isinstance(name, str) or not is_plain(name, LONGEST_NAME) or name.startswith("-"):
+        return f"{show(name)}, which is no name of a model; give the codec that it was trained with as --codec"
+    short = name.rstrip("/").rpartition("/")[2]
     other = next((what for start, what in OTHER_CODECS.items() if short.startswith(start)), None)
     if other:
-        return f"{name!r}: {other}"
+        return f"{show(name)}: {other}"
     return (
-        f"{name!r}, without its weights; download config.json and model.safetensors of {name} from Hugging Face "
-        f"(`hf download {name} --local-dir FOLDER`) and give --codec FOLDER"
+        f"{show(name)}, without its weights; download config.json and model.safetensors of it from Hugging Face "
+        f"(`hf download {shlex.quote(name)} --local-dir FOLDER`) and give --codec FOLDER"
     )

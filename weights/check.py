@@ -24,7 +24,7 @@ from tqdm import tqdm
 from clean_lm.models.config import ConfigError, LMConfig
 from weights.checkpoint import Checkpoint, CheckpointError, Spec, open_layout, open_lm
 from weights.lm import describe, dropped, window_note
-from weights.mapping import Dropped, Source, differences, not_finite, reason
+from weights.mapping import Dropped, Source, differences, not_finite, reason, shortened
 
 WIDTH = 120
 
@@ -35,6 +35,7 @@ def main() -> int:
     try:
         checkpoint = open_layout(args.layout, args.config) if args.layout else open_lm(args.ckpt, args.base)
         config, rows = describe(checkpoint)
+        checkpoint.verify()
     except (CheckpointError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -47,7 +48,7 @@ def main() -> int:
     notes = [*checkpoint.notes, *filter(None, [window_note(checkpoint)])]
     print("".join(f"note: {note}\n" for note in notes), end="")
     fine = "OK, names and shapes (values were not read)" if args.layout else "OK, and every value is finite"
-    print("\n  ".join([f"{len(problems)} problems:", *problems]) if problems else fine)
+    print("\n  ".join([f"{len(problems)} problems:", *shortened(problems)]) if problems else fine)
     return 1 if problems else 0
 
 

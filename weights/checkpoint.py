@@ -16,8 +16,11 @@ from typing import Any
 
 from weights.archives import refuse_archive
 from weights.audiocraft_file import open_file, without_mha
-from weights.containers import DTYPES, Checkpoint, CheckpointError, Read, Spec, parse_yaml, read_json
+from weights.containers import DTYPES, Checkpoint, Read, Spec
+from weights.errors import CheckpointError, one_line, show
 from weights.huggingface_folder import CODEC, LM, MERT, TEXT, folder_config, is_huggingface, open_folder
+from weights.torch_files import check_names, first_bytes
+from weights.trees import LARGEST_YAML, parse_yaml, read_json
 
 __all__ = ["Checkpoint", "CheckpointError", "Spec", "is_codec", "open_codec", "open_layout", "open_lm", "open_mert",
            "open_text"]  # fmt: skip
@@ -88,10 +91,17 @@ def open_layout(layout: Path, config: Path) -> Checkpoint:
         return Checkpoint(layout, *folder_config(config, CODEC), specs, refuse)
     if config.suffix == ".json":
         return Checkpoint(layout, *folder_config(config, LM), specs, refuse)
-    tree = parse_yaml(config, config.read_text(encoding="utf-8", errors="replace"))
+    tree = parse_yaml(config, _text(config))
     if not _is_codec_config(tree):
         _refuse_other_models(config, tree)
     return Checkpoint(layout, "audiocraft", tree, {without_mha(name): spec for name, spec in specs.items()}, refuse)
+
+
+def _text(path: Path) -> str:
+    """The text of a file, as much as a configuration may have and a little more."""
+    first_bytes(path)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(LARGEST_YAML + 1)
 
 
 def is_codec(checkpoint: Checkpoint) -> bool:
@@ -105,6 +115,8 @@ def _existing(path: Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        first_bytes(path)
     refuse_archive(path)
     return path
 
@@ -125,9 +137,18 @@ def _listed_specs(path: Path) -> dict[str, Spec]:
     dtypes = {str(dtype): dtype for dtype in DTYPES.values()}
     listed = read_json(path)
     try:
-        return {name: Spec(tuple(shape), dtypes[dtype]) for name, (shape, dtype) in listed.items()}
+        specs = {name: Spec(_shape(shape), dtypes[dtype]) for name, (shape, dtype) in listed.items()}
     except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: expected {{name: [shape, dtype]}} ({error})") from None
+        raise CheckpointError(f"{path}: expected {{name: [shape, dtype]}} ({one_line(error)})") from None
+    check_names(path, specs)
+    return specs
+
+
+def _shape(listed: list[Any]) -> tuple[int, ...]:
+    """Raises ValueError, TypeError."""
+    if not all(type(length) is int and 0 <= length < 2**48 for length in listed):
+        raise ValueError(f"the shape {show(listed)}")
+    return tuple(listed)
 
 
 def _is_codec_config(tree: Mapping[str, Any]) -> bool:
@@ -137,8 +158,8 @@ def _is_codec_config(tree: Mapping[str, Any]) -> bool:
 def _refuse_other_codecs(path: Path, tree: Mapping[str, Any]) -> None:
     if not _is_codec_config(tree):
         raise CheckpointError(
-            f"{path}: not a codec checkpoint (xp.cfg lm_model: {tree.get('lm_model')!r}, compression_model: "
-            f"{tree.get('compression_model')!r}); give the compression_state_dict.bin beside it"
+            f"{path}: not a codec checkpoint (xp.cfg lm_model: {show(tree.get('lm_model'))}, compression_model: "
+            f"{show(tree.get('compression_model'))}); give the compression_state_dict.bin beside it"
         )
 
 
@@ -147,4 +168,4 @@ def _refuse_other_models(path: Path, tree: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path}: a codec checkpoint, not a language model; give the state_dict.bin beside it")
     for (field, value), what in OTHER_MODELS.items():
         if tree.get(field) == value:
-            raise CheckpointError(f"{path}: {what} (xp.cfg {field}: {value!r}); clean_lm takes MusicGen's")
+            raise CheckpointError(f"{path}: {what} (xp.cfg {field}: {show(value)}); clean_lm takes MusicGen's")

@@ -18,6 +18,7 @@ from weights.mapping import (
     codebook_training_state,
     match,
     one,
+    require_tensors,
     stack,
     weight_norm,
     weight_norm_names,
@@ -54,6 +55,9 @@ def describe(checkpoint: Checkpoint) -> tuple[CodecConfig, dict[str, Source]]:
     """The codec that a checkpoint's configuration describes, and its table. Raises ConfigError, naming the file."""
     try:
         config = read_config(checkpoint)
+        blocks = len(config.ratios) * config.residual_layers
+        counts = {"codebooks": config.codebooks, "lstm_layers": config.lstm_layers, "residual blocks": blocks}
+        require_tensors(checkpoint.specs, **counts)
         return config, table(checkpoint, config)
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from None

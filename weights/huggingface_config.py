@@ -7,7 +7,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from clean_lm.models.config import CodecConfig, LMConfig, MelodyConfig, MertConfig, TextConfig
+from clean_lm.models.config import (
+    MOST,
+    CodecConfig,
+    ConfigError,
+    LMConfig,
+    MelodyConfig,
+    MertConfig,
+    TextConfig,
+    require_size,
+)
+from weights.errors import show
 from weights.fields import Fields, Supported, require_supported, unsupported
 
 # The language model, by the defaults of MusicgenDecoderConfig.
@@ -61,6 +71,7 @@ def lm_config(tree: Mapping[str, Any]) -> LMConfig:
         problems.append(f"config.json decoder.ffn_dim: found {hidden}, expected a multiple of hidden_size {dim}")
     require_supported("language model", problems)
     codebooks, channels = fields.require("decoder.num_codebooks", int), _channels(fields)
+    require_size("codebooks", codebooks)
     melody = tree.get("model_type") == "musicgen_melody"
     config = LMConfig(
         layers=fields.require("decoder.num_hidden_layers", int),
@@ -94,7 +105,7 @@ def melody_config(fields: Fields, dim: int) -> MelodyConfig:
     frames, chroma = fields.require("chroma_length", int, 235), fields.require("num_chroma", int, 12)
     n_fft = fields.require(f"{at}n_fft", int, MELODY_FRAME)
     problems = [
-        f"preprocessor_config.json {name}: found {value!r}, supported: {ours!r}"
+        f"preprocessor_config.json {name}: found {show(value)}, supported: {show(ours)}"
         for name, default, ours in (
             ("hop_length", MELODY_HOP, n_fft // 4),
             ("num_chroma", chroma, chroma),
@@ -142,7 +153,7 @@ def _window(fields: Fields) -> tuple[float, str | None]:
     and where nobody did, transformers leaves it out.
     """
     sample_rate = fields.require("audio_encoder.sampling_rate", int)
-    hop = math.prod(fields.require_list("audio_encoder.upsampling_ratios", int))
+    hop = _hop(fields, "audio_encoder.")
     name = "generation_config.max_length"
     if fields.get(name) is None:
         return TRAINED, f"generation_config.json has no max_length: windows of {TRAINED:g} s"
@@ -187,10 +198,12 @@ def _text_problems(fields: Fields, at: str) -> list[str]:
     feed_forward = fields.get(f"{at}feed_forward_proj", "relu")
     if not isinstance(feed_forward, str) or feed_forward not in T5_FEED_FORWARD:
         supported = ", ".join(map(repr, T5_FEED_FORWARD))
-        return [*problems, f"config.json {at}feed_forward_proj: found {feed_forward!r}, supported: {supported}"]
+        return [*problems, f"config.json {at}feed_forward_proj: found {show(feed_forward)}, supported: {supported}"]
     for name, ours in zip(("dense_act_fn", "is_gated_act"), T5_FEED_FORWARD[feed_forward], strict=True):
         if (value := fields.get(at + name, ours)) != ours:
-            problems.append(f"config.json {at}{name}: found {value!r}, supported with {feed_forward!r}: {ours!r}")
+            problems.append(
+                f"config.json {at}{name}: found {show(value)}, supported with {show(feed_forward)}: {show(ours)}"
+            )
     return problems
 
 
@@ -203,7 +216,7 @@ def mert_config(tree: Mapping[str, Any]) -> MertConfig:
     problems = unsupported(fields, MERT_SUPPORTED, "config.json", "transformers")
     relax = fields.require("attention_relax", float, -1.0)
     if relax > 0:
-        problems.append(f"config.json attention_relax: found {relax!r}, supported: -1.0")
+        problems.append(f"config.json attention_relax: found {show(relax)}, supported: -1.0")
     require_supported("MERT", problems)
     config = MertConfig(
         layers=fields.require("num_hidden_layers", int),
@@ -230,7 +243,7 @@ def codec_config(tree: Mapping[str, Any], at: str = "") -> CodecConfig:
     problems = unsupported(fields, CODEC_SUPPORTED, "config.json", "transformers", at)
     dimension, inner = fields.require(f"{at}hidden_size", int), fields.get(f"{at}codebook_dim")
     if inner not in (None, dimension):
-        problems.append(f"config.json {at}codebook_dim: found {inner!r}, supported: hidden_size, {dimension}")
+        problems.append(f"config.json {at}codebook_dim: found {show(inner)}, supported: hidden_size, {dimension}")
     require_supported("codec", problems)
     config = CodecConfig(
         sample_rate=fields.require(f"{at}sampling_rate", int),
@@ -255,8 +268,21 @@ def codec_config(tree: Mapping[str, Any], at: str = "") -> CodecConfig:
 
 def _codebooks(fields: Fields, at: str) -> int:
     """How many codebooks the last bandwidth [kbit/s] takes: transformers' EncodecConfig.num_quantizers."""
-    bandwidths = fields.require_list(f"{at}target_bandwidths", float)
-    hop = math.prod(fields.require_list(f"{at}upsampling_ratios", int))
+    bandwidths, hop = fields.require_list(f"{at}target_bandwidths", float), _hop(fields, at)
+    if not bandwidths or not bandwidths[-1] > 0:
+        found = show(list(bandwidths))
+        raise ConfigError(f"configuration field {at}target_bandwidths: got {found}, expected numbers above 0")
     sample_rate, card = fields.require(f"{at}sampling_rate", int), fields.require(f"{at}codebook_size", int)
     frame_rate, bits = math.ceil(sample_rate / max(hop, 1)), math.ceil(math.log2(max(card, 2)))
-    return int(1000 * bandwidths[-1] // (max(frame_rate, 1) * bits)) if bandwidths else 0
+    return int(1000 * bandwidths[-1] // (max(frame_rate, 1) * bits))
+
+
+def _hop(fields: Fields, at: str) -> int:
+    """Samples of a frame of the codec under `at`. Raises ConfigError."""
+    ratios = fields.require_list(f"{at}upsampling_ratios", int)
+    if len(ratios) > MOST["ratios"] or not all(0 <= ratio <= MOST["ratio"] for ratio in ratios):
+        raise ConfigError(
+            f"configuration field {at}upsampling_ratios: got {show(list(ratios))}, expected at most {MOST['ratios']} "
+            f"numbers up to {MOST['ratio']}"
+        )
+    return math.prod(ratios)

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from weights.containers import (
     Checkpoint,
-    CheckpointError,
     Read,
     Spec,
     has_safetensors,
     open_pytorch,
     open_safetensors,
-    read_json,
+    verify_pytorch,
 )
+from weights.errors import CheckpointError, show
 from weights.lora import base_of, is_adapter, open_adapter, refuse_unmerged
+from weights.trees import read_json
 from weights.wrappers import renamed, unwrapped
 
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
@@ -105,8 +106,8 @@ def folder_config(path: Path, kind: FolderKind) -> tuple[str, dict[str, Any]]:
     config = read_json(path)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in kind.layouts:
-        hint = OTHER_TYPES.get(str(model_type), "")
-        raise CheckpointError(f"{path}: model_type is {model_type!r}, expected {kind.expected}{hint}")
+        hint = OTHER_TYPES.get(model_type, "") if isinstance(model_type, str) else ""
+        raise CheckpointError(f"{path}: model_type is {show(model_type)}, expected {kind.expected}{hint}")
     layout = kind.layouts[model_type]
     if layout in ("huggingface", "decoder"):
         config["generation_config"] = _beside(path, "generation_config.json")
@@ -130,7 +131,8 @@ def _open(folder: Path, layout: str, config: Mapping[str, Any]) -> Checkpoint:
         tensor = read(folder)[1]
         return lambda name: tensor(names[name])
 
-    return Checkpoint(folder, layout, config, renamed(specs, names), mapped, notes)
+    verify = (lambda: None) if read is open_safetensors else (lambda: verify_pytorch(folder))
+    return Checkpoint(folder, layout, config, renamed(specs, names), mapped, notes, verify=verify)
 
 
 def _adapted(folder: Path, base: Checkpoint) -> Checkpoint:
@@ -143,8 +145,14 @@ def _adapted(folder: Path, base: Checkpoint) -> Checkpoint:
         return lambda name: adapter.merged(changes[name], tensor(name)) if name in changes else tensor(name)
 
     specs = {name: replace(spec, dtype=adapter.dtype) if name in changes else spec for name, spec in base.specs.items()}
+
+    def verify() -> None:
+        adapter.verify()
+        base.verify()
+
     notes = (*base.notes, f"merged the LoRA adapter {folder} into {base.path}: {len(changes)} tensors")
-    return replace(base, path=folder, specs=specs, open=mapped, notes=notes, tokenizer=base.tokenizer or base.path)
+    tokenizer = base.tokenizer or base.path
+    return replace(base, path=folder, specs=specs, open=mapped, notes=notes, tokenizer=tokenizer, verify=verify)
 
 
 # A decoder that was saved alone: MusicgenForCausalLM's names have no "decoder." in front.
@@ -172,8 +180,8 @@ def _with_decoder(base: Checkpoint, decoder: Checkpoint) -> Checkpoint:
     model_type = DECODERS[decoder.config["model_type"]]
     if base.config.get("model_type", model_type) != model_type:
         raise CheckpointError(
-            f"{decoder.path}: its model_type is {decoder.config['model_type']!r}, that of --base "
-            f"{base.config['model_type']!r}; give the model that it is a fine-tune of"
+            f"{decoder.path}: its model_type is {show(decoder.config['model_type'])}, that of --base "
+            f"{show(base.config['model_type'])}; give the model that it is a fine-tune of"
         )
     names = {name if name.startswith("enc_to_dec_proj.") else f"decoder.{name}": name for name in decoder.specs}
     rest = {name: spec for name, spec in base.specs.items() if not name.startswith("decoder.") and name not in names}
@@ -192,6 +200,10 @@ def _with_decoder(base: Checkpoint, decoder: Checkpoint) -> Checkpoint:
 
         return tensor
 
+    def verify() -> None:
+        decoder.verify()
+        base.verify()
+
     specs: dict[str, Spec] = rest | renamed(decoder.specs, names)
-    notes = base.notes + decoder.notes
-    return Checkpoint(decoder.path, "huggingface", config, specs, mapped, notes, base.tokenizer or base.path)
+    notes, tokenizer = base.notes + decoder.notes, base.tokenizer or base.path
+    return Checkpoint(decoder.path, "huggingface", config, specs, mapped, notes, tokenizer, verify)

@@ -9,7 +9,7 @@ import torch
 from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig, StyleConfig
 from weights import audiocraft_config, huggingface_config
 from weights.checkpoint import Checkpoint, Spec, is_codec, open_lm
-from weights.mapping import Dropped, Model, Source, codebook_training_state, match, norm, one, stack
+from weights.mapping import Dropped, Model, Source, codebook_training_state, match, norm, one, require_tensors, stack
 
 TEXT = "condition_provider.conditioners.description.output_proj"
 T5 = "condition_provider.conditioners.description.t5"  # where a text encoder is that was trained with the model
@@ -41,6 +41,9 @@ def describe(checkpoint: Checkpoint) -> tuple[LMConfig, dict[str, Source]]:
     """The model that a checkpoint's configuration describes, and its table. Raises ConfigError, naming the file."""
     try:
         config = read_config(checkpoint)
+        require_tensors(checkpoint.specs, layers=config.layers, codebooks=config.codebooks)
+        if isinstance(config.self_wav, StyleConfig):
+            require_tensors(checkpoint.specs, n_q_out=config.self_wav.levels)
         return config, table(checkpoint, config)
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from None

@@ -10,7 +10,8 @@ s is alpha / r, with rsLoRA alpha / sqrt(r). Sources: Hu et al. 2021 (LoRA), Kal
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weights.containers import CheckpointError, Read, Spec, open_pytorch, open_safetensors, read_json
+from weights.containers import Read, Spec, open_pytorch, open_safetensors, verify_pytorch
+from weights.errors import CheckpointError, is_plain, show, show_name
+from weights.trees import read_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model"
 MERGE = "merge it where it was trained: save_pretrained of what peft's merge_and_unload() returns"
@@ -37,6 +40,11 @@ PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.default)?(?P<bias>\.weight|\.bias)?"
 )
+# A pattern of alpha_pattern: names, with a wildcard or two. More could take forever to compare.
+PATTERN = re.compile(r"(?:[\w\-^$|\\()]|\.(?![*+?])|\[[\w\-]+\]|\.[*+?]|\\d[*+?])+")
+MOST_PATTERNS, LONGEST_PATTERN, WILDCARDS, MOST_WILDCARDS, CHOICES = 1000, 200, 2, 20, 8
+LARGEST_ALPHA = 1e9
+LONGEST_BASE = 200  # characters of the base model's name
 UNMERGED = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".base_layer.", ".modules_to_save.")
 
 
@@ -56,6 +64,7 @@ class Adapter:
     config: Mapping[str, Any]
     specs: Mapping[str, Spec]
     read: Read
+    verify: Callable[[], None]  # reads its file once, raises CheckpointError where a checksum is wrong
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,7 +141,8 @@ class Adapter:
         if set(shapes) == {"lora_bias"}:
             return shapes["lora_bias"]
         a, b = ("lora_A", "lora_B") if "lora_A" in shapes else ("lora_embedding_A", "lora_embedding_B")
-        if set(shapes) != {a, b} or {len(shapes[a]), len(shapes[b])} != {2} or shapes[a][0] != shapes[b][1]:
+        pairs = set(shapes) == {a, b} and {len(shapes[a]), len(shapes[b])} == {2}
+        if not pairs or shapes[a][0] != shapes[b][1] or shapes[a][0] < 1:
             raise CheckpointError(
                 f"{self.folder}: {name} has {', '.join(f'{part} {list(s)}' for part, s in shapes.items())}, expected "
                 f"an A [r, in] and a B [out, r] of a linear layer or an embedding; {MERGE}"
@@ -153,23 +163,59 @@ def open_adapter(folder: Path) -> Adapter:
     config = read_json(folder / CONFIG)
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{folder}: a {kind} adapter, expected LoRA; {MERGE}")
+        raise CheckpointError(f"{folder}: a {show_name(kind)} adapter, expected LoRA; {MERGE}")
     init = config.get("init_lora_weights", True)
     if init not in INIT:
         raise CheckpointError(
-            f"{folder}: init_lora_weights is {init!r}, which changes the base model's weights, too; {MERGE}"
+            f"{folder}: init_lora_weights is {show(init)}, which changes the base model's weights, too; {MERGE}"
         )
     other = [name for name, value in config.items() if value and name not in READ | WITHOUT_EFFECT]
     if other:
-        raise CheckpointError(f"{folder}: uses {', '.join(sorted(other))} of LoRA, which is not merged here; {MERGE}")
-    for name, kinds in (("lora_alpha", int | float), ("alpha_pattern", dict | None)):
-        if name in config and not isinstance(config[name], kinds):
-            raise CheckpointError(f"{folder / CONFIG}: {name} is {config[name]!r}, expected {kinds}")
+        raise CheckpointError(
+            f"{folder}: uses {', '.join(map(show_name, sorted(other)[:12]))} of LoRA, which is not merged here; {MERGE}"
+        )
+    _check_alphas(folder / CONFIG, config)
     read = open_safetensors if (folder / f"{TENSORS}.safetensors").exists() else open_pytorch
     whole = f"{TENSORS}.safetensors" if read is open_safetensors else f"{TENSORS}.bin"
     if not (folder / whole).exists():
         raise FileNotFoundError(f"{folder}: {TENSORS}.safetensors not found; fetch or copy the whole folder")
-    return Adapter(folder, config, *read(folder, whole))
+    verify = (lambda: None) if read is open_safetensors else (lambda: verify_pytorch(folder, whole))
+    return Adapter(folder, config, *read(folder, whole), verify)
+
+
+def _check_alphas(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless lora_alpha and those of alpha_pattern are numbers, by names or simple patterns."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or len(patterns) > MOST_PATTERNS:
+        raise CheckpointError(f"{path}: alpha_pattern is {show(patterns)}, expected {{module: alpha}}")
+    wildcards = 0
+    for pattern in patterns:
+        wildcards += _wildcards(pattern)
+        if wildcards > MOST_WILDCARDS or not _is_simple(pattern):
+            raise CheckpointError(
+                f"{path}: alpha_pattern {show(pattern)}, expected the name of a module with at most {WILDCARDS} "
+                f"wildcards (.*), {MOST_WILDCARDS} in all; {MERGE}"
+            )
+    for name, alpha in {"lora_alpha": config.get("lora_alpha", 8), **patterns}.items():
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < LARGEST_ALPHA:
+            raise CheckpointError(f"{path}: {show_name(name)} is {show(alpha)}, expected a number")
+
+
+def _wildcards(pattern: str) -> int:
+    return sum(map(pattern.count, "*+?"))
+
+
+def _is_simple(pattern: str) -> bool:
+    """Whether a pattern is quick to compare with any name."""
+    if len(pattern) > LONGEST_PATTERN or _wildcards(pattern) > WILDCARDS or pattern.count("|") > CHOICES:
+        return False
+    if not PATTERN.fullmatch(pattern):
+        return False
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def adapts(folder: Path, at: str) -> bool:
@@ -182,10 +228,12 @@ def base_of(folder: Path, base: Path | None) -> Path:
     if base is not None:
         return base
     named = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if isinstance(named, str) and named and (Path(named) / "config.json").exists():
-        return Path(named)
-    what = repr(named) if named else "a model that it does not name"
-    fetch = f" (`hf download {named} --local-dir FOLDER`)" if named else ""
+    fetch = ""
+    if isinstance(named, str) and named != "" and is_plain(named, LONGEST_BASE) and not named.startswith("-"):
+        if (Path(named) / "config.json").exists() and not is_adapter(Path(named)):
+            return Path(named)
+        fetch = f" (`hf download {shlex.quote(named)} --local-dir FOLDER`)"
+    what = show(named) if named else "a model that it does not name"
     raise CheckpointError(
         f"{folder}: a LoRA adapter, not a model; its base is {what}: give that{fetch} with --base FOLDER, or {MERGE}"
     )

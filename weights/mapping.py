@@ -14,10 +14,13 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from clean_lm.models.config import ConfigError
 from weights.checkpoint import Checkpoint, Spec
 
 # Weight norm's two tensors, g and v, by torch.nn.utils.weight_norm and by torch.nn.utils.parametrizations.weight_norm.
 WEIGHT_NORM = ("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")
+
+LISTED = 100  # lines of differences in an error
 
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
@@ -100,17 +103,32 @@ class Weights(Mapping[str, Tensor]):
         return len(self.rows)
 
 
+def require_tensors(specs: Mapping[str, Spec], **counts: int) -> None:
+    """Raise ConfigError where a model has more parts of a kind than the file has tensors: no table is made of it."""
+    for name, count in counts.items():
+        if count > len(specs):
+            raise ConfigError(f"{name} {count}: the file has {len(specs)} tensors in all")
+
+
 def match(checkpoint: Checkpoint, config: Config, rows: Mapping[str, Source], drop: list[Dropped]) -> Model[Config]:
     """A checkpoint as the model that its table makes of it. Raises MappingError with every difference."""
     problems = differences(rows, drop, checkpoint.specs)
     if problems:
-        listing = "\n  ".join(problems)
+        listing = "\n  ".join(shortened(problems))
         raise MappingError(f"{checkpoint.path}: its tensors are not those of its configuration:\n  {listing}")
     return Model(checkpoint, config, rows)
 
 
+def shortened(problems: list[str]) -> list[str]:
+    """The first LISTED lines, and how many there are beyond them."""
+    more = len(problems) - LISTED
+    return problems if more <= 0 else [*problems[:LISTED], f"... and {more:,} more"]
+
+
 def require_finite(model: Model[Config]) -> None:
-    """Read every tensor that becomes part of a model once. Raises MappingError for the first with NaN or infinity."""
+    """Read every tensor that becomes part of a model. Raises MappingError for the first with NaN or infinity, and
+    CheckpointError where the file's own checksums say that it is damaged."""
+    model.checkpoint.verify()
     read = model.checkpoint.open()
     for name in {piece.name: None for source in model.rows.values() for piece in source.pieces}:
         if line := not_finite(name, read(name)):
@@ -137,8 +155,9 @@ def differences(rows: Mapping[str, Source], drop: list[Dropped], specs: Mapping[
     """Every missing, unexpected and misshapen tensor, a line each: none where names (as sets) and shapes agree."""
     expected = {piece.name: piece.shape for source in rows.values() for piece in source.pieces}
     kept = {name for name in specs if reason(name, drop) is None}
+    unexpected = kept - expected.keys()
     lines = [f"missing     {name} {list(shape)}" for name, shape in expected.items() if name not in kept]
-    lines += [f"unexpected  {name} {list(specs[name].shape)}" for name in specs if name in kept - expected.keys()]
+    lines += [f"unexpected  {name} {list(specs[name].shape)}" for name in specs if name in unexpected]
     for name, shape in expected.items():
         if name in kept and specs[name].shape != shape:
             lines.append(f"misshapen   {name}: found {list(specs[name].shape)}, expected {list(shape)}")

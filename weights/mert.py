@@ -5,7 +5,18 @@ from pathlib import Path
 from clean_lm.models.config import ConfigError, MertConfig
 from weights.checkpoint import Checkpoint, open_mert
 from weights.huggingface_config import mert_config
-from weights.mapping import Dropped, Model, Source, linear, match, norm, one, weight_norm, weight_norm_names
+from weights.mapping import (
+    Dropped,
+    Model,
+    Source,
+    linear,
+    match,
+    norm,
+    one,
+    require_tensors,
+    weight_norm,
+    weight_norm_names,
+)
 
 PREFIXES = ("hubert.", "mert_model.")  # before a MERT's names in a file that also has a head; else none
 
@@ -18,6 +29,7 @@ def load(path: Path, base: Path | None = None) -> Model[MertConfig]:
     checkpoint = open_mert(path, base)
     try:
         config = mert_config(checkpoint.config)
+        require_tensors(checkpoint.specs, num_hidden_layers=config.layers, conv_dim=len(config.channels))
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
     return match(checkpoint, config, table(checkpoint, config), dropped(checkpoint))

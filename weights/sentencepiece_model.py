@@ -4,6 +4,7 @@ The message types below are the fields of sentencepiece_model.proto (https://git
 matter here, with the proto's own numbers and defaults; protobuf skips the others.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from weights.containers import CheckpointError, refuse_pointer
+from weights.errors import CheckpointError, one_line, show
+from weights.torch_files import first_bytes
 
 UNIGRAM = 1
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # kinds of pieces
 EOS = "</s>"
+LARGEST = 2**26  # bytes; that of T5 has 800 thousand
 
 FieldType = descriptor_pb2.FieldDescriptorProto
 STRING, BYTES, FLOAT, BOOL = FieldType.TYPE_STRING, FieldType.TYPE_BYTES, FieldType.TYPE_FLOAT, FieldType.TYPE_BOOL
@@ -68,13 +71,17 @@ class SentencePieceModel:
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
     """Read and check a `spiece.model`. Raises CheckpointError where it is damaged, or not a Unigram model like T5's."""
-    refuse_pointer(path)
+    first_bytes(path)
+    if (size := path.stat().st_size) > LARGEST:
+        raise CheckpointError(f"{path}: {size} bytes, expected a SentencePiece model of at most {LARGEST}")
     proto = _model_proto()()
     try:
         proto.ParseFromString(path.read_bytes())
         pieces = tuple(SentencePiece(piece.piece, piece.score, piece.type) for piece in proto.pieces)
     except (DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not a SentencePiece model, or truncated ({error}); copy it again") from None
+        raise CheckpointError(
+            f"{path}: not a SentencePiece model, or truncated ({one_line(error)}); copy it again"
+        ) from None
     if not pieces or not proto.HasField("trainer_spec"):
         raise CheckpointError(f"{path}: not a SentencePiece model, or truncated ({len(pieces)} pieces); copy it again")
     _check_settings(path, proto)
@@ -96,6 +103,8 @@ def _check_pieces(path: Path, model: SentencePieceModel) -> None:
         raise CheckpointError(f"{path}: {len(unknown)} unknown pieces, expected one, and a piece {EOS}")
     if len(set(texts)) != len(texts):
         raise CheckpointError(f"{path}: a piece is in it twice; copy it again")
+    if odd := next((piece for piece in model.pieces if not math.isfinite(piece.score)), None):
+        raise CheckpointError(f"{path}: the score of the piece {show(odd.text)} is {odd.score}; copy it again")
 
 
 def _model_proto() -> Any:

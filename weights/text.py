@@ -10,7 +10,7 @@ from weights.containers import Read
 from weights.fields import Fields
 from weights.huggingface_config import text_config
 from weights.lm import T5
-from weights.mapping import Dropped, MappingError, Model, Source, match, one, stack
+from weights.mapping import Dropped, MappingError, Model, Source, match, one, require_tensors, stack
 
 PREFIX = {
     "t5": "",
@@ -35,7 +35,7 @@ def load_finetuned(lm: Checkpoint, path: Path) -> Model[TextConfig]:
     """
     at = f"{T5}."
     stock = open_text(path)
-    config = stock.config["text_encoder"] if stock.layout == "huggingface" else stock.config
+    config = stock.config.get("text_encoder", {}) if stock.layout == "huggingface" else stock.config
     specs = {name.removeprefix(at): spec for name, spec in lm.specs.items() if name.startswith(at)}
 
     def mapped() -> Read:
@@ -44,7 +44,7 @@ def load_finetuned(lm: Checkpoint, path: Path) -> Model[TextConfig]:
 
     notes = (f"text encoder: the fine-tuned T5 of {lm.path}, with the tokenizer of {path}",)
     folder = stock.tokenizer or stock.path
-    return matched(Checkpoint(lm.path, "t5", config, specs, mapped, notes, folder))
+    return matched(Checkpoint(lm.path, "t5", config, specs, mapped, notes, folder, lm.verify))
 
 
 def is_finetuned(lm: Checkpoint) -> bool:
@@ -61,6 +61,7 @@ def matched(checkpoint: Checkpoint) -> Model[TextConfig]:
     """A text encoder's checkpoint as a model. Raises ConfigError, MappingError."""
     try:
         config = read_config(checkpoint)
+        require_tensors(checkpoint.specs, num_layers=config.layers)
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
     model = match(checkpoint, config, table(checkpoint, config), dropped(checkpoint))

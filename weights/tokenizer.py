@@ -1,12 +1,14 @@
 """A T5's tokenizer: its `tokenizer.json`, or one made of its SentencePiece `spiece.model`."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
 from clean_lm.models.config import TextConfig
-from weights.containers import CheckpointError, read_json, refuse_pointer
+from weights.errors import CheckpointError, one_line, show
 from weights.sentencepiece_model import (
     CONTROL,
     EOS,
@@ -15,8 +17,13 @@ from weights.sentencepiece_model import (
     SentencePieceModel,
     read_sentencepiece,
 )
+from weights.torch_files import first_bytes
+from weights.trees import read_json
 
 EXTRA_IDS = 100  # T5's sentinels, which follow the pieces, highest number first
+LARGEST = 2**26  # bytes; that of T5 has 1.4 million
+# A text whose encoding reaches most of a tokenizer.
+SAMPLE = "A slow, warm house track: 120 bpm; piano & strings (caf\N{LATIN SMALL LETTER E WITH ACUTE})"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
 
 
@@ -29,16 +36,23 @@ def open_tokenizer(folder: Path, config: TextConfig) -> Tokenizer:
     if path.exists():
         tokenizer = _read(path)
     elif pieces.exists():
-        path, tokenizer = pieces, from_sentencepiece(pieces, _extra_ids(folder / "tokenizer_config.json"))
+        path, extra_ids = pieces, _extra_ids(folder / "tokenizer_config.json")
+        with _readable(path):
+            tokenizer = from_sentencepiece(pieces, extra_ids)
     else:
         raise FileNotFoundError(f"{folder}: no tokenizer.json and no spiece.model; copy one of them from the same T5")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    highest = max(tokenizer.get_vocab().values(), default=0)
+    with _readable(path):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        highest, ids = max(tokenizer.get_vocab().values(), default=0), tokenizer.encode("").ids
+        with contextlib.suppress(Exception):  # a tokenizer may know a few words only: here it must not panic
+            tokenizer.encode(SAMPLE)
     if highest >= config.vocab:
         raise CheckpointError(f"{path}: its tokens go up to {highest}, the text encoder knows {config.vocab} of them")
-    if (ids := tokenizer.encode("").ids) != [config.eos_token]:
-        raise CheckpointError(f"{path}: an empty text is {ids}, expected the eos token alone: [{config.eos_token}]")
+    if ids != [config.eos_token]:
+        raise CheckpointError(
+            f"{path}: an empty text is {show(ids)}, expected the eos token alone: [{config.eos_token}]"
+        )
     return tokenizer
 
 
@@ -76,16 +90,33 @@ def _unigram(model: SentencePieceModel, extra: list[str]) -> Tokenizer:
 
 
 def _read(path: Path) -> Tokenizer:
-    refuse_pointer(path)
-    try:
+    first_bytes(path)
+    if (size := path.stat().st_size) > LARGEST:
+        raise CheckpointError(f"{path}: {size} bytes, expected a tokenizer of at most {LARGEST}")
+    with _readable(path):
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise CheckpointError(f"{path}: not a tokenizer that can be read ({error}); copy it again") from None
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise CheckpointError for all that the tokenizers library says of a file.
+
+    It raises nothing narrower than Exception; and where it panics, on some damaged files, PanicException, which is a
+    BaseException and has no module to import it from.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{path}: not a tokenizer that can be read ({one_line(error)}); copy it again") from None
 
 
 def _extra_ids(path: Path) -> int:
     """How many sentinels a T5 has: tokenizer_config.json may say it."""
     count = read_json(path).get("extra_ids", EXTRA_IDS) if path.exists() else EXTRA_IDS
-    if not isinstance(count, int) or not 0 <= count < 2**16:
-        raise CheckpointError(f"{path}: extra_ids is {count!r}, expected a number of tokens")
+    if type(count) is not int or not 0 <= count < 2**16:
+        raise CheckpointError(f"{path}: extra_ids is {show(count)}, expected a number of tokens")
     return count

@@ -10,11 +10,40 @@ class ConfigError(ValueError):
     """A configuration that these modules do not implement, or that lacks a field they need."""
 
 
-def _require_positive(config: object, *names: str, prefix: str = "") -> None:
-    """Raise ConfigError for the first of these fields that is below 1."""
+# The largest sizes that are read: far above any model's, and small enough to make lists and tables of.
+MOST = {
+    **{"layers": 1000, "heads": 1000, "head_dim": 10_000, "dim": 100_000, "hidden": 1_000_000, "hidden_scale": 1000},
+    **{"codebooks": 256, "card": 1_000_000, "delay": 10_000, "text_dim": 100_000, "vocab": 10_000_000},
+    **{"buckets": 10_000, "max_distance": 1_000_000, "sample_rate": 1_000_000, "seconds": 86_400, "hop": 1_000_000},
+    **{"output_dim": 100_000, "features": 100_000, "levels": 256, "bins": 1_000_000, "ds_factor": 10_000},
+    **{"chroma": 1000, "chroma_samples": 2**24, "convolutions": 32, "channels": 100_000, "kernel": 10_000},
+    **{"position_kernel": 10_000, "position_groups": 10_000, "ratios": 16, "ratio": 10_000, "filters": 10_000},
+    **{"dimension": 100_000, "kernel_size": 1000, "last_kernel_size": 1000, "residual_kernel_size": 1000},
+    **{"residual_layers": 32, "dilation_base": 100, "compress": 10_000, "lstm_layers": 32, "reach": 1_000_000},
+}
+SHORTEST = 1e-3  # seconds
+
+
+def require_size(name: str, value: int, prefix: str = "") -> None:
+    """Raise ConfigError for a size that is below 1, or above MOST."""
+    if value < 1:
+        raise ConfigError(f"{prefix}{name} {value}: expected a number above 0")
+    if value > MOST[name]:
+        raise ConfigError(f"{prefix}{name} {value}: expected at most {MOST[name]}")
+
+
+def _require_sizes(config: object, *names: str, prefix: str = "") -> None:
+    """Raise ConfigError for the first of these fields that is no size."""
     for name in names:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{prefix}{name} {getattr(config, name)}: expected a number above 0")
+        require_size(name, getattr(config, name), prefix)
+
+
+def _require_seconds(name: str, value: float) -> None:
+    """Raise ConfigError for a duration that is not above 0, is not finite, or is longer than a day."""
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{name} {value}: expected a number of seconds above 0")
+    if not SHORTEST <= value <= MOST["seconds"]:
+        raise ConfigError(f"{name} {value}: expected {SHORTEST:g} to {MOST['seconds']} seconds")
 
 
 @dataclass(frozen=True)
@@ -44,13 +73,18 @@ class MelodyConfig:
 
     def validate(self) -> None:
         """Raise ConfigError if a size is out of range."""
-        _require_positive(self, "sample_rate", "output_dim", prefix="self_wav ")
+        _require_sizes(self, "sample_rate", "output_dim", prefix="self_wav ")
         if self.chroma < 2:
             raise ConfigError(f"self_wav chroma {self.chroma}: expected 2 pitch classes or more")
         if not 2 <= self.radix2_exp <= 20:
             raise ConfigError(f"self_wav radix2_exp {self.radix2_exp}: expected a number from 2 to 20")
-        if not 0 < self.duration < math.inf:
-            raise ConfigError(f"self_wav duration {self.duration}: expected a number of seconds above 0")
+        _require_sizes(self, "chroma", prefix="self_wav ")
+        if self.chroma * self.n_fft > MOST["chroma_samples"]:
+            raise ConfigError(
+                f"self_wav chroma {self.chroma}, radix2_exp {self.radix2_exp}: expected at most "
+                f"{MOST['chroma_samples']} for chroma x 2^radix2_exp"
+            )
+        _require_seconds("self_wav duration", self.duration)
 
 
 @dataclass(frozen=True)
@@ -76,14 +110,14 @@ class StyleConfig:
 
     def validate(self) -> None:
         """Raise ConfigError if sizes are out of range or contradict each other."""
-        _require_positive(self, "features", "dim", "heads", "layers", "levels", prefix="self_wav ")
-        _require_positive(self, "ds_factor", "sample_rate", "output_dim", prefix="self_wav ")
+        _require_sizes(self, "features", "dim", "heads", "layers", "levels", prefix="self_wav ")
+        _require_sizes(self, "ds_factor", "sample_rate", "output_dim", prefix="self_wav ")
         if self.bins < 2:
             raise ConfigError(f"self_wav bins {self.bins}: expected 2 vectors or more")
         if not 1 <= self.eval_q <= self.levels:
             raise ConfigError(f"self_wav eval_q {self.eval_q}: expected a number from 1 to n_q_out, {self.levels}")
-        if not 0 < self.length < math.inf:
-            raise ConfigError(f"self_wav length {self.length}: expected a number of seconds above 0")
+        _require_sizes(self, "bins", prefix="self_wav ")
+        _require_seconds("self_wav length", self.length)
 
 
 @dataclass(frozen=True)
@@ -123,10 +157,9 @@ class LMConfig:
 
     def validate(self) -> None:
         """Raise ConfigError if sizes are out of range or contradict each other."""
-        _require_positive(self, "layers", "heads", "dim", "hidden_scale", "codebooks", "card")
-        _require_positive(self, "text_dim", "sample_rate")
-        if not 0 < self.max_duration < math.inf:
-            raise ConfigError(f"max_duration {self.max_duration}: expected a number of seconds above 0")
+        _require_sizes(self, "layers", "heads", "dim", "hidden_scale", "codebooks", "card")
+        _require_sizes(self, "text_dim", "sample_rate")
+        _require_seconds("max_duration", self.max_duration)
         if self.channels not in (1, 2):
             raise ConfigError(f"channels {self.channels}: expected 1 or 2")
         self._validate_conditioners()
@@ -134,6 +167,8 @@ class LMConfig:
             raise ConfigError(f"dim {self.dim} is not an even multiple of the {self.heads} heads")
         if len(self.delays) != self.codebooks or list(self.delays) != sorted(self.delays) or min(self.delays) < 0:
             raise ConfigError(f"delays {list(self.delays)}: expected {self.codebooks} ascending numbers from 0 up")
+        if self.delays[-1] > MOST["delay"]:
+            raise ConfigError(f"delays {list(self.delays)}: expected at most {MOST['delay']}")
 
     def _validate_conditioners(self) -> None:
         cross, prepend, used = list(self.cross), list(self.prepend), self.cross + self.prepend
@@ -171,14 +206,15 @@ class TextConfig:
 
     def validate(self) -> None:
         """Raise ConfigError if sizes are out of range or contradict each other."""
-        _require_positive(self, "layers", "heads", "head_dim", "dim", "hidden", "vocab")
+        _require_sizes(self, "layers", "heads", "head_dim", "dim", "hidden", "vocab")
+        _require_sizes(self, "buckets", "max_distance")
         if self.buckets < 4 or self.max_distance <= self.buckets // 4:
             raise ConfigError(
                 f"relative_attention_num_buckets {self.buckets}, relative_attention_max_distance {self.max_distance}: "
                 "expected 4 buckets or more, and a distance over a quarter of them"
             )
-        if not 0 < self.eps < math.inf:
-            raise ConfigError(f"layer_norm_epsilon {self.eps}: expected a number above 0")
+        if not 0 < self.eps <= 1:
+            raise ConfigError(f"layer_norm_epsilon {self.eps}: expected a number above 0, at most 1")
         for name in ("pad_token", "eos_token"):
             if not 0 <= getattr(self, name) < self.vocab:
                 raise ConfigError(f"{name}_id {getattr(self, name)}: expected a token of the {self.vocab}")
@@ -218,12 +254,22 @@ class MertConfig:
 
     def validate(self) -> None:
         """Raise ConfigError if sizes are out of range or contradict each other."""
-        _require_positive(self, "layers", "heads", "dim", "hidden", "position_kernel", "position_groups")
+        _require_sizes(self, "layers", "heads", "dim", "hidden", "position_kernel", "position_groups")
         convolutions = self.channels, self.kernels, self.strides
         if len(set(map(len, convolutions))) > 1 or not self.channels or min(map(min, convolutions)) < 1:
             raise ConfigError(
                 f"conv_dim {list(self.channels)}, conv_kernel {list(self.kernels)}, conv_stride {list(self.strides)}: "
                 "expected numbers above 0, as many in each"
+            )
+        if len(self.channels) > MOST["convolutions"] or max(self.channels) > MOST["channels"]:
+            raise ConfigError(
+                f"conv_dim {list(self.channels)}: expected at most {MOST['convolutions']} numbers up to "
+                f"{MOST['channels']}"
+            )
+        if max(self.kernels) > MOST["kernel"] or self.hop > MOST["hop"]:
+            raise ConfigError(
+                f"conv_kernel {list(self.kernels)}, conv_stride {list(self.strides)}: expected numbers up to "
+                f"{MOST['kernel']}, strides with a product of at most {MOST['hop']}"
             )
         for name in ("heads", "position_groups"):
             if self.dim % getattr(self, name):
@@ -295,15 +341,23 @@ class CodecConfig:
         """Raise ConfigError if sizes are out of range or contradict each other."""
         if not self.ratios or min(self.ratios) < 2:
             raise ConfigError(f"ratios {list(self.ratios)}: expected numbers above 1")
-        _require_positive(self, "filters", "dimension", "kernel_size", "last_kernel_size", "residual_kernel_size")
-        _require_positive(self, "residual_layers", "dilation_base", "compress", "lstm_layers", "codebooks", "card")
-        _require_positive(self, "sample_rate")
+        if len(self.ratios) > MOST["ratios"] or self.hop > MOST["hop"]:
+            most = f"at most {MOST['ratios']} numbers with a product of at most {MOST['hop']}"
+            raise ConfigError(f"ratios {list(self.ratios)}: expected {most}")
+        _require_sizes(self, "filters", "dimension", "kernel_size", "last_kernel_size", "residual_kernel_size")
+        _require_sizes(self, "residual_layers", "dilation_base", "compress", "lstm_layers", "codebooks", "card")
+        _require_sizes(self, "sample_rate")
         if self.channels not in (1, 2):
             raise ConfigError(f"channels {self.channels}: expected 1 or 2")
         if self.sample_rate % self.hop:
             raise ConfigError(
                 f"sample_rate {self.sample_rate} is not a multiple of the hop {self.hop}: "
                 f"{self.sample_rate / self.hop:.2f} codes a second, expected a whole number (MusicGen's codec: 50)"
+            )
+        if (self.residual_kernel_size - 1) * self.dilation_base ** (self.residual_layers - 1) > MOST["reach"]:
+            raise ConfigError(
+                f"dilation_base {self.dilation_base}, residual_layers {self.residual_layers}: the last residual block "
+                f"sees more than {MOST['reach']} places"
             )
         if self.filters < self.compress:
             raise ConfigError(f"filters {self.filters}: expected compress, {self.compress}, or more")
