@@ -23,9 +23,10 @@ from clean_lm.manifest_fields import (
     MertInfo,
     StyleInfo,
     TensorInfo,
+    TextInfo,
     VariantInfo,
 )
-from clean_lm.options import flag, integer, known, shown
+from clean_lm.options import flag, known, shown, threads
 from clean_lm.typed_json import FieldError, read_as, read_part
 from clean_lm.typed_json import shown as json_shown
 
@@ -148,6 +149,12 @@ class Manifest:
         return read_part(CodecInfo, self.document["model"], "model")
 
     @cached_property
+    def text(self) -> TextInfo:
+        """Raises BundleError if the bundle has no text encoder."""
+        self.require_graph("text_encoder")
+        return read_part(TextInfo, self.document["model"], "model")
+
+    @cached_property
     def style(self) -> StyleInfo:
         """Raises BundleError if the bundle's model is not a style model."""
         self.require_graph("lm_style")
@@ -229,11 +236,10 @@ def _refuse_constant(name: str) -> NoReturn:
 def check_options(options: LoadOptions) -> None:
     """Raise ValueError for an option that is none of LoadOptions, or has the wrong type."""
     known(options, LoadOptions.__annotations__, "load")
-    variant, threads, providers = (options.get(name) for name in ("variant", "threads", "providers"))
+    variant, providers = options.get("variant"), options.get("providers")
     if not isinstance(variant, (str, type(None))):
         raise ValueError(f"variant: got {shown(variant)}, expected the name of a variant, or None")
-    if threads is not None:
-        integer("threads", threads, 1, 1024)
+    threads("threads", options.get("threads"))
     flag("hashes", options.get("hashes", True))
     if not isinstance(confine := options.get("confine"), (str, Path, type(None))):
         raise ValueError(f"confine: got {shown(confine)}, expected a folder, or None")

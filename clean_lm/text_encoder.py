@@ -44,8 +44,7 @@ class TextEncoder:
             padding, multiple = ((tokenizer.padding or {}).get(key) or 0 for key in ("length", "pad_to_multiple_of"))
         if max(padding, multiple) > MOST_TOKENS:
             raise BundleError(f"{path}: pads texts to {max(padding, multiple)} tokens, expected {MOST_TOKENS} at most")
-        vocab = manifest.document["model"].get("text_vocab")
-        return cls(graph, tokenizer, path, vocab if isinstance(vocab, int) else None)
+        return cls(graph, tokenizer, path, manifest.text.text_vocab)
 
     def encode(self, descriptions: Sequence[str | None]) -> list[np.ndarray | None]:
         """The text encoder's last hidden state float [N, E] of each description, without padding.

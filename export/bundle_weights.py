@@ -23,6 +23,8 @@ class BundleWeights:
     def __init__(self, bundle: Bundle):
         """Raises FileNotFoundError, BundleError."""
         self.manifest = opened(bundle, variant=FP32)
+        for graph in LM_GRAPHS:
+            self.manifest.check_files(self.manifest.files_of(graph))
         self.graphs = {
             name: ir.load(self.manifest.folder / f"{graph}.onnx").graph.initializers
             for name, graph in zip(("condition", "lm"), LM_GRAPHS, strict=True)

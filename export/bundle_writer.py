@@ -7,7 +7,6 @@ that gets other variants.
 import contextlib
 import errno
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from clean_lm import atomic
 from clean_lm.manifest import Manifest, sha256
 from clean_lm.manifest_checks import model_sha256
 from clean_lm.manifest_fields import FORMAT, VERSION
-from export.commands import ExportError
+from export.commands import ExportError, require_new
 from export.sharing import Entries, Shared
 
 FP32 = "fp32"  # the variant that every bundle begins with
@@ -37,12 +36,8 @@ def new_folder(out: Path, bytes_required: int) -> Iterator[Path]:
 
     Raises ExportError where `out` exists, the disk has too little room, or it is full before the end.
     """
-    if out.exists():
-        raise ExportError(f"{out} already exists; remove it or choose another --out")
+    require_new(out, bytes_required)
     out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
-    if free < bytes_required:
-        raise ExportError(f"{out.parent}: {free / 1e9:.1f} GB free, {bytes_required / 1e9:.1f} GB needed")
     try:
         with atomic.folder(out) as folder:
             yield folder

@@ -25,7 +25,7 @@ from tests.fuzz.outcomes import Case
 from tests.support import GOLDEN
 from weights import codec, lm, text
 from weights.checkpoint import CheckpointError
-from weights.mapping import MappingError, Model
+from weights.mapping import MappingError, Model, require_finite
 
 BUNDLE = GOLDEN / "conformance/bundles/text"
 CHECKPOINTS = (CheckpointError, ConfigError, MappingError, FileNotFoundError)
@@ -82,7 +82,7 @@ def checkpoint_bytes(rng: random.Random, folder: Path) -> Case:
     name, load = rng.choice((("state_dict.bin", lm.load), ("compression_state_dict.bin", codec.load)))
     source = GOLDEN / rng.choice(("text", "audiogen")) / name
     (folder / name).write_bytes(damaged(source.read_bytes(), rng))
-    return Case(lambda: _same(load(folder / name), load(source)), CHECKPOINTS, name)
+    return Case(lambda: _same(_accepted(load(folder / name)), load(source)), CHECKPOINTS, name)
 
 
 def checkpoint_config(rng: random.Random, folder: Path) -> Case:
@@ -92,7 +92,7 @@ def checkpoint_config(rng: random.Random, folder: Path) -> Case:
     tree = changed(yaml.safe_load(package["xp.cfg"]), rng)
     config: Any = yaml.safe_dump(tree, allow_unicode=False) if rng.random() < 0.9 else rng.choice(WRONG)
     torch.save({**package, "xp.cfg": config}, folder / name)
-    return Case(lambda: _accepted(load(folder / name)), CHECKPOINTS, name)
+    return Case(lambda: _same(_accepted(load(folder / name))), CHECKPOINTS, name)
 
 
 def _package(lm_file: Path, name: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def huggingface_config(rng: random.Random, folder: Path) -> Case:
     shutil.copytree(source, folder, dirs_exist_ok=True)
     tree = json.loads((source / "config.json").read_text())
     (folder / "config.json").write_bytes(_json(changed(tree, rng)))
-    return Case(lambda: _accepted(load(folder)), CHECKPOINTS, f"{source.name}/config.json")
+    return Case(lambda: _same(_accepted(load(folder))), CHECKPOINTS, f"{source.name}/config.json")
 
 
 def safetensors_header(rng: random.Random, folder: Path) -> Case:
@@ -117,10 +117,13 @@ def safetensors_header(rng: random.Random, folder: Path) -> Case:
     content = (source / "model.safetensors").read_bytes()
     head = 8 + int.from_bytes(content[:8], "little")
     (folder / "model.safetensors").write_bytes(damaged(content[:head], rng) + content[head:])
-    return Case(lambda: _accepted(text.load(folder)), CHECKPOINTS, "model.safetensors")
+    return Case(lambda: _same(_accepted(text.load(folder))), CHECKPOINTS, "model.safetensors")
 
 
-def _same(model: Model[Any], other: Model[Any]) -> str | None:
+def _same(model: Model[Any], other: Model[Any] | None = None) -> str | None:
+    """Whether a model that is accepted is another than the whole file gives, where that is known."""
+    if other is None:
+        return None
     if model.config != other.config:
         return "accepted with another configuration"
     ours, theirs = (dict(_tensors(found)) for found in (model, other))
@@ -128,9 +131,10 @@ def _same(model: Model[Any], other: Model[Any]) -> str | None:
     return None if equal else "accepted with other tensors"
 
 
-def _accepted(model: Model[Any]) -> None:
-    """It may be accepted; its tensors are read, too."""
-    _tensors(model)
+def _accepted(model: Model[Any]) -> Model[Any]:
+    """A model as every export takes it: its records' checksums compared, its tensors read and finite."""
+    require_finite(model)
+    return model
 
 
 def _tensors(model: Model[Any]) -> dict[str, torch.Tensor]:
