@@ -90,10 +90,14 @@ def changed(tree: Any, rng: random.Random) -> Any:
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in list(entries):
-        yield tree, key
-        yield from _places(value)
+    """Every entry of a tree, however deep: what it stands in, and its key or index there."""
+    left = [tree]
+    while left:
+        parent = left.pop()
+        entries = parent.items() if isinstance(parent, dict) else enumerate(parent) if isinstance(parent, list) else ()
+        for key, value in list(entries):
+            yield parent, key
+            left.append(value)
 
 
 def _replace(parent: Any, key: Any, rng: random.Random) -> None:

@@ -70,7 +70,7 @@ def _exit(code: Any, printed: str) -> Outcome:
 def _refusal(message: str) -> Outcome:
     """Where a checkpoint differs in several fields or tensors, each has its line."""
     lines = message.splitlines()
-    if not lines or not all(line.isprintable() for line in lines) or len(message) > 5000:
+    if not lines or not all(line.isprintable() for line in lines) or len(message) > 20_000:
         return Outcome(OTHER, f"not printable in a few lines: {message[:300]!r}")
     return Outcome(REFUSED, message)
 
