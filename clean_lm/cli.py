@@ -38,6 +38,7 @@ from clean_lm.cli_checks import (
     validate_threads,
 )
 from clean_lm.cli_output import Bar, replaced, write_takes
+from clean_lm.console import Parser
 from clean_lm.manifest import BundleError, Manifest
 from clean_lm.musicgen import MusicGen
 from clean_lm.options import LONGEST, number
@@ -68,7 +69,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser("clean-lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = Parser("clean-lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="version", version=f"clean_lm {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 

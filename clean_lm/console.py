@@ -1,5 +1,6 @@
 """What every command does at its end: signals, errors in one line, and a reader of its output that has gone."""
 
+import argparse
 import contextlib
 import os
 import signal
@@ -19,6 +20,13 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__()
         self.status = 128 + number
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, which repeats what it does not understand: here without control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(plain(message))
 
 
 def run(body: Callable[[], object], errors: tuple[type[Exception], ...], interrupted: str) -> int:

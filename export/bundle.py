@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from clean_lm.audio import AudioError
+from clean_lm.console import Parser
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, LMConfig, StyleConfig
 from clean_lm.text_encoder import TOKENIZER
@@ -68,7 +69,7 @@ ERRORS = (AudioError, BundleError, CheckpointError, ConfigError, MappingError)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--lm", type=Path, help="state_dict.bin, or a Hugging Face MusicGen folder")
     source.add_argument("--hub", metavar="REPO", help="a repository of the Hugging Face hub, in place of --lm")

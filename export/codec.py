@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 
 from clean_lm.audio_codec import Stream, decode_chunks
+from clean_lm.console import Parser
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import CodecConfig, ConfigError
 from clean_lm.models.encodec import Decoder, Encoder, OnnxRecurrence, StandardRecurrence, StreamDecoder
@@ -41,7 +42,7 @@ ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--codec", type=Path, required=True, help="audiocraft's compression_state_dict.bin, or a Hugging Face folder"
     )

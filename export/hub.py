@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from clean_lm.console import Parser
 from clean_lm.hub import FILE, MANIFEST, file_names, one_line
 from clean_lm.manifest import BundleError, Manifest
 from export.commands import ExportError, errors_as_one_line
@@ -40,7 +41,7 @@ ERRORS = (BundleError, ExportError, OSError)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--push", metavar="REPO", required=True, help="user/repo; created where it does not exist")
     parser.add_argument("--bundle", type=Path, default=Path("bundle"), help="folder to upload (default: bundle)")
     parser.add_argument("--private", action="store_true", help="create a private repository")

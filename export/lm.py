@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from clean_lm.console import Parser
 from clean_lm.generation import Sampling
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, LMConfig
@@ -42,7 +43,7 @@ ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--ckpt", type=Path, required=True, help="audiocraft's state_dict.bin, or a Hugging Face folder"
     )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clean_lm.console import Parser
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, MertConfig
 from clean_lm.models.mert import Mert
@@ -37,7 +38,7 @@ ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mert", type=Path, required=True, help="a Hugging Face folder of a MERT")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")
     args = parser.parse_args()

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from clean_lm.audio import AudioError
+from clean_lm.console import Parser
 from clean_lm.delay_pattern import delay
 from clean_lm.generation import Sampling
 from clean_lm.language_model import LanguageModel
@@ -156,7 +157,7 @@ def text_error(fp32: Manifest, variant: Manifest) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True, help="folder of a bundle that holds fp32")
     add_options(parser, required=True)
     add_clip_option(parser)

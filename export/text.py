@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clean_lm.console import Parser
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, TextConfig
 from clean_lm.models.t5 import T5Encoder, TextLayer
@@ -40,7 +41,7 @@ ERRORS = (BundleError, CheckpointError, ConfigError, MappingError)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="a Hugging Face folder of a T5, or of a MusicGen")
     parser.add_argument("--base", type=Path, help="the model of a LoRA adapter")
     parser.add_argument("--out", type=Path, default=Path("bundle"), help="folder to create (default: bundle)")

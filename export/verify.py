@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from clean_lm.audio import AudioError
+from clean_lm.console import Parser
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError, Manifest
 from clean_lm.manifest_fields import LanguageModelInfo
@@ -44,7 +45,7 @@ UPSTREAM = "upstream's arrays"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True, help="folder of a bundle")
     parser.add_argument("--ckpt", type=Path, required=True, help="the checkpoint that the bundle was exported from")
     parser.add_argument("--base", type=Path, help="the model that the checkpoint is a fine-tune of, if it is not whole")
