@@ -226,16 +226,16 @@ def test_an_mp3_that_does_not_tell_its_length(tmp_path, picture):
     tag = b"ID3\x03\x00\x00" + bytes([0, picture >> 14, picture >> 7 & 127, picture & 127]) + bytes(picture)
     tag = tag if picture else b""
     path.write_bytes(tag + data)
-    told, _ = audio_files.read(path)
-    assert told.shape == wav.shape
+    counted, _ = audio_files.read(path)
+    assert counted.shape == wav.shape
     second = next(at for at in range(40, 2000) if data[at : at + 2] == data[:2])  # without the frame that counts them
     path.write_bytes(tag + data[second:])
     with sf.SoundFile(path) as guessed:
         assert guessed.frames < wav.shape[1] - rate  # what libsndfile believes
-    untold, _ = audio_files.read(path)
-    assert 0 <= untold.shape[1] - wav.shape[1] < 2 * 1152 + 529  # the encoder's padding shows
+    uncounted, _ = audio_files.read(path)
+    assert 0 <= uncounted.shape[1] - wav.shape[1] < 2 * 1152 + 529  # the encoder's padding shows
     last, _ = audio_files.read(path, seconds=1, from_end=True)
-    np.testing.assert_array_equal(last, untold[:, -rate:])
+    np.testing.assert_array_equal(last, uncounted[:, -rate:])
 
 
 def test_the_quietest_step_of_16_bits_is_audio(tmp_path):

@@ -1,4 +1,4 @@
-"""What melody and style models are told beside a text: from a sound to upstream's tokens, by command too."""
+"""What melody and style models are given beside a text: from a sound to upstream's tokens, by command too."""
 
 import json
 import subprocess
@@ -132,9 +132,9 @@ def test_a_style_is_heard_by_mert(style, mert):
         theirs = mert(torch.from_numpy(excerpt)).last_hidden_state[0].numpy()
     assert ours.shape == (224, 768)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
-    _, told = style.generate_with_chroma([None], [heard], 32_000, return_tokens=True)
+    _, heard_by_it = style.generate_with_chroma([None], [heard], 32_000, return_tokens=True)
     _, features = style.generate_with_style([None], [ours], return_tokens=True)
-    np.testing.assert_array_equal(told, features)
+    np.testing.assert_array_equal(heard_by_it, features)
 
 
 def test_the_excerpt():
