@@ -191,6 +191,7 @@ export const LOAD = {
   executionProviders: list,
   variant: string,
   hashes: flag,
+  confine: string,
   lazy: flag,
   onProgress: callback,
   signal,
