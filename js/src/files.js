@@ -9,7 +9,9 @@
  */
 
 import { enlarged, partsOf, streamOf } from './downloads.js'
+import { shown } from './options.js'
 import { createSha256, sha256 } from './sha256.js'
+import { printable } from './typed_json.js'
 
 // Node's modules are loaded by process.getBuiltinModule: bundlers for the web try to resolve every import.
 const isNode = typeof process !== 'undefined' && Boolean(process.versions?.node)
@@ -39,6 +41,9 @@ export class Files {
    *   where downloads are kept; hashes: whether SHA-256 is compared; confine: the folder or URL that all files lie in
    */
   constructor(source, { cache, signal, hashes = true, confine } = {}) {
+    if (!['string', 'object', 'function'].includes(typeof source) || source === null) {
+      throw new TypeError(`source: got ${shown(source)}, expected a folder, a URL, or files by name`)
+    }
     this.source = source
     this.cache = cache
     this.signal = signal
@@ -119,7 +124,7 @@ export class Files {
    * @param {string} [more] 'more than', where reading has stopped
    */
   _compareSize(name, found, expected, more = '') {
-    if (expected ? found === expected.bytes && !more : found <= LARGEST) return
+    if (!more && (expected ? found === expected.bytes : found <= LARGEST)) return
     const wanted = expected ? `${expected.bytes} (manifest.json); copy the bundle again` : `at most ${LARGEST}`
     throw new BundleError(`${this.label(name)}: got ${more}${found} bytes, expected ${wanted}`)
   }
@@ -178,8 +183,8 @@ export class Files {
       return this._collect(file, name, expected, onProgress)
     }
     this._compareSize(name, file instanceof Blob ? file.size : file.byteLength, expected)
-    const bytes =
-      file instanceof Uint8Array ? file : new Uint8Array(file instanceof ArrayBuffer ? file : await file.arrayBuffer())
+    const buffer = file instanceof Blob ? await file.arrayBuffer() : file
+    const bytes = buffer instanceof Uint8Array ? buffer : new Uint8Array(buffer)
     onProgress?.(bytes.length)
     return bytes
   }
@@ -223,7 +228,9 @@ export class Files {
     else if (source instanceof Map) found = source.get(name)
     else found = new Map(Object.entries(source)).get(name) // not what objects inherit
     if (found === undefined) throw new BundleError(`${name}: not among the given files; give all files of the bundle`)
-    return typeof found === 'string' ? this._fetch(found, name) : found
+    if (typeof found === 'string') return this._fetch(found, name)
+    if ([Uint8Array, ArrayBuffer, Blob, Response].some((kind) => found instanceof kind)) return found
+    throw new TypeError(`${name}: got ${shown(found)}, expected a URL, a Uint8Array, ArrayBuffer, Blob or Response`)
   }
 
   /** @param {string} url @param {string} name */
@@ -319,9 +326,11 @@ async function isWithin(folder, file) {
 const outside = (label, confine) =>
   new BundleError(`${label}: lies outside of ${confine}; a bundle opened confined has its files in there`)
 
-/** An error of the disk, with the file; others as they are. @param {string} path @param {any} error */
-const unreadable = (path, error) =>
-  error.code ? new BundleError(`${path}: cannot be opened: ${error.message.replaceAll('\0', '')}`) : error
+/** An error of the disk with its file, any other as it is. @param {string} path @param {any} error */
+function unreadable(path, error) {
+  if (!error.syscall && error.code !== 'ERR_INVALID_ARG_VALUE') return error
+  return new BundleError(`${printable(path)}: cannot be read: ${printable(error.message)}`)
+}
 
 /** The path of a folder. @param {string | URL} folder */
 function pathOf(folder) {
