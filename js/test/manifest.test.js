@@ -67,6 +67,7 @@ test('what is no manifest', async () => {
   for (const [text, message] of [
     ['', 'not readable JSON'],
     [Buffer.from([0xff, 0xfe]), 'not readable JSON'],
+    [Buffer.from([0x22, 0xff, 0x22]), 'not readable JSON'],
     ['\ufeff{}', 'not readable JSON'],
     ['{"a": \u001b[31m\n}', 'not readable JSON'],
     ['[['.repeat(50_000), 'not readable JSON'],
@@ -164,9 +165,11 @@ for (const name of ['manifest.json', 'lm_inference.onnx', 'lm_inference.onnx.dat
       await rm(join(bundle, name))
       await make(join(bundle, name))
       const lines = { name: 'BundleError', message: new RegExp(`^[^\\n]*/${name}: [^\\n]*$`) }
-      const wasm = { ort: /** @type {any} */ (web), executionProviders: ['wasm'] }
-      for (const options of [{ ort, hashes: false, lazy: false }, { ort, lazy: false }, wasm])
-        await assert.rejects(MusicGen.load(bundle, { lazy: false, ...options }), lines)
+      for (const hashes of [true, false]) {
+        const opening = Manifest.open(bundle, { ort, hashes })
+        await assert.rejects(async () => (await opening).verify(name), lines)
+        await assert.rejects(async () => (await opening).read(name), lines)
+      }
     })
   }
 }
