@@ -70,6 +70,7 @@ async function load({ source, backend, threads, variant, secure }) {
     variant,
     hashes: secure,
     ...(cache && { cache: cache.cache }),
+    ...(typeof source === 'string' && { confine: new URL('..', source).href }), // bundles side by side may share files
     tokenizer: async (json) => new (await import(new URL('tokenizers.mjs', VENDOR).href)).Tokenizer(json, {}),
     onProgress: (done, total, file) => send({ type: 'loading', done, total, file }),
   })

@@ -27,8 +27,8 @@ const MOST_FRAMES_PER_CALL = 1_500 // of a stream: longer pieces are decoded in 
 export class Codec {
   /** @param {import('./manifest.js').Manifest} manifest */
   constructor(manifest) {
-    const model = manifest.require('model', 'sample_rate', 'channels', 'hop', 'frame_rate', 'lookahead')
     this.encoder = manifest.graph('compression_encode')
+    const { model } = manifest.tree
     this.streamDecoder = manifest.graph('compression_stream')
     this.sampleRate = model.sample_rate
     this.channels = model.channels

@@ -297,8 +297,7 @@ export async function mertFeatures(mert, wav, sampleRate, { seed, excerptLength,
       `style: got ${(wav.length / sampleRate).toFixed(2)} s of audio, too short for an excerpt of ${excerptLength} s${from}`,
     )
   }
-  const model = mert.manifest.require('model', 'style_sample_rate', 'style_receptive_field')
-  const { style_sample_rate: rate, style_receptive_field: least } = model
+  const { style_sample_rate: rate, style_receptive_field: least } = mert.manifest.tree.model
   const [audio] = convertAudio([wav.slice(start, start + samples)], sampleRate, rate, 1)
   if (audio.length < least) {
     throw new RangeError(`excerptLength: got ${excerptLength} s, MERT needs ${(least / rate).toFixed(3)} s or more`)

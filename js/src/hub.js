@@ -4,13 +4,13 @@
  *     GET {endpoint}/{repo}/resolve/{revision}/{file}       redirects to where the file is stored
  *
  * All files are those of the commit that manifest.json came from. They are kept by their SHA-256: in a browser in a Cache,
- * in Node in the user's cache folder, where a bundle's folder consists of hard links:
- *
- *     files/{sha256}   bundles/{sha256 of manifest.json}/{name}   revisions/{user}--{repo}/{revision}
+ * in Node in the user's cache folder (hub_store.js).
  */
 
-import { BundleError, Files, partsOf } from './files.js'
+import { BundleError, Files } from './files.js'
+import { Store } from './hub_store.js'
 import { createSha256 } from './sha256.js'
+import { shown } from './typed_json.js'
 
 /**
  * @typedef {import('./manifest.js').FileEntry} FileEntry
@@ -22,7 +22,6 @@ const ENDPOINT = 'https://huggingface.co'
 const BROWSER_CACHE = 'clean-lm'
 const SOURCE = /^hf:([A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*)(?:@([\w.-]+(?:\/[\w.-]+)*))?$/
 const FILE = /^\w[\w.-]*(\/\w[\w.-]*)*$/ // no way out of the repository: no "..", no leading slash or dot, no drive
-const HASH = /^[0-9a-f]{64}$/
 const COMMIT = /^[0-9a-f]{40}$/
 
 /**
@@ -52,7 +51,7 @@ export class HubFiles extends Files {
    * @param {import('./manifest.js').LoadOptions} options
    */
   constructor(source, options) {
-    super(source, options)
+    super(source, { ...options, confine: undefined })
     const { repo, revision } = parse(source)
     const { HF_ENDPOINT, HF_TOKEN } = globalThis.process?.env ?? {}
     this.repo = repo
@@ -68,24 +67,25 @@ export class HubFiles extends Files {
   }
 
   /**
-   * Throw BundleError where a manifest names a file outside of the repository, or none that can be compared.
+   * Take the manifest, which is checked, for that of the revision, and confine the bundle to its part of the cache.
    *
    * @param {ManifestTree} tree
+   * @param {Uint8Array} bytes of its JSON
    */
-  confine(tree) {
-    const graphs = [tree, ...Object.values(tree.variants ?? {})].flatMap((part) => Object.values(part.graphs ?? {}))
-    const named = graphs.flatMap(({ file, data }) => (data === undefined ? [file] : [file, data]))
-    for (const name of [...Object.keys(tree.files ?? {}), ...named]) {
-      if (typeof name !== 'string' || !FILE.test(name)) {
-        throw new BundleError(
-          `${this.label('manifest.json')}: names ${JSON.stringify(name)}, expected files of ${this.repo}`,
-        )
-      }
-    }
-    for (const [name, { bytes, sha256 }] of Object.entries(tree.files ?? {})) {
-      if (Number.isSafeInteger(bytes) && bytes >= 0 && HASH.test(sha256)) continue
-      throw new BundleError(`${this.label('manifest.json')}: the size or SHA-256 of ${name} is none`)
-    }
+  async adopt(tree, bytes) {
+    const { store, repo, revision } = this
+    this._requireOwnFiles(tree)
+    if (store) this.folder = this.confine = await store.openBundle(repo, revision, bytes)
+    else await this.cache?.put(this._manifestKey(), new Response(/** @type {BodyInit} */ (bytes)))
+  }
+
+  /** Throw BundleError where a manifest names a file outside of the repository. @param {ManifestTree} tree */
+  _requireOwnFiles(tree) {
+    const graphs = [tree, ...Object.values(tree.variants ?? {})].flatMap((part) => Object.values(part.graphs))
+    const named = graphs.flatMap(({ file, data }) => [file, data ?? file])
+    const wrong = [...Object.keys(tree.files), ...named].find((name) => !FILE.test(name))
+    if (wrong === undefined) return
+    throw new BundleError(`${this.label('manifest.json')}: names ${shown(wrong)}, expected files of ${this.repo}`)
   }
 
   /** @override @param {string} name @param {FileEntry} [expected] @param {Progress} [onProgress] */
@@ -93,7 +93,7 @@ export class HubFiles extends Files {
     if (!expected) return this._readManifest(name)
     if (this.store) {
       await this.verify(name, expected, onProgress)
-      return this._readDisk(/** @type {string} */ (await this.path(name)))
+      return this._readDisk(/** @type {string} */ (await this.path(name)), name, expected)
     }
     this.cache ??= await browserCache()
     return super.read(name, expected, onProgress)
@@ -137,14 +137,13 @@ export class HubFiles extends Files {
   async _save(name, expected, write, onProgress) {
     const hash = createSha256()
     let bytes = 0
-    for await (const part of partsOf(await this._find(name))) {
+    for await (const part of this._parts(await this._find(name), name, expected)) {
       bytes += part.length
-      if (bytes > expected.bytes) break
       hash.update(part)
       await write(part)
       onProgress?.(part.length)
     }
-    this._compareSize(name, bytes, expected.bytes)
+    this._compareSize(name, bytes, expected)
     this._compareHash(name, hash.digest(), expected.sha256)
   }
 
@@ -156,23 +155,28 @@ export class HubFiles extends Files {
   async _readManifest(name) {
     const { store, repo, revision } = this
     this.cache ??= store ? undefined : await browserCache()
-    const key = `${this.endpoint}/${repo}/resolve/${encodeURIComponent(revision)}/${name}`
-    /** @type {Uint8Array} */
-    let bytes
     try {
       const response = await this._find(name)
       const commit = response.headers.get('x-repo-commit') ?? ''
       if (COMMIT.test(commit)) this.commit = commit
-      bytes = new Uint8Array(await response.arrayBuffer())
-      await this.cache?.put(key, new Response(/** @type {BodyInit} */ (bytes)))
+      return await this._collect(response, name)
     } catch (error) {
       if (!(error instanceof Unreachable)) throw error
-      const kept = store ? await store.manifest(repo, revision) : await (await this.cache?.match(key))?.arrayBuffer()
+      const kept = store ? await store.manifest(repo, revision) : await this._keptManifest(name)
       if (!kept) throw new BundleError(error.message)
-      bytes = new Uint8Array(kept)
+      return kept
     }
-    if (store) this.folder = await store.openBundle(repo, revision, bytes)
-    return bytes
+  }
+
+  /** @param {string} name */
+  async _keptManifest(name) {
+    const kept = await this.cache?.match(this._manifestKey())
+    return kept && this._collect(kept, name)
+  }
+
+  /** What the browser's cache knows the last manifest.json of a revision by. */
+  _manifestKey() {
+    return `${this.endpoint}/${this.repo}/resolve/${encodeURIComponent(this.revision)}/manifest.json`
   }
 
   /** @override @param {string} name @returns {Promise<Response>} */
@@ -219,124 +223,4 @@ async function browserCache() {
   if (!cache) return undefined
   const put = (/** @type {any} */ key, /** @type {Response} */ response) => cache.put(key, response).catch(() => {})
   return /** @type {any} */ ({ match: (/** @type {any} */ key) => cache.match(key), put })
-}
-
-/** Node: files by their SHA-256, each there as a whole or not at all. */
-class Store {
-  /** @param {string} [folder] */
-  constructor(folder) {
-    this.fs = process.getBuiltinModule('node:fs/promises')
-    this.paths = process.getBuiltinModule('node:path')
-    this.root = folder ?? this.paths.join(userCache(), 'clean-lm')
-  }
-
-  /** @param {string} sha256 */
-  _file(sha256) {
-    return this.paths.join(this.root, 'files', sha256)
-  }
-
-  /** @param {string} repo @param {string} revision */
-  _revision(repo, revision) {
-    return this.paths.join(this.root, 'revisions', repo.replace('/', '--'), encodeURIComponent(revision))
-  }
-
-  /** @param {string} hash of manifest.json */
-  _bundle(hash) {
-    return this.paths.join(this.root, 'bundles', hash)
-  }
-
-  /**
-   * The folder of a bundle; its manifest.json is written, and remembered as that of a revision.
-   *
-   * @param {string} repo
-   * @param {string} revision
-   * @param {Uint8Array} manifest
-   */
-  async openBundle(repo, revision, manifest) {
-    const hash = createSha256()
-    hash.update(manifest)
-    const sha256 = hash.digest()
-    await this._write(this.paths.join(this._bundle(sha256), 'manifest.json'), (write) => write(manifest))
-    await this._write(this._revision(repo, revision), (write) => write(new TextEncoder().encode(sha256)))
-    return this._bundle(sha256)
-  }
-
-  /** The last manifest.json of a revision; null where there is none. @param {string} repo @param {string} revision */
-  async manifest(repo, revision) {
-    try {
-      const sha256 = await this.fs.readFile(this._revision(repo, revision), 'utf8')
-      return HASH.test(sha256) ? await this.fs.readFile(this.paths.join(this._bundle(sha256), 'manifest.json')) : null
-    } catch {
-      return null
-    }
-  }
-
-  /** @param {string} sha256 @param {(write: (part: Uint8Array) => Promise<unknown>) => Promise<unknown>} fill */
-  async add(sha256, fill) {
-    await this._write(this._file(sha256), fill)
-  }
-
-  /**
-   * Let `path` be a file of the store; false where the store does not have it. The link is hard, or else a copy: ONNX
-   * Runtime does not follow symbolic links out of a model's folder.
-   *
-   * @param {string} sha256
-   * @param {string} path
-   */
-  async link(sha256, path) {
-    const exists = (/** @type {string} */ file) => this.fs.access(file).then(() => true, () => false) // prettier-ignore
-    if (await exists(path)) return true
-    const file = this._file(sha256)
-    if (!(await exists(file))) return false
-    await this.fs.mkdir(this.paths.dirname(path), { recursive: true })
-    await this.fs.link(file, path).catch(async (error) => {
-      if (error.code === 'EEXIST') return
-      const partial = partialOf(path)
-      await this.fs.copyFile(file, partial)
-      await this.fs.rename(partial, path)
-    })
-    return true
-  }
-
-  /** @param {string} sha256 @param {string} path */
-  async remove(sha256, path) {
-    await this.fs.rm(path, { force: true })
-    await this.fs.rm(this._file(sha256), { force: true })
-  }
-
-  /**
-   * Write a file beside its place, and move it there when it is complete.
-   *
-   * @param {string} path
-   * @param {(write: (part: Uint8Array) => Promise<unknown>) => Promise<unknown>} fill
-   */
-  async _write(path, fill) {
-    await this.fs.mkdir(this.paths.dirname(path), { recursive: true })
-    const partial = partialOf(path)
-    try {
-      const file = await this.fs.open(partial, 'wx')
-      try {
-        await fill((part) => file.writeFile(part))
-        await file.sync()
-      } finally {
-        await file.close()
-      }
-      await this.fs.rename(partial, path)
-    } finally {
-      await this.fs.rm(partial, { force: true })
-    }
-  }
-}
-
-/** @param {string} path */
-const partialOf = (path) => `${path}.partial-${process.pid}-${crypto.getRandomValues(new Uint32Array(1))[0]}`
-
-/** The folder where this user's programs keep what they can download again. */
-function userCache() {
-  const { join } = process.getBuiltinModule('node:path')
-  const home = process.getBuiltinModule('node:os').homedir()
-  const { XDG_CACHE_HOME, LOCALAPPDATA } = process.env
-  if (XDG_CACHE_HOME) return XDG_CACHE_HOME
-  if (process.platform === 'darwin') return join(home, 'Library', 'Caches')
-  return process.platform === 'win32' ? (LOCALAPPDATA ?? join(home, 'AppData', 'Local')) : join(home, '.cache')
 }

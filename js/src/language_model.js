@@ -39,11 +39,9 @@ const SELF_WAV_GRAPHS = { melody: 'lm_melody', style: 'lm_style' }
 export class LanguageModel {
   /** @param {Manifest} manifest */
   constructor(manifest) {
-    const model = manifest.require('model', 'delays', 'codebooks', 'card', 'special_token', 'text_dim', 'max_duration')
-    const defaults = manifest.require('defaults', 'cfg_coef', 'top_k', 'top_p', 'temperature', 'extend_stride')
-    manifest.requireCacheUpdate()
     this.manifest = manifest
     this.graph = manifest.graph('lm_inference')
+    const { model, defaults } = manifest.tree
     this.conditionGraph = manifest.graph('lm_condition')
     /** what the model follows beside a text: 'melody', 'style' or null */
     this.selfWavKind = model.self_wav ?? null

@@ -2,42 +2,44 @@
 
 import { BundleError, Files } from './files.js'
 import { HubFiles, isHub } from './hub.js'
+import { checkLanguageModel, checkManifest, checkParts } from './manifest_checks.js'
 import { LOAD, validateOptions } from './options.js'
 import { Graph } from './session.js'
+import { FieldError, isObject, printable, shown } from './typed_json.js'
 
 /**
  * @typedef {import('./session.js').Ort} Ort
  * @typedef {import('./session.js').TensorSpec} TensorSpec
  * @typedef {'cpu' | 'wasm' | 'webgpu'} Backend
  * @typedef {'in_place' | 'new_columns'} CacheUpdate what `present` holds: the whole cache, or its new columns
- * @typedef {{ file: string, data?: string, inputs: TensorSpec[], outputs: TensorSpec[] }} GraphEntry
- *   data: the file with its weights, where that is another graph's
+ * @typedef {{ file: string, data?: string | null, inputs: TensorSpec[], outputs: TensorSpec[] }} GraphEntry
+ *   data: the file with its weights, where that is not `file`.data
  * @typedef {{ bytes: number, sha256: string }} FileEntry
  *
  * @typedef {object} VariantEntry one way of storing the weights: the graphs that differ from the manifest's own
  * @property {Record<string, GraphEntry>} graphs
- * @property {CacheUpdate} [cache_update]
- * @property {string} [cache] type of the KV cache
+ * @property {CacheUpdate} cache_update
+ * @property {'float' | 'int8'} cache type of the KV cache
  *
- * @typedef {object} ModelEntry sizes. Fields of parts that the bundle does not contain are missing: Manifest.require
- *   checks those that it is given
+ * @typedef {object} ModelEntry sizes. Those of parts whose graphs the bundle does not contain are missing
+ * @property {number} layers
  * @property {number[]} delays
  * @property {number} codebooks
  * @property {number} card codes of a codebook
  * @property {number} special_token
  * @property {number} text_dim
  * @property {number} max_duration seconds of a window
- * @property {number} frame_rate
+ * @property {number} frame_rate null in bundles without a codec
  * @property {number} sample_rate
  * @property {number} channels
  * @property {number} hop samples of a frame
  * @property {number} lookahead frames of the codec
- * @property {'melody' | 'style'} [self_wav]
+ * @property {'melody' | 'style' | null} [self_wav]
  * @property {number} style_sample_rate of MERT's input
  * @property {number} style_receptive_field samples of one of MERT's features
  * @property {number} [style_levels] of the style's quantizer
  *
- * @typedef {object} DefaultsEntry
+ * @typedef {object} DefaultsEntry those of a bundle with a language model
  * @property {number} duration
  * @property {number} extend_stride
  * @property {number} temperature
@@ -45,23 +47,25 @@ import { Graph } from './session.js'
  * @property {number} top_p
  * @property {number} cfg_coef
  *
- * @typedef {object} ManifestTree manifest.json
+ * @typedef {object} ManifestTree manifest.json, as manifest_schema.js has it
  * @property {string} format
  * @property {number} version
  * @property {ModelEntry} model
+ * @property {string} model_sha256
  * @property {DefaultsEntry} defaults
- * @property {CacheUpdate} cache_update
+ * @property {CacheUpdate | null} [cache_update]
  * @property {Record<string, GraphEntry>} graphs
  * @property {Record<string, FileEntry>} files
- * @property {string} [variant] the default one
- * @property {Record<string, VariantEntry>} [variants]
- * @property {Partial<Record<Backend, string[]>>} [backends] the variants that each backend prefers, the best first
+ * @property {string | null} [variant] the default one
+ * @property {Record<string, VariantEntry> | null} [variants]
+ * @property {Record<string, string[]> | null} [backends] the variants that each backend prefers, the best first
  *
  * @typedef {object} LoadOptions
  * @property {Ort} ort the ONNX Runtime to use: onnxruntime-node, onnxruntime-web or onnxruntime-react-native
  * @property {any[]} [executionProviders] as ONNX Runtime takes them; default: the CPU, in browsers WASM
  * @property {string} [variant] "fp32", "int4", ...; default: the one that the bundle prefers for the backend
  * @property {boolean} [hashes] compare every file's SHA-256 before it is opened; default true
+ * @property {string} [confine] a folder, or a URL, that no file of the bundle may lie outside of; default: none
  * @property {import('./files.js').LoadProgress} [onProgress] called with the bytes read so far and their total
  * @property {AbortSignal} [signal] cancels loading
  * @property {Cache} [cache] a cache of the browser, where downloads are kept
@@ -72,7 +76,6 @@ import { Graph } from './session.js'
  */
 
 const [FORMAT, VERSION] = ['clean_lm', 1]
-const CACHE_UPDATES = ['in_place', 'new_columns']
 
 /** A bundle with one of its variants chosen. */
 export class Manifest {
@@ -89,11 +92,12 @@ export class Manifest {
     this.backend = backendOf(options)
     const variants = tree.variants ?? {}
     const preferred = tree.backends?.[this.backend] ?? []
+    const canRun = (/** @type {string} */ name) => float16 || !isFloat16({ ...tree.graphs, ...variants[name].graphs })
     /** the variant whose graphs are opened; undefined where the bundle has no variants */
-    this.variant = options.variant ?? preferred.find((name) => float16 || !isFloat16(variants[name])) ?? tree.variant
-    if (this.variant !== undefined && !(this.variant in variants)) {
+    this.variant = options.variant ?? preferred.find(canRun) ?? tree.variant ?? undefined
+    if (this.variant !== undefined && !Object.hasOwn(variants, this.variant)) {
       const available = Object.keys(variants).join(', ') || 'one without a name'
-      throw new BundleError(`${this.path}: got variant "${this.variant}", the bundle contains ${available}`)
+      throw new BundleError(`${this.path}: got variant ${shown(this.variant)}, the bundle contains ${available}`)
     }
     const chosen = this.variant === undefined ? undefined : variants[this.variant]
     if (this.backend === 'webgpu' && chosen?.cache === 'int8') {
@@ -107,6 +111,13 @@ export class Manifest {
       ...tree,
       graphs: { ...tree.graphs, ...chosen?.graphs },
       cache_update: chosen?.cache_update ?? tree.cache_update,
+    }
+    // of another variant than the default, whose graphs are checked with manifest.json
+    try {
+      checkParts(this.tree)
+      checkLanguageModel(this.tree)
+    } catch (error) {
+      throw named(this.path, error)
     }
     this.bytesRead = 0
     this.bytesTotal = 0
@@ -124,43 +135,10 @@ export class Manifest {
     }
     validateOptions('load', options, LOAD)
     const files = isHub(source) ? new HubFiles(source, options) : new Files(source, options)
-    const path = files.label('manifest.json')
-    const text = new TextDecoder().decode(await files.read('manifest.json'))
-    /** @type {ManifestTree} */
-    let tree
-    try {
-      tree = JSON.parse(text)
-    } catch (error) {
-      throw new BundleError(`${path}: not valid JSON: ${/** @type {Error} */ (error).message}`)
-    }
-    if (tree?.format !== FORMAT) throw new BundleError(`${path}: format is ${tree?.format}, expected ${FORMAT}`)
-    if (tree.version !== VERSION) throw new BundleError(`${path}: version is ${tree.version}, expected ${VERSION}`)
-    if (files instanceof HubFiles) files.confine(tree)
+    const bytes = await files.read('manifest.json')
+    const tree = await readTree(bytes, files.label('manifest.json'))
+    if (files instanceof HubFiles) await files.adopt(tree, bytes)
     return new Manifest(tree, files, options, backendOf(options) !== 'webgpu' || (await gpuHasFloat16()))
-  }
-
-  /**
-   * One entry of manifest.json; throws BundleError where it lacks a field.
-   *
-   * @template {'model' | 'defaults' | 'graphs'} E
-   * @param {E} entry
-   * @param {(keyof ManifestTree[E] & string)[]} fields
-   * @returns {ManifestTree[E]}
-   */
-  require(entry, ...fields) {
-    const found = this.tree[entry] ?? {}
-    const missing = fields.filter((field) => !(field in found))
-    if (missing.length) {
-      throw new BundleError(`${this.path}: "${entry}" lacks ${missing.join(', ')}; export the bundle again`)
-    }
-    return found
-  }
-
-  /** How lm_inference updates its cache. @returns {CacheUpdate} */
-  requireCacheUpdate() {
-    const { cache_update } = this.tree
-    if (CACHE_UPDATES.includes(cache_update)) return cache_update
-    throw new BundleError(`${this.path}: cache_update is ${cache_update}, expected one of ${CACHE_UPDATES.join(', ')}`)
   }
 
   /**
@@ -170,12 +148,12 @@ export class Manifest {
    * @param {Backend} [backend] where it runs; default: where all the others do
    */
   graph(name, backend) {
-    const entry = this.require('graphs')[name]
-    if (!entry) {
-      const available = Object.keys(this.tree.graphs).join(', ')
+    const { graphs } = this.tree
+    if (!Object.hasOwn(graphs, name)) {
+      const available = Object.keys(graphs).join(', ') || 'none'
       throw new BundleError(`${this.path}: expected the graph ${name}, the bundle contains ${available}`)
     }
-    return new Graph(this, entry, backend ?? this.backend)
+    return new Graph(this, graphs[name], backend ?? this.backend)
   }
 
   /**
@@ -183,9 +161,8 @@ export class Manifest {
    *
    * @param {GraphEntry} entry
    */
-  filesOf(entry) {
-    const prefixes = [entry.file, entry.data ?? entry.file]
-    return Object.keys(this.tree.files).filter((file) => prefixes.some((prefix) => file.startsWith(prefix)))
+  filesOf({ file, data }) {
+    return [file, data ?? `${file}.data`].filter((name) => Object.hasOwn(this.tree.files, name))
   }
 
   /**
@@ -227,6 +204,41 @@ export class Manifest {
 }
 
 /**
+ * manifest.json, every entry of it checked. Throws BundleError, which names the field.
+ *
+ * @param {Uint8Array} bytes
+ * @param {string} path in messages
+ * @returns {Promise<ManifestTree>}
+ */
+export async function readTree(bytes, path) {
+  const json = parsed(bytes, path)
+  if (!isObject(json) || json.format !== FORMAT) {
+    throw new BundleError(`${path}: format is ${shown(isObject(json) ? json.format : json)}, expected ${shown(FORMAT)}`)
+  }
+  if (json.version !== VERSION) {
+    throw new BundleError(`${path}: version is ${shown(json.version)}, this clean_lm reads ${VERSION}`)
+  }
+  return checkManifest(json).catch((error) => {
+    throw named(path, error)
+  })
+}
+
+/** @param {Uint8Array} bytes @param {string} path @returns {unknown} */
+function parsed(bytes, path) {
+  try {
+    return JSON.parse(new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes))
+  } catch (error) {
+    throw new BundleError(`${path}: not readable JSON: ${printable(/** @type {Error} */ (error).message)}`)
+  }
+}
+
+/** An error of a field, with the file that it is in. @param {string} path @param {unknown} error */
+function named(path, error) {
+  if (!(error instanceof FieldError)) return error
+  return new BundleError(`${path}: ${error.message}; export the bundle again, or update clean_lm`)
+}
+
+/**
  * The backend that runs the graphs; the manifest prefers variants by it.
  *
  * @param {LoadOptions} options
@@ -240,8 +252,8 @@ function backendOf({ ort, executionProviders }) {
   return name === undefined && 'web' in (ort.env?.versions ?? {}) ? 'wasm' : 'cpu'
 }
 
-/** Whether a variant's KV cache or activations are float16. @param {VariantEntry} variant */
-const isFloat16 = (variant) => variant.graphs.lm_inference.inputs.some(({ dtype }) => dtype === 'float16')
+/** Whether the KV cache or activations of a variant's graphs are float16. @param {Record<string, GraphEntry>} graphs */
+const isFloat16 = ({ lm_inference }) => Boolean(lm_inference?.inputs.some(({ dtype }) => dtype === 'float16'))
 
 /** Whether this browser's GPU has float16 shaders. */
 async function gpuHasFloat16() {

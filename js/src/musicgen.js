@@ -61,13 +61,13 @@ export class MusicGen {
    * @param {import('./text_encoder.js').TokenizerFactory} [tokenizer]
    */
   constructor(manifest, tokenizer) {
-    const graphs = manifest.require('graphs')
+    const { graphs, defaults } = manifest.tree
     this.manifest = manifest
     this.lm = new LanguageModel(manifest)
     this.codec = new Codec(manifest)
     this.text = 'text_encoder' in graphs ? new TextConditioner(manifest, tokenizer) : null
     this.mert = 'style_features' in graphs ? manifest.graph('style_features') : null
-    this.duration = manifest.require('defaults', 'duration').duration
+    this.duration = defaults.duration
   }
 
   /**
@@ -341,7 +341,7 @@ export class MusicGen {
       return melodyConditioning(selfWavGraph, mono, takes, this.sampleRate, window)
     }
     const { evalQ = 3, excerptLength = 3, excerptStart } = options
-    const levels = this.manifest.require('model').style_levels ?? 0
+    const levels = this.manifest.tree.model.style_levels ?? 0
     if (evalQ > levels) throw new RangeError(`evalQ: got ${evalQ}, expected 1 to ${levels}`)
     if (!this.mert) {
       throw new BundleError(`${this.manifest.path}: the bundle contains no MERT; export it again with --mert`)

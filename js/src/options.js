@@ -213,6 +213,7 @@ export const LOAD = {
   executionProviders: list,
   variant: string,
   hashes: flag,
+  confine: string,
   lazy: flag,
   onProgress: callback,
   signal,

@@ -2,6 +2,7 @@
 
 import { BundleError } from './files.js'
 import { fromFloat16, toFloat16 } from './float16.js'
+import { printable, shown } from './typed_json.js'
 
 /**
  * @typedef {typeof import('onnxruntime-common')} Ort
@@ -51,11 +52,12 @@ export class Graph {
     }
     try {
       const path = this.manifest.backend === 'cpu' ? await files.path(this.entry.file) : null
-      return await (path === null ? this._fromMemory(settings) : this._fromDisk(path, settings))
+      const session = await (path === null ? this._fromMemory(settings) : this._fromDisk(path, settings))
+      return await this._requireSame(session)
     } catch (error) {
       options.signal?.throwIfAborted()
       if (error instanceof BundleError) throw error
-      const { message } = /** @type {Error} */ (error)
+      const message = printable(/** @type {Error} */ (error).message)
       const hint = /alloc|memory|out of bounds/i.test(message) ? '; not enough memory: load a smaller variant' : ''
       const names = providers?.map((provider) => provider.name ?? provider).join(', ')
       const where = names ? ` with executionProviders ${names}` : ''
@@ -83,6 +85,22 @@ export class Graph {
       externalData.push({ path: name.replace(/.*\//, ''), data: await manifest.read(name) })
     }
     return this.ort.InferenceSession.create(model, { ...settings, externalData })
+  }
+
+  /**
+   * The session, if its inputs and outputs are those of the manifest: before anything of those sizes is allocated.
+   *
+   * @param {Session} session
+   */
+  async _requireSame(session) {
+    const { inputNames, outputNames, inputMetadata, outputMetadata } = session
+    const path = this.manifest.files.label(this.entry.file)
+    const wrong =
+      difference('input', this.inputs, inputNames, inputMetadata) ??
+      difference('output', this.outputs, outputNames, outputMetadata)
+    if (wrong === undefined) return session
+    await session.release()
+    throw new BundleError(`${path}: ${wrong}; export the bundle again`)
   }
 
   /**
@@ -155,6 +173,32 @@ export class Graph {
     await (await opening)?.release()
   }
 }
+
+/**
+ * How the inputs or outputs of a session differ from the manifest's; undefined where they do not. Types and shapes are
+ * compared where this ONNX Runtime gives them.
+ *
+ * @param {'input' | 'output'} half
+ * @param {Record<string, TensorSpec>} expected
+ * @param {readonly string[]} names
+ * @param {readonly import('onnxruntime-common').InferenceSession.ValueMetadata[]} [metadata]
+ */
+function difference(half, expected, names, metadata = []) {
+  const held = new Set(names)
+  const tensors = new Map(metadata.map((tensor) => [tensor.name, tensor]))
+  for (const name of [...new Set([...names, ...Object.keys(expected)])].sort()) {
+    const tensor = tensors.get(name)
+    const spec = Object.hasOwn(expected, name) ? expected[name] : undefined
+    if (spec && held.has(name) && !tensor) continue // its type is not known
+    const found = !held.has(name) ? 'none' : tensor?.isTensor ? words(tensor.type, tensor.shape) : 'no tensor'
+    const wanted = spec ? words(spec.dtype, spec.shape) : 'none'
+    if (found !== wanted) return `${half} ${shown(name)} is ${found}, manifest.json says ${wanted}`
+  }
+}
+
+/** @param {string} dtype @param {readonly (number | string)[]} shape */
+const words = (dtype, shape) =>
+  `${dtype} [${shape.map((size) => (typeof size === 'string' ? `'${printable(size)}'` : size)).join(', ')}]`
 
 /** @param {TensorType} dtype */
 const arrayOf = (dtype) => ARRAYS[/** @type {keyof typeof ARRAYS} */ (dtype)]

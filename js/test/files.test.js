@@ -11,7 +11,7 @@ import * as node from 'onnxruntime-node'
 import * as web from 'onnxruntime-web'
 
 import { Files } from '../src/files.js'
-import { BundleError, MusicGen } from '../src/index.js'
+import { BundleError, Manifest, MusicGen } from '../src/index.js'
 import { BUNDLE, bundleFiles, clip, KIT } from './kit.js'
 
 const ort = /** @type {any} */ (node)
@@ -131,10 +131,10 @@ const BROKEN = [
   [
     'a manifest that is not JSON',
     (files) => files.set('manifest.json', Buffer.from('{')),
-    /manifest\.json: not valid JSON/,
+    /manifest\.json: not readable JSON: /,
   ],
-  ['another format', (files) => change(files, { format: 'gguf' }), /format is gguf, expected clean_lm/],
-  ['a later version', (files) => change(files, { version: 2 }), /version is 2, expected 1/],
+  ['another format', (files) => change(files, { format: 'gguf' }), /format is 'gguf', expected 'clean_lm'/],
+  ['a later version', (files) => change(files, { version: 2 }), /version is 2, this clean_lm reads 1/],
   [
     'no lm_inference',
     (files) => change(files, { graphs: {}, variants: {}, variant: undefined, backends: {} }),
@@ -143,7 +143,7 @@ const BROKEN = [
   [
     'an unknown cache_update',
     (files) => change(files, { cache_update: 'sideways', variants: {}, variant: undefined, backends: {} }),
-    /cache_update is sideways/,
+    /cache_update is 'sideways', expected 'in_place' or 'new_columns'/,
   ],
   [
     'a short file',
@@ -155,11 +155,7 @@ const BROKEN = [
     (files) => (files.get('lm_inference.onnx.data')[5] ^= 1),
     /SHA-256 is [0-9a-f]{64}, expected [0-9a-f]{64}/,
   ],
-  [
-    'a missing file',
-    (files) => files.delete('compression_encode.onnx'),
-    /compression_encode\.onnx: (listed in manifest|not among)/,
-  ],
+  ['a missing file', (files) => files.delete('compression_encode.onnx'), /compression_encode\.onnx: not (found|among)/],
 ]
 
 /** @param {Map<string, any>} files @param {object} entries */
@@ -196,7 +192,7 @@ test('hashes: false skips the comparison', async () => {
 
 test('a missing ort, variant or server file is refused', async () => {
   await assert.rejects(MusicGen.load(BUNDLE, /** @type {any} */ ({})), /ort: expected ONNX Runtime/)
-  await assert.rejects(MusicGen.load(BUNDLE, { ort, variant: 'int3' }), /got variant "int3", the bundle contains fp32/)
+  await assert.rejects(MusicGen.load(BUNDLE, { ort, variant: 'int3' }), /got variant 'int3', the bundle contains fp32/)
   await served((url) => assert.rejects(MusicGen.load(url, { ort }), /manifest\.json: not found \(HTTP 404\)/), 404)
 })
 
@@ -213,8 +209,105 @@ test('a response is read whole, whatever length its manifest says', async () => 
   })
   assert.deepEqual(await files.read('x'), bytes)
   assert.deepEqual(await files.read('x', { bytes: 1000, sha256: '' }), bytes)
-  for (const size of [1, 999, 1001, 5000])
+  for (const size of [1, 999])
+    await assert.rejects(files.read('x', { bytes: size, sha256: '' }), /x: got more than \d+ bytes, expected \d+/)
+  for (const size of [1001, 5000])
     await assert.rejects(files.read('x', { bytes: size, sha256: '' }), /x: got 1000 bytes, expected \d+/)
+  await assert.rejects(files.read('x', { bytes: 2 ** 50, sha256: '' }), /x: no memory for its \d+ bytes/)
+})
+
+test('a response that does not end is cut off', async () => {
+  let sent = 0
+  let cancelled = 0
+  const endless = () =>
+    new Response(
+      new ReadableStream({
+        pull: (controller) => controller.enqueue(new Uint8Array((sent += 2 ** 20) && 2 ** 20)),
+        cancel: () => void cancelled++,
+      }),
+    )
+  const files = new Files(endless)
+  await assert.rejects(files.read('x', { bytes: 1000, sha256: '' }), /x: got more than 1000 bytes, expected 1000/)
+  assert.ok(sent < 2 ** 23)
+  await assert.rejects(files.read('manifest.json'), /manifest\.json: got more than 67108864 bytes, expected at most/)
+  assert.ok(sent < 2 ** 27)
+  assert.equal(cancelled, 2)
+})
+
+test('a download that breaks off is named', async () => {
+  const server = createServer((_, response) => {
+    response.writeHead(200, { 'content-length': 1000 })
+    response.write('half')
+    setTimeout(() => response.destroy(), 20)
+  })
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve(null)))
+  const { port } = /** @type {import('node:net').AddressInfo} */ (server.address())
+  const files = new Files(`http://127.0.0.1:${port}/`)
+  await assert.rejects(files.read('manifest.json'), {
+    name: 'BundleError',
+    message: /manifest\.json: the download broke off: /,
+  })
+  server.close()
+  await assert.rejects(files.read('manifest.json'), {
+    name: 'BundleError',
+    message: /manifest\.json: cannot be fetched: /,
+  })
+})
+
+test('what is no source, and what is no file', async () => {
+  for (const source of [undefined, null, 5, true])
+    assert.throws(() => new Files(/** @type {any} */ (source)), /source: got .*, expected a folder, a URL, or files/)
+  for (const found of [null, 5, {}, []])
+    await assert.rejects(
+      new Files(/** @type {any} */ (() => found)).read('x'),
+      /x: got .*, expected a URL, a Uint8Array/,
+    )
+  const files = new Files({})
+  for (const name of ['constructor', 'toString', '__proto__'])
+    await assert.rejects(files.read(name), /not among the given files/)
+})
+
+/** @param {string} source @param {string} [confine] the URLs that are fetched for some names, or why not */
+async function fetched(source, confine) {
+  const names = ['x', '../first/x', '../../x', 'https:other/x', 'x?y#z', '%2e%2e/x', '..%2fx']
+  const { fetch } = globalThis
+  /** @type {string[]} */
+  const urls = []
+  globalThis.fetch = async (input) => (urls.push(String(input)), new Response('x'))
+  try {
+    const files = new Files(source, { confine })
+    for (const name of names) await files.read(name).catch((error) => urls.push(error.message.replace(/;.*/, '')))
+  } finally {
+    globalThis.fetch = fetch
+  }
+  return urls
+}
+
+test('a name in a manifest never leads to another origin, and confined to no other folder', async () => {
+  const source = 'http://here/bundles/text'
+  const literal = ['https%3Aother/x', 'x%3Fy%23z', '%252e%252e/x', '..%252fx'].map((name) => `${source}/${name}`)
+  const own = [`${source}/x`, 'http://here/bundles/first/x', 'http://here/x']
+  assert.deepEqual(await fetched(source), [...own, ...literal])
+  const outside = (/** @type {string} */ name, /** @type {string} */ confine) =>
+    `${source}/${name}: lies outside of ${confine}`
+  const parent = 'http://here/bundles'
+  assert.deepEqual(await fetched(source, parent), [...own.slice(0, 2), outside('../../x', parent), ...literal])
+  assert.deepEqual(await fetched(source, `${source}/`), [
+    own[0],
+    outside('../first/x', `${source}/`),
+    outside('../../x', `${source}/`),
+    ...literal,
+  ])
+  assert.match((await fetched(source, 'http://here/bundles/te'))[0], /lies outside of/)
+  assert.throws(() => new Files(source, { confine: '/bundles' }), /confine: got \/bundles, expected a URL/)
+  assert.throws(() => new Files(new Map(), { confine: source }), /confine: got .*, expected none/)
+  await served((url) => MusicGen.load(`${url}/bundles/standard`, { ort, confine: `${url}/bundles` }).then(() => {}))
+  await served((url) =>
+    assert.rejects(MusicGen.load(`${url}/bundles/standard`, { ort, confine: `${url}/bundles/standard` }), {
+      name: 'BundleError',
+      message: /standard\/\.\.\/.*: lies outside of/,
+    }),
+  )
 })
 
 test('the text encoder is opened with its first use, or at once', async () => {
@@ -237,11 +330,14 @@ test('a signal cancels loading', async () => {
 test('the variant is the one that the bundle prefers for the backend', async () => {
   const files = await bundleFiles()
   const tree = JSON.parse(String(files.get('manifest.json')))
-  const other = { ...tree.variants.fp32, cache: 'int8' }
+  /** @type {any} */
+  const other = structuredClone({ ...tree.variants.fp32, cache: 'int8' })
+  const { inputs, outputs } = other.graphs.lm_inference
+  for (const tensor of [...inputs, ...outputs]) if (/^(past|present)/.test(tensor.name)) tensor.dtype = 'int8'
   change(files, { variants: { ...tree.variants, other }, backends: { wasm: ['other'], webgpu: [] }, variant: 'fp32' })
   assert.equal((await MusicGen.load(files, { ort })).manifest.variant, 'fp32')
-  const wasm = await MusicGen.load(files, { ort: /** @type {any} */ (web), executionProviders: ['wasm'] })
-  assert.equal(wasm.manifest.variant, 'other')
+  const wasm = await Manifest.open(files, { ort: /** @type {any} */ (web), executionProviders: ['wasm'] })
+  assert.equal(wasm.variant, 'other')
   const gpu = { ort: /** @type {any} */ (web), executionProviders: ['webgpu'], variant: 'other' }
   await assert.rejects(MusicGen.load(files, gpu), /"other" has an int8 KV cache, which WebGPU does not support/)
 })

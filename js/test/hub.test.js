@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
-import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { lstat, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -138,7 +138,7 @@ test('files are kept by their SHA-256, whole, and shared between bundles', async
   const path = /** @type {string} */ (await manifest.files.path('lm_inference.onnx.data'))
   assert.equal((await stat(path)).ino, (await stat(join(cacheFolder, 'files', sha256))).ino)
   requests.length = 0
-  change({ comment: 'another bundle with the same files' })
+  change({ source: { repository: 'another/bundle', revision: 'with the same files' } })
   await load()
   assert.equal(requests.length, 1)
 })
@@ -165,7 +165,8 @@ for (const [name, damage] of /** @type {[string, (bytes: Buffer) => Buffer][]} *
   test(`a download that is ${name} is refused and not kept`, async () => {
     files.set('lm_inference.onnx.data', damage(files.get('lm_inference.onnx.data')))
     const refused = (/** @type {any} */ error) =>
-      error instanceof BundleError && /repo\/lm_inference\.onnx\.data: (got \d+ bytes|SHA-256 is)/.test(error.message)
+      error instanceof BundleError &&
+      /repo\/lm_inference\.onnx\.data: (got (more than )?\d+ bytes|SHA-256 is)/.test(error.message)
     await assert.rejects(load(), refused)
     const names = (await listed(cacheFolder)).map((entry) => entry.name)
     assert.ok(!names.includes('lm_inference.onnx.data') && names.every((kept) => !kept.includes('partial')))
@@ -253,21 +254,43 @@ test('a bundle reaches no file outside of its repository', async () => {
     'https://x/y',
     '',
   ]
+  const entry = { bytes: 1, sha256: '0'.repeat(64) }
   for (const name of outside) {
-    const graphs = { ...tree.graphs, lm_inference: { ...tree.graphs.lm_inference, data: name } }
-    for (const entries of [
-      { files: { ...tree.files, [name]: { bytes: 1, sha256: '0'.repeat(64) } } },
-      { graphs },
-      { variants: { ...tree.variants, other: { graphs } } },
-    ]) {
+    const graphs = { lm_condition: { ...tree.graphs.lm_condition, data: name } }
+    const other = { ...tree.variants.fp32, graphs }
+    const listed = { ...tree.files, [name]: entry }
+    for (const entries of [{ files: listed }, { files: listed, variants: { ...tree.variants, other } }]) {
       files.set('manifest.json', Buffer.from(JSON.stringify({ ...tree, ...entries })))
-      await assert.rejects(load(), /manifest\.json: names .*, expected files of user\/repo/, name)
+      const refused =
+        /manifest\.json: (names .*, expected files of user\/repo|a name in files is .*, expected a file's)/
+      await assert.rejects(load(), refused, name)
     }
   }
-  for (const entry of [{ bytes: 1, sha256: '../../x' }, { bytes: -1, sha256: '0'.repeat(64) }, { bytes: '1' }]) {
-    files.set('manifest.json', Buffer.from(JSON.stringify({ ...tree, files: { ...tree.files, x: entry } })))
-    await assert.rejects(load(), /the size or SHA-256 of x is none/)
+  assert.deepEqual(await listed(cacheFolder), [], 'nothing is kept')
+})
+
+test('a manifest that is refused does not take the place of the last one', async () => {
+  const expected = await codes(await load())
+  for (const broken of [
+    '{',
+    '{"format": "clean_lm"}',
+    String(files.get('manifest.json')).replace('"heads": 4', '"heads": 0'),
+  ]) {
+    files.set('manifest.json', Buffer.from(broken))
+    await assert.rejects(load(), BundleError)
   }
+  assert.equal(await codes(await load('hf:user/repo', { endpoint: 'http://127.0.0.1:9' })), expected)
+})
+
+test('a link out of the cache is not followed', async () => {
+  const { manifest } = await load()
+  const path = /** @type {string} */ (await manifest.files.path('lm_inference.onnx.data'))
+  await rm(path)
+  await symlink(`${BUNDLE}/lm_inference.onnx.data`, path)
+  requests.length = 0
+  await load()
+  assert.equal(requests.length, 2, 'it is downloaded again')
+  assert.ok((await lstat(path)).isFile())
 })
 
 test('WASM in Node loads from the hub too', async () => {
@@ -288,7 +311,9 @@ test('in a browser, its cache keeps files by their SHA-256', async () => {
     Object.defineProperty(process, 'versions', { value: {}, configurable: true })
     const open = async (/** @type {string} */ from) => {
       const found = new HubFiles('hf:user/repo', { ort, endpoint: from, cache })
-      const tree = JSON.parse(new TextDecoder().decode(await found.read('manifest.json')))
+      const bytes = await found.read('manifest.json')
+      const tree = JSON.parse(new TextDecoder().decode(bytes))
+      await found.adopt(tree, bytes)
       return found.read('lm_inference.onnx.data', tree.files['lm_inference.onnx.data'])
     }
     const first = await open(endpoint)
