@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from clean_lm.manifest_fields import PARTS, Defaults, Document, GraphEntry, LanguageModelInfo
+from clean_lm.manifest_fields import PARTS, TENSORS, Defaults, Document, GraphEntry, LanguageModelInfo
 from clean_lm.typed_json import FieldError, read_as, read_part
 
 CACHE = "past_key_values."  # how the names of the cache's inputs begin; those of its outputs: "present."
@@ -21,8 +21,14 @@ def check_document(typed: Document, document: Mapping[str, Any]) -> None:
     for name in PARTS:
         if name in typed.graphs:
             read_part(PARTS[name], typed.model, "model")
-    for at, entry in _graphs(typed):
-        _check_graph(entry, at, typed)
+    for at, name, entry in _graphs(typed):
+        _check_files(entry, at, typed)
+        for half, tensors, needed in zip(
+            ("inputs", "outputs"), (entry.inputs, entry.outputs), TENSORS[name], strict=True
+        ):
+            _check_tensors({tensor.name: len(tensor.shape) for tensor in tensors}, len(tensors), needed, f"{at}.{half}")
+    if "compression_encode" in typed.graphs:
+        _check_channels(typed)
     _check_variants(typed, document)
     if "lm_inference" in typed.graphs:
         read_as(Defaults, typed.defaults, "defaults")
@@ -44,24 +50,38 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _graphs(typed: Document) -> Iterator[tuple[str, GraphEntry]]:
-    """Every graph of every variant, and where it stands."""
+def _graphs(typed: Document) -> Iterator[tuple[str, str, GraphEntry]]:
+    """Every graph of every variant: where it stands, and its name."""
     for name, entry in typed.graphs.items():
-        yield f"graphs.{name}", entry
+        yield f"graphs.{name}", name, entry
     for variant, info in (typed.variants or {}).items():
         for name, entry in info.graphs.items():
-            yield f"variants.{variant}.graphs.{name}", entry
+            yield f"variants.{variant}.graphs.{name}", name, entry
 
 
-def _check_graph(entry: GraphEntry, at: str, typed: Document) -> None:
-    """Its files are listed, and no two of its tensors have one name."""
+def _check_files(entry: GraphEntry, at: str, typed: Document) -> None:
+    """A graph's files are listed."""
     for field, file in (("file", entry.file), ("data", entry.data)):
         if file is not None and file not in typed.files:
             raise FieldError(f"{at}.{field} is {file!r}, which `files` does not list")
-    for half in ("inputs", "outputs"):
-        names = [tensor.name for tensor in getattr(entry, half)]
-        if len(set(names)) < len(names):
-            raise FieldError(f"{at}.{half} has two tensors of one name")
+
+
+def _check_tensors(axes: Mapping[str, int], count: int, needed: Mapping[str, int], at: str) -> None:
+    """No two of `count` tensors have one name, and those that a runtime names are there. axes: of each, how many."""
+    if len(axes) < count:
+        raise FieldError(f"{at} has two tensors of one name")
+    for name, expected in needed.items():
+        if axes.get(name) != expected:
+            found = f"{axes[name]} axes" if name in axes else "none"
+            raise FieldError(f"{at}: {name} has {found}, expected {expected} axes")
+
+
+def _check_channels(typed: Document) -> None:
+    """The codec takes all of the model's channels at once, or each by itself."""
+    audio = next(tensor for tensor in typed.graphs["compression_encode"].inputs if tensor.name == "audio")
+    channels, taken = typed.model["channels"], audio.shape[1]
+    if not isinstance(taken, int) or taken not in (1, channels):
+        raise FieldError(f"graphs.compression_encode.inputs: audio has {taken} channels, expected 1 or {channels}")
 
 
 def _check_variants(typed: Document, document: Mapping[str, Any]) -> None:
@@ -72,8 +92,8 @@ def _check_variants(typed: Document, document: Mapping[str, Any]) -> None:
     for backend, names in (typed.backends or {}).items():
         _require_known(names, variants, f"backends.{backend}")
     for name, info in variants.items():
-        if "lm_inference" in info.graphs:
-            _check_caches(info.graphs["lm_inference"], info.cache_update, f"variants.{name}.", info.cache)
+        if unknown := info.graphs.keys() - typed.graphs.keys():
+            raise FieldError(f"variants.{name}.graphs has {min(unknown)}, which the bundle's graphs lack")
     if typed.variant is None:
         return
     _require_known([typed.variant], variants, "variant")
@@ -95,22 +115,27 @@ def _check_language_model(typed: Document) -> None:
         raise FieldError(f"model.special_token is {info.special_token}, expected card, {info.card}")
     if len(info.delays) != info.codebooks:
         raise FieldError(f"model.delays has {len(info.delays)} entries, expected one per codebook, {info.codebooks}")
+    _check_caches(graph, info.layers, typed.cache_update, "")
+    for name, variant in (typed.variants or {}).items():
+        if "lm_inference" in variant.graphs:
+            graph = variant.graphs["lm_inference"]
+            _check_caches(graph, info.layers, variant.cache_update, f"variants.{name}.", variant.cache)
+
+
+def _check_caches(graph: GraphEntry, layers: int, update: str | None, at: str, kind: str | None = None) -> None:
+    """Every layer has its caches; `cache_update` and `cache` are what their shapes and types say."""
     caches = {tensor.name for tensor in graph.inputs if tensor.name.startswith(CACHE)}
-    if caches != {f"{CACHE}{layer}.{half}" for layer in range(info.layers) for half in ("key", "value")}:
-        raise FieldError(
-            f"graphs.lm_inference.inputs has {len(caches)} caches, expected 2 for each of {info.layers} layers"
-        )
-    _check_caches(graph, typed.cache_update, "")
-
-
-def _check_caches(graph: GraphEntry, update: str | None, at: str, kind: str | None = None) -> None:
-    """`cache_update` and `cache` are what the shapes and types of the caches say."""
+    if caches != {f"{CACHE}{layer}.{half}" for layer in range(layers) for half in ("key", "value")}:
+        expected = f"2 for each of {layers} layers"
+        raise FieldError(f"{at}graphs.lm_inference.inputs has {len(caches)} caches, expected {expected}")
     outputs = {tensor.name: tensor for tensor in graph.outputs}
     for past in (tensor for tensor in graph.inputs if tensor.name.startswith(CACHE)):
         present = outputs.get(past.name.replace("past_key_values", "present"))
         if present is None:
             raise FieldError(f"{at}graphs.lm_inference.outputs lacks the cache of {past.name}")
         found = "in_place" if present.shape == past.shape else "new_columns"
+        if len(past.shape) != 4:
+            raise FieldError(f"{at}graphs.lm_inference.inputs: {past.name} has {len(past.shape)} axes, expected 4 axes")
         if found != update:
             raise FieldError(f"{at}cache_update is {update!r}, and the shapes of {past.name} say {found!r}")
         if kind is not None and (kind == "int8") != (past.dtype == "int8"):

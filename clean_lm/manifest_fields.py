@@ -121,6 +121,23 @@ PARTS: Mapping[str, type] = {
 MODEL = {name: kind for part in PARTS.values() for name, kind in kinds_of(part).items()}
 
 
+# Tensors that a runtime names, and how many axes they have: inputs and outputs of each graph
+TENSORS: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
+    "lm_inference": (
+        {"codes": 3, "position": 1, "uniform": 2, "cfg_coef": 0, "temperature": 0, "top_k": 0, "top_p": 0},
+        {"next_codes": 2, "logits": 3},
+    ),
+    "lm_condition": ({"text_states": 3, "text_mask": 2}, {}),
+    "lm_melody": ({"audio": 2}, {"self_wav": 3}),
+    "lm_style": ({"features": 3, "eval_q": 0}, {"self_wav": 3}),
+    "style_features": ({"audio": 2}, {"features": 3}),
+    "compression_encode": ({"audio": 3}, {"codes": 3}),
+    "compression_decode": ({"codes": 3}, {"audio": 3}),
+    "compression_stream": ({"codes": 3}, {"audio": 3}),
+    "text_encoder": ({"input_ids": 2, "attention_mask": 2}, {"last_hidden_state": 3}),
+}
+
+
 # The rest
 
 

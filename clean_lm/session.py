@@ -65,6 +65,8 @@ class Graph:
     def zeros(self, name: str, sizes: Mapping[str, int]) -> np.ndarray:
         """An array for one tensor, its symbolic sizes taken from `sizes`."""
         tensor = self.inputs.get(name) or self.outputs[name]
+        if unknown := [size for size in tensor.shape if isinstance(size, str) and size not in sizes]:
+            raise BundleError(f"{self.path}: {name} has a size {shown(unknown[0])}, expected {', '.join(sizes)}")
         shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
         return np.zeros(shape, dtype=DTYPES[tensor.dtype])
 
@@ -110,4 +112,6 @@ def open_graph(manifest: Manifest, name: str) -> Graph:
     require_providers(manifest.options.get("providers") or ())
     info = manifest.require_graph(name)
     manifest.check_files(manifest.files_of(name))
+    if info.data not in manifest.files and (manifest.folder / info.data).exists():
+        raise BundleError(f"{manifest.folder / info.data}: not listed in manifest.json; copy the bundle again")
     return Graph(manifest.folder / info.file, info, manifest.options)

@@ -138,7 +138,8 @@ def _one_of(_: Any, kinds: tuple[Any, ...], value: Any, at: str) -> Any:
 
 def _literal(_: Any, choices: tuple[Any, ...], value: Any, at: str) -> Any:
     for choice in choices:
-        if isinstance(value, type(choice)) and not isinstance(value, bool) and value == choice:
+        kind = (int, float) if isinstance(choice, int) else type(choice)
+        if isinstance(value, kind) and not isinstance(value, bool) and value == choice:
             return choice
     raise FieldError(f"{at} is {shown(value)}, expected {' or '.join(map(repr, choices))}")
 

@@ -260,10 +260,11 @@ def test_raw_training_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         path = save(tmp_path / "checkpoint.th", best_state={"model": state()}, xp_cfg=DictConfig(), history=[{"a": 1}])
     message = refused(path)
     assert_words(message, "refused", "omegaconf.dictconfig.DictConfig", "raw training checkpoint", "export_lm")
-    for changes in (
+    as_text: list[dict[str, Any]] = [  # its configuration as text: no code is needed to read it
         {"best_state": {"model": state()}},
         {"best_state": {}, "fsdp_best_state": {"model": state()}},
-    ):  # its configuration as text: no code is needed to read it
+    ]
+    for changes in as_text:
         assert set(open_lm(save(path, **changes)).specs) == set(open_lm(save(tmp_path / "exported.bin")).specs)
     save(path, best_state={"model": state(), "other": {}})
     assert_words(refused(path), "best_state holds model", "raw training checkpoint", "export_lm")

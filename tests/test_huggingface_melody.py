@@ -22,7 +22,7 @@ from transformers.models.musicgen_melody.feature_extraction_musicgen_melody impo
 from clean_lm.generation import Sampling
 from clean_lm.language_model import LanguageModel
 from clean_lm.models.chroma import filters
-from clean_lm.models.config import ConfigError
+from clean_lm.models.config import ConfigError, MelodyConfig
 from clean_lm.session import open_graph
 from export import codec, text, verify
 from export.lm import export
@@ -56,7 +56,7 @@ def melody_model(channels: int = 1, dim: int = 24, seed: int = 0, **config: Any)
     )  # fmt: skip
     t5 = T5Config(
         d_model=config.pop("d_model", TEXT_DIM), num_layers=1, num_heads=1, d_kv=8, d_ff=8, vocab_size=16,
-        tie_word_embeddings=True,
+        tie_word_embeddings=True,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     sizes = {"text_encoder": t5, "audio_encoder": EncodecConfig(**CODEC), "decoder": decoder}
     model = MusicgenMelodyForConditionalGeneration(MusicgenMelodyConfig(**sizes, chroma_length=8, **config)).eval()
@@ -184,7 +184,8 @@ def test_melody_of_audiocraft_in_either_file(tmp_path: Path):
     export(tmp_path / "model", tmp_path / "bundle", max_duration=golden.max_duration)
     assert verify.golden(tmp_path / "bundle", GOLDEN / "melody")[1] == []
     ours = load(tmp_path / "model").config
-    assert ours.self_wav is not None
+    assert isinstance(ours.self_wav, MelodyConfig)
+    assert isinstance(golden.self_wav, MelodyConfig)
     assert ours.self_wav.frames == golden.self_wav.frames == 235
     assert (ours.prepend, ours.cross, ours.delays) == (golden.prepend, golden.cross, golden.delays)
 

@@ -159,7 +159,7 @@ def _adapted(folder: Path, base: Checkpoint) -> Checkpoint:
 
 
 def _decoder_alone(decoder: Checkpoint) -> Checkpoint:
-    """As a whole model. The projection of the text must be among its tensors: it says how wide the text's states are."""
+    """As a whole model. The projection of the text must be among its tensors: it says how wide the states are."""
     melody = decoder.config["model_type"] == "musicgen_melody_decoder"
     projection = decoder.specs.get(PROJECTION)
     if projection is None or len(projection.shape) != 2 or melody:

@@ -98,8 +98,8 @@ export function validate(text, name) {
 /** How many bytes are read to load a variant. @param {Tree} tree @param {string} [variant] */
 export function sizeOf(tree, variant) {
   const { compression_decode: _, ...graphs } = { ...tree.graphs, ...tree.variants?.[variant ?? '']?.graphs }
-  const parts = Object.values(graphs).flatMap(({ file, data }) => (data ? [file, data] : [file]))
-  const read = Object.entries(tree.files).filter(([name]) => parts.some((part) => name.startsWith(part)))
+  const parts = new Set(Object.values(graphs).flatMap(({ file, data }) => [file, data ?? `${file}.data`]))
+  const read = Object.entries(tree.files).filter(([name]) => parts.has(name))
   return read.reduce((sum, [, { bytes }]) => sum + bytes, 0)
 }
 

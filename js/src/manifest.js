@@ -2,7 +2,7 @@
 
 import { BundleError, Files } from './files.js'
 import { HubFiles, isHub } from './hub.js'
-import { checkLanguageModel, checkManifest, checkParts } from './manifest_checks.js'
+import { checkManifest } from './manifest_checks.js'
 import { LOAD, validateOptions } from './options.js'
 import { Graph } from './session.js'
 import { FieldError, isObject, printable, shown } from './typed_json.js'
@@ -111,13 +111,6 @@ export class Manifest {
       ...tree,
       graphs: { ...tree.graphs, ...chosen?.graphs },
       cache_update: chosen?.cache_update ?? tree.cache_update,
-    }
-    // of another variant than the default, whose graphs are checked with manifest.json
-    try {
-      checkParts(this.tree)
-      checkLanguageModel(this.tree)
-    } catch (error) {
-      throw named(this.path, error)
     }
     this.bytesRead = 0
     this.bytesTotal = 0

@@ -73,7 +73,19 @@ export class Graph {
    */
   async _fromDisk(path, settings) {
     for (const name of this.manifest.filesOf(this.entry)) await this.manifest.verify(name)
+    await this._requireListed()
     return this.ort.InferenceSession.create(path, settings)
+  }
+
+  /** Throw BundleError if ONNX Runtime would read weights that manifest.json does not list. */
+  async _requireListed() {
+    const { files, tree } = this.manifest
+    const name = this.entry.data ?? `${this.entry.file}.data`
+    if (Object.hasOwn(tree.files, name)) return
+    const { existsSync } = process.getBuiltinModule('node:fs')
+    if (existsSync(/** @type {string} */ (await files.path(name)))) {
+      throw new BundleError(`${files.label(name)}: not listed in manifest.json; copy the bundle again`)
+    }
   }
 
   /** @param {object} settings */
@@ -151,6 +163,11 @@ export class Graph {
    */
   resolve(name, sizes) {
     const { dtype, shape } = this.inputs[name] ?? this.outputs[name]
+    const unknown = shape.find((size) => typeof size === 'string' && sizes[size] === undefined)
+    if (unknown !== undefined) {
+      const [path, known] = [this.manifest.files.label(this.entry.file), Object.keys(sizes).join(', ')]
+      throw new BundleError(`${path}: ${name} has a size ${shown(unknown)}, expected ${known}`)
+    }
     return { dtype, dims: shape.map((size) => (typeof size === 'string' ? sizes[size] : size)) }
   }
 
