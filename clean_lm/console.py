@@ -23,10 +23,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which repeats what it does not understand: here without control characters."""
+    """argparse's, which repeats what it does not understand: here cut, and without control characters."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(plain(message))
+        super().error(plain(message if len(message) <= 500 else f"{message[:500]}..."))
 
 
 def run(body: Callable[[], object], errors: tuple[type[Exception], ...], interrupted: str) -> int:

@@ -10,7 +10,9 @@ code is 1 where there is one. Inputs follow from the seed and their number alone
 """
 
 import argparse
+import contextlib
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -24,6 +26,7 @@ from tests.fuzz.outcomes import ACCEPTED, OTHER, REFUSED, Outcome, attempt
 from tests.fuzz.targets import TARGETS
 
 CHUNK = 25  # inputs of one process's turn: where it ends, they are tried again one by one
+ADDRESSES = 2**34  # bytes that a process may ask for, so that no input takes the machine down
 Result = tuple[str, int, str, Outcome]  # target, number, what was done, what came of it
 
 
@@ -48,20 +51,28 @@ def main() -> int:
 
 
 def campaign(targets: Iterable[str], numbers: range, seed: int, processes: int = 1) -> Iterator[Result]:
-    """Every input of every target, in processes of their own: one that ends is itself found out."""
+    """Every input of every target, in processes of their own. Where one ends, the first of the inputs that are left is
+    the cause: from then on, one process tries them in turn."""
     turns = [(target, numbers[i : i + CHUNK]) for target in targets for i in range(0, len(numbers), CHUNK)]
     while turns:
-        with ProcessPoolExecutor(processes) as pool:
+        with ProcessPoolExecutor(processes, initializer=bounded) as pool:
             futures = [(pool.submit(turn, *found, seed), found) for found in turns]
-            turns = []
+            turns, broken, alone = [], False, processes == 1
             for future, (target, part) in futures:
                 try:
                     yield from future.result()
                 except BrokenProcessPool:
-                    if len(part) == 1 and not turns:
-                        yield target, part[0], "", Outcome(OTHER, "the process ended, or one beside it did")
+                    processes, first, broken = 1, not broken, True
+                    if first and alone and len(part) == 1:
+                        yield target, part[0], "", Outcome(OTHER, "the process ended")
                     else:
-                        turns += [(target, part[i : i + 1]) for i in range(len(part))]
+                        turns += [(target, part[i : i + 1]) for i in range(len(part))] if first else [(target, part)]
+
+
+def bounded() -> None:
+    """Limit what this process can ask for."""
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
 
 
 def turn(target: str, numbers: range, seed: int) -> list[Result]:
