@@ -4,6 +4,7 @@ import io
 import json
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +18,7 @@ import yaml
 
 from clean_lm import audio_files, cli
 from clean_lm.audio import AudioError
-from clean_lm.manifest import BundleError
+from clean_lm.manifest import BundleError, Manifest
 from clean_lm.models.config import ConfigError
 from clean_lm.musicgen import MusicGen
 from tests.fuzz.mutations import WRONG, changed, damaged
@@ -44,6 +45,28 @@ def manifest(rng: random.Random, folder: Path) -> Case:
 def manifest_bytes(rng: random.Random, folder: Path) -> Case:
     """A manifest.json that is damaged."""
     return _bundle(folder, "manifest.json", damaged((BUNDLE / "manifest.json").read_bytes(), rng))
+
+
+def manifest_in_javascript(rng: random.Random, folder: Path) -> Case:
+    """A manifest.json of another content: JavaScript refuses what Python refuses. Needs Node."""
+    content = _json(changed(json.loads((BUNDLE / "manifest.json").read_text()), rng))
+    (folder / "manifest.json").write_bytes(content)
+    return Case(lambda: _compare(folder), (BundleError,), "manifest.json")
+
+
+def _compare(folder: Path) -> str | None:
+    script = Path(__file__).with_name("verdict.mjs")
+    found = subprocess.run(["node", script, folder], capture_output=True, text=True, check=False)
+    verdict = found.stdout.strip()
+    if found.returncode or not verdict.isprintable():
+        return f"JavaScript: {found.stderr[-300:]} {verdict!r}"
+    try:
+        Manifest.read(folder)
+    except BundleError as error:
+        if verdict == "accepted":
+            return f"JavaScript accepts, Python does not: {error}"
+        raise
+    return None if verdict == "accepted" else f"Python accepts, JavaScript does not: {verdict}"
 
 
 def bundle_file(rng: random.Random, folder: Path) -> Case:
@@ -249,6 +272,7 @@ def _json(tree: Any) -> bytes:
 TARGETS: dict[str, Callable[[random.Random, Path], Case]] = {
     target.__name__: target
     for target in (
+        *((manifest_in_javascript,) if shutil.which("node") else ()),
         *(manifest, manifest_bytes, bundle_file, checkpoint_bytes, checkpoint_config, huggingface_config),
         *(safetensors_header, sound, command, option),
     )
