@@ -18,10 +18,7 @@ from weights.errors import show, show_name
 
 MOST = 1_000_000  # instructions; a model of 1500 tensors has 60,000
 AXES = 64
-REPEATED, SPARE = (
-    4,
-    2**24,
-)  # a file's tensors together: at most so many times the file (tied ones count twice) and bytes
+REPEATED, SPARE = 4, 2**24  # of a file's tensors: at most so many times its bytes (tied ones count twice), and so many
 ITEM_BYTES = {
     **{"Untyped": 1, "Byte": 1, "Char": 1, "Bool": 1, "QInt8": 1, "QUInt8": 1, "QUInt4x2": 1, "QUInt2x4": 1},
     **{"Half": 2, "BFloat16": 2, "Short": 2, "Float": 4, "Int": 4, "QInt32": 4},
