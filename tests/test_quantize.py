@@ -532,7 +532,7 @@ def test_variants_of_a_prefix(golden, tmp_path, name):
         entry = manifest.variants[variant]
         assert not any(graph.startswith(("lm_melody", "lm_style")) for graph in entry.graphs)
         assert entry.quality is not None
-        assert 0 < entry.quality["kl"] < {"fp16": 1e-3, "q4f16": 5}.get(variant, 0.5)  # sharp, random weights
+        assert 0 < entry.quality.kl < {"fp16": 1e-3, "q4f16": 5}.get(variant, 0.5)  # sharp, random weights
         codes = lm.generate_codes(prompt, texts, lambda _: [wav], frames=30, sampling=Sampling(use_sampling=False))
         assert codes.shape == (1, 4, 30)
         if variant == "fp16":
