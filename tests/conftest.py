@@ -21,12 +21,13 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Every export reads the graphs that an export before it has traced, in whichever worker of the run."""
     if "export.onnx_graph" not in sys.modules:
         return  # no test that was collected exports
+    from export import onnx_graph
     from tests.traces import Traces
 
     folder = tmp_path_factory.getbasetemp()  # a worker's own, in the run's
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "traces"
     folder.mkdir(exist_ok=True)
-    sys.modules["export.onnx_graph"].trace = Traces(folder)
+    onnx_graph.trace = Traces(folder)
 
 
 @pytest.fixture(scope="session")
