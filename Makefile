@@ -31,10 +31,10 @@ endif
 
 test: $(VENV)/.installed $(JS)
 	$(if $(JS),cd js && npm test,@echo "npm not found: the tests of js/ are skipped")
-	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 
 quick: $(VENV)/.installed
-	$(PYTEST) -m quick -n 2 --dist loadfile
+	$(PYTEST) -m quick -n 2 --dist worksteal $$(grep -l 'mark\.quick' tests/test_*.py)
 
 fuzz: $(VENV)/.installed $(JS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --rounds $(ROUNDS)

@@ -1,9 +1,11 @@
-"""Upstream's arrays, and bundles exported once for the whole run."""
+"""Upstream's arrays, graphs that are traced once for the whole run, and bundles."""
 
 import contextlib
 import io
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,20 @@ import pytest
 
 from clean_lm.language_model import LanguageModel
 from tests.support import GOLDEN, ROOT, Golden
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every export reads the graphs that an export before it has traced, in whichever worker of the run."""
+    if "export.onnx_graph" not in sys.modules:
+        return  # no test that was collected exports
+    from export import onnx_graph
+    from tests.traces import Traces
+
+    folder = tmp_path_factory.getbasetemp()  # a worker's own, in the run's
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "traces"
+    folder.mkdir(exist_ok=True)
+    onnx_graph.trace = Traces(folder)
 
 
 @pytest.fixture(scope="session")

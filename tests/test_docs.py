@@ -1,7 +1,9 @@
 """The texts: where links lead, whether what they name is there, and how long the front page is."""
 
+import contextlib
+import importlib
+import io
 import re
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -84,11 +86,18 @@ def test_coverage_names_tests():
 
 @cache
 def options(script: str) -> set[str]:
-    """Those in a program's --help."""
-    command = [sys.executable, *script.split(), "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"{script}: {done.stderr}"
-    return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", done.stdout))
+    """Those in a program's --help. All programs share this process: most of the time of one is importing torch."""
+    name = script.removeprefix("-m ").removesuffix(".py").replace("/", ".")
+    module = importlib.import_module(name)
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{name}.__main__")
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(sys, "argv", [script, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+    assert ended.value.code == 0, f"{script} --help: exit status {ended.value.code}"
+    return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", said.getvalue()))
 
 
 SCRIPT = re.compile(r"python ((?:export|weights|examples)/\w+\.py|-m (?:bench|demo\.train(?:\.\w+)?))\b([^\n`#]*)")
