@@ -89,12 +89,20 @@ def replace_variants(manifest: Manifest, variants: Mapping[str, Any], default: s
 
     variants: entries of the manifest by name; files of new ones lie in the folder.
     """
+    old, new = (_variant_files(entries) for entries in (manifest.document["variants"], variants))
+    _write(manifest.folder, document_with(manifest, variants, default))
+    for name in old - new:
+        (manifest.folder / name).unlink()
+
+
+def document_with(manifest: Manifest, variants: Mapping[str, Any], default: str) -> dict[str, Any]:
+    """A bundle's manifest with these variants in place of its own; arguments as in `replace_variants`."""
     folder, document = manifest.folder, manifest.document
     old, new = (_variant_files(entries) for entries in (document["variants"], variants))
     files = {name: entry for name, entry in document["files"].items() if name not in old}
     files |= {name: document["files"].get(name) or _file(folder / name) for name in sorted(new)}
     chosen = variants[default]
-    changed = {
+    return {
         **document,
         "graphs": document["graphs"] | chosen["graphs"],
         "cache_update": chosen["cache_update"],
@@ -103,9 +111,6 @@ def replace_variants(manifest: Manifest, variants: Mapping[str, Any], default: s
         "files": files,
         "backends": {backend: preferred(backend, variants, default) for backend in BACKENDS},
     }
-    _write(folder, changed)
-    for name in old - new:
-        (folder / name).unlink()
 
 
 def merged_model(

@@ -33,7 +33,7 @@ from clean_lm.models.lm import LM
 from clean_lm.models.transformer import StandardAttention
 from clean_lm.text_encoder import TextEncoder
 from export.bundle_weights import BundleWeights
-from export.bundle_writer import replace_variants
+from export.bundle_writer import document_with, replace_variants
 from export.commands import ExportError, errors_as_one_line, progress
 from export.opened import MANIFEST, Bundle, opened
 from export.quality import CFG_COEF, DESCRIPTIONS, KL_BOUND, Quality, Reference, calibrate, measure
@@ -95,7 +95,7 @@ def make(calibration: Calibration, name: str, variant: Variant) -> tuple[dict[st
     progress(f"{name}: writing")
     sensitive = find_sensitive(calibration, variant) if variant.sensitive_bits else []
     entry = write_variant(manifest, name, variant, sensitive, calibration.scales)
-    document = {**manifest.document, "variants": {**manifest.document["variants"], name: entry}}
+    document = document_with(manifest, {**manifest.document["variants"], name: entry}, manifest.default_variant or FP32)
     made = Manifest.parse(manifest.folder, document, {"hashes": False, "variant": name})
     progress(f"{name}: measuring")
     quality = measure(LanguageModel.open(made), calibration.reference)
