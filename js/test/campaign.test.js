@@ -118,6 +118,7 @@ test('a model that fails in another way than it should is seen', async () => {
   const wrong = [
     [raise('a string'), /string thrown: a string/],
     [raise(new Error('x')), /Error: x/],
+    [() => /** @type {any} */ (undefined).x, /does not say what was got/],
     [raise(new RangeError('two\nlines')), /not one printable line/],
     [take(NaN), /not finite/],
     [take(1, 9), /codes out of bounds/],
@@ -128,6 +129,16 @@ test('a model that fails in another way than it should is seen', async () => {
     assert.equal(kind, 'other')
     assert.match(found, message)
   }
+})
+
+test('an error that nothing catches is seen', async () => {
+  const outcomes = new URL('campaign_outcomes.js', import.meta.url)
+  const program = [
+    `import { attempt, noteUncaught, refused } from '${outcomes}'`,
+    "noteUncaught(); console.log((await attempt(async () => (Promise.reject(new Error('lost')), refused()))).message)",
+  ]
+  const flags = ['--input-type=module', '--eval', program.join('\n')]
+  assert.match((await promisify(execFile)(process.execPath, flags)).stdout, /^not caught: Error: lost/)
 })
 
 test('a process that ends is found out, and the next one goes on', async () => {

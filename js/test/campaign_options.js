@@ -79,7 +79,7 @@ export async function openOptions() {
 export function makeCall(random) {
   const name = random.pick(CALLS)
   const abort = new AbortController()
-  const options = random.once(20) ? random.pick(others()) : makeOptions(random, name, abort.signal)
+  const options = cancelled(random.once(20) ? random.pick(others()) : makeOptions(random, name), abort.signal)
   const audio = random.below(8) ? PROMPT : random.pick([null, Float32Array.of(NaN), [new Float32Array(0)], ...others()])
   const rate = random.below(8) ? RATE : random.pick([8_000, ...NUMBERS])
   const args = name.endsWith('ontinuation') ? [audio, rate, options] : [options]
@@ -91,9 +91,8 @@ export function makeCall(random) {
  *
  * @param {Random} random
  * @param {Name} name
- * @param {AbortSignal} signal
  */
-function makeOptions(random, name, signal) {
+function makeOptions(random, name) {
   const foreign = name.startsWith('stream') ? ['takes'] : STREAMED
   const options = { duration: 0.3 }
   for (let left = 1 + random.below(3); left > 0; left--) {
@@ -101,7 +100,19 @@ function makeOptions(random, name, signal) {
     if (foreign.includes(key) && random.below(8)) continue
     Object.defineProperty(options, key, { value: anything(random, key), enumerable: true, configurable: true })
   }
-  if (/** @type {any} */ (options).signal !== undefined) return options
+  return options
+}
+
+/**
+ * Options with the campaign's signal, unless they have another: what is accepted would take long otherwise.
+ *
+ * @param {any} options
+ * @param {AbortSignal} signal
+ */
+function cancelled(options, signal) {
+  if (options === undefined) return { signal }
+  if (options === null || !['object', 'function'].includes(typeof options) || options.signal !== undefined)
+    return options
   return Object.defineProperty(options, 'signal', { value: signal, enumerable: true, configurable: true })
 }
 

@@ -22,6 +22,8 @@ const SECONDS = 20 // that one input may take, on a busy machine
 const MEGABYTES = 1_000 // that it may add to the most memory that the process has had
 const LONGEST_MESSAGE = 20_000
 const ERRORS = [TypeError, RangeError, BundleError]
+/** What a refusal says: the engine's own errors, such as those of a property of undefined, do not. */
+const REASON = /\b(got|expected|needs|requested|takes no)\b/
 
 /** @param {string} [message] @returns {Outcome} */
 export const refused = (message = '') => ({ kind: 'refused', message })
@@ -107,6 +109,7 @@ function refusal(error) {
   if (!(error instanceof Error) || !ERRORS.some((type) => error.constructor === type)) return other(said(error))
   const { message } = error
   const isLine = message.length > 0 && message.length <= LONGEST_MESSAGE && !/[\p{C}\p{Zl}\p{Zp}]/u.test(message)
+  if (isLine && !REASON.test(message)) return other(`does not say what was got or expected: ${said(error)}`)
   return isLine ? refused(message) : other(`not one printable line: ${JSON.stringify(message.slice(0, 300))}`)
 }
 

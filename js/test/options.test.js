@@ -36,7 +36,7 @@ const WRONG = [
   [{ top_k: 5 }, TypeError, /unknown option top_k, expected one of .*topK/],
   [{ constructor: 5 }, TypeError, /unknown option constructor/],
   [{ 'a\nb\x1b[2J': 5 }, TypeError, /unknown option a\\u000ab\\u001b\[2J, expected one of/],
-  [{ ['x'.repeat(99_999)]: 5 }, TypeError, /unknown option x{57}\.\.\., expected one of/],
+  [{ ['x'.repeat(99)]: 5 }, TypeError, /unknown option x{57}\.\.\., expected one of/],
   [{ topK: Symbol('x\n') }, TypeError, /topK: got Symbol\(x\\u000a\), expected a number/],
   [{ topK: { constructor: { name: 'a\nb' } } }, TypeError, /topK: got an a\\u000ab, expected a number/],
   [{ topK: { constructor: { name: Symbol('x') } } }, TypeError, /topK: got an object, expected a number/],
