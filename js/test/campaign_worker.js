@@ -14,6 +14,7 @@ const tell = (message) => new Promise((resolve) => process.send?.(message, undef
 
 const [name, seed, first, end] = process.argv.slice(2)
 noteUncaught()
+process.on('disconnect', () => process.exit()) // nobody listens any more
 const part = await OPEN[name]()
 for (let number = Number(first); number < Number(end); number++) {
   const { what, run } = part.make(new Random(`${name} ${seed} ${number}`))
