@@ -76,13 +76,15 @@ function secureServer({ cert, key }) {
 }
 
 /**
- * Answer what is no HTTP.
+ * Answer what is no HTTP. On a connection that has been answered before, the answer would land in the middle of a file
+ * that is still being sent: it is closed.
  *
  * @param {Error} error
  * @param {import('node:stream').Duplex} socket
  */
 function refuse(error, socket) {
-  if (!socket.writable) return void socket.destroy()
+  const { bytesWritten } = /** @type {import('node:net').Socket} */ (socket)
+  if (!socket.writable || bytesWritten) return void socket.destroy()
   const headers = { ...HEADERS, Connection: 'close', 'Content-Length': 0 }
   const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
   socket.end(`HTTP/1.1 400 Bad Request\r\n${lines.join('')}\r\n`)
@@ -93,9 +95,10 @@ function setHeaders(response, headers) {
   for (const [name, value] of Object.entries(headers)) response.setHeader(name, value)
 }
 
-/** @param {Response} response @param {number} status @param {Record<string, string | number>} [headers] */
+/** An answer without a body. @param {Response} response @param {number} status @param {Record<string, string>} [headers] */
 function end(response, status, headers = {}) {
   setHeaders(response, headers)
+  if (status !== 304) response.setHeader('Content-Length', 0)
   response.writeHead(status).end()
 }
 

@@ -8,6 +8,8 @@
  * @typedef {Record<string, Check>} Table
  */
 
+import { printable } from './typed_json.js'
+
 /** Seconds of one generation, a day: beyond it, codes and uniform numbers alone would fill the memory. */
 export const LONGEST = 86_400
 /** Seconds of one window: its KV cache is allocated at once. */
@@ -20,13 +22,18 @@ const MOST_GUIDANCE = 1e6 // logits are multiplied by it in float32
 const [COLDEST, HOTTEST] = [1e-6, 1e6] // logits divided by them stay in float32's range
 const HIGHEST_RATE = 1_000_000 // samples per second
 
+/** A text of a message, in one line; long ones are cut. @param {string} text */
+const line = (text) => printable(text.length > 60 ? `${text.slice(0, 57)}...` : text)
+
 /** @param {unknown} value as an error message shows it */
 export function shown(value) {
-  if (typeof value === 'bigint') return `${value}n`
-  if (typeof value === 'string') return JSON.stringify(value.length > 60 ? `${value.slice(0, 57)}...` : value)
+  if (typeof value === 'bigint') return line(`${value}n`)
+  if (typeof value === 'string')
+    return printable(JSON.stringify(value.length > 60 ? `${value.slice(0, 57)}...` : value))
   if (typeof value === 'function') return 'a function'
-  if (value === null || typeof value !== 'object') return String(value)
-  const { name = 'object' } = value.constructor ?? {}
+  if (value === null || typeof value !== 'object') return line(String(value))
+  const given = value.constructor?.name
+  const name = typeof given === 'string' && given ? line(given) : 'object'
   return Array.isArray(value) || ArrayBuffer.isView(value)
     ? `${name} of ${/** @type {any} */ (value).length}`
     : `an ${name}`.replace(/^an (?![AEIOUaeiou])/, 'a ')
@@ -110,7 +117,7 @@ export function seed(name, value) {
   const expected = 'a whole number from 0 to 2^64 - 1'
   if (typeof value !== 'number' && typeof value !== 'bigint') throw wrongType(name, value, expected)
   if (value < 0 || value >= 2n ** 64n || (typeof value === 'number' && !Number.isInteger(value))) {
-    throw new RangeError(`${name}: got ${value}, expected ${expected}`)
+    throw new RangeError(`${name}: got ${line(String(value))}, expected ${expected}`)
   }
   if (typeof value === 'number' && !Number.isSafeInteger(value)) {
     throw new RangeError(`${name}: got the number ${value}, expected a BigInt above 2^53 - 1`)
@@ -239,7 +246,9 @@ export function validateOptions(where, options, table, frame = 0) {
   }
   for (const name in options) {
     if (!Object.hasOwn(table, name)) {
-      throw new TypeError(`${where}: unknown option ${name}, expected one of ${Object.keys(table).sort().join(', ')}`)
+      throw new TypeError(
+        `${where}: unknown option ${line(name)}, expected one of ${Object.keys(table).sort().join(', ')}`,
+      )
     }
   }
   for (const [name, check] of Object.entries(table)) {

@@ -35,6 +35,13 @@ const CALLS = {
 const WRONG = [
   [{ top_k: 5 }, TypeError, /unknown option top_k, expected one of .*topK/],
   [{ constructor: 5 }, TypeError, /unknown option constructor/],
+  [{ 'a\nb\x1b[2J': 5 }, TypeError, /unknown option a\\u000ab\\u001b\[2J, expected one of/],
+  [{ ['x'.repeat(99)]: 5 }, TypeError, /unknown option x{57}\.\.\., expected one of/],
+  [{ topK: Symbol('x\n') }, TypeError, /topK: got Symbol\(x\\u000a\), expected a number/],
+  [{ topK: { constructor: { name: 'a\nb' } } }, TypeError, /topK: got an a\\u000ab, expected a number/],
+  [{ topK: { constructor: { name: Symbol('x') } } }, TypeError, /topK: got an object, expected a number/],
+  [{ description: '\u2028'.repeat(9), topK: '\u2028' }, TypeError, /topK: got "\\u2028", expected a number/],
+  [{ seed: 10n ** 9999n }, RangeError, /seed: got 10{56}\.\.\., expected a whole number/],
   [{ description: 5 }, TypeError, /description: got 5, expected a string/],
   [{ description: ['drums'] }, TypeError, /description: got Array of 1/],
   [

@@ -99,6 +99,22 @@ test('malformed requests are answered, with the headers of every answer', async 
   assert.equal((await get('/demo/')).status, 200)
 })
 
+test('what is no HTTP is not answered in the middle of a file, and answers without a body say so', async () => {
+  const socket = connect(Number(root.port), '127.0.0.1')
+  /** @type {Buffer[]} */
+  const parts = []
+  socket.on('data', (part) => parts.push(part)).on('error', () => {})
+  socket.write('GET /bundles/first/large.onnx HTTP/1.1\r\n\r\n')
+  await once(socket, 'data')
+  socket.write('nonsense\r\n\r\n')
+  await once(socket, 'close')
+  const text = Buffer.concat(parts).toString('latin1')
+  assert.match(text, /^HTTP\/1\.1 200 /)
+  assert.doesNotMatch(text, /400 Bad Request/)
+  for (const request of ['GET /none HTTP/1.0', 'POST / HTTP/1.0', 'GET / HTTP/1.0'])
+    assert.match(await raw(`${request}\r\n\r\n`), /\r\nContent-Length: 0\r\n[^]*\r\n\r\n$/, request)
+})
+
 test('ranges, HEAD, 304, types and names', async () => {
   const part = await get('/bundles/first/a.onnx', { headers: { Range: 'bytes=1-' } })
   assert.deepEqual([part.status, part.headers.get('content-range'), await part.text()], [206, 'bytes 1-2/3', 'bc'])
