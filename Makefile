@@ -38,6 +38,7 @@ quick: $(VENV)/.installed
 
 fuzz: $(VENV)/.installed $(JS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --rounds $(ROUNDS)
+	$(if $(JS),node js/test/campaign.js --rounds $(ROUNDS))
 
 check: $(VENV)/.installed $(JS)
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from clean_lm.conditioning import Conditioning
 from clean_lm.delay_pattern import UNKNOWN, delay, prefill_length, undelay
 from clean_lm.options import LARGEST, LEAST_TEMPERATURE, flag, integer, number, shown
-from clean_lm.session import Graph
+from clean_lm.session import Graph, run_errors
 from clean_lm.windows import Window, end
 
 SETTINGS = ("cfg_coef", "temperature", "top_k", "top_p")
@@ -196,7 +196,8 @@ class Decoder:
         binding, arrays, presents = self.bound_step if new == 1 else self._bind(feeds)
         arrays["codes"][...] = feeds["codes"]
         self.position[0], self.uniform[...] = self.filled, uniform
-        self.graph.session.run_with_iobinding(binding)
+        with run_errors(self.graph.path):
+            self.graph.session.run_with_iobinding(binding)
         for name, present in presents.items():  # not in place: the new places alone come back
             self.caches[name][:, :, self.filled : self.filled + new] = present
         self.filled += new

@@ -190,7 +190,11 @@ class Manifest:
         hashes = self.options.get("hashes", True)
         for name in names:
             path, entry = self.folder / name, self.files[name]
-            size = regular_file(path, self.options.get("confine"))
+            try:
+                size = regular_file(path, self.options.get("confine"))
+            except FileNotFoundError:
+                missing = f"{path}: listed in manifest.json, but not there; copy the bundle again"
+                raise FileNotFoundError(missing) from None
             if size != entry.bytes:
                 raise BundleError(f"{path}: {size} bytes, manifest.json says {entry.bytes}; copy the bundle again")
             if hashes and (found := sha256(path)) != entry.sha256:
@@ -206,7 +210,7 @@ def regular_file(path: Path, confine: Path | str | None = None) -> int:
         status = path.stat()
         outside = confine is not None and not path.resolve(strict=True).is_relative_to(Path(confine).resolve())
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: not found; copy the bundle again, with all files that it lists") from None
+        raise FileNotFoundError(f"{path}: not found") from None
     except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a name that no file can have
         raise BundleError(f"{path}: cannot be opened: {error}") from None
     if outside:
@@ -241,7 +245,8 @@ def check_options(options: LoadOptions) -> None:
         raise ValueError(f"variant: got {shown(variant)}, expected the name of a variant, or None")
     threads("threads", options.get("threads"))
     flag("hashes", options.get("hashes", True))
-    if not isinstance(confine := options.get("confine"), (str, Path, type(None))):
+    confine = options.get("confine")
+    if not isinstance(confine, (str, Path, type(None))) or confine == "":
         raise ValueError(f"confine: got {shown(confine)}, expected a folder, or None")
     if isinstance(providers, str) or not isinstance(providers, (Sequence, type(None))):
         raise ValueError(

@@ -8,8 +8,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from clean_lm.manifest_fields import PARTS, TENSORS, Defaults, Document, GraphEntry, LanguageModelInfo
-from clean_lm.typed_json import FieldError, read_as, read_part
+from clean_lm.manifest_fields import (
+    PARTS,
+    TENSORS,
+    Axes,
+    CodecInfo,
+    Defaults,
+    Document,
+    GraphEntry,
+    LanguageModelInfo,
+    Tensors,
+)
+from clean_lm.typed_json import FieldError, read_as, read_part, shown
 
 CACHE = "past_key_values."  # how the names of the cache's inputs begin; those of its outputs: "present."
 
@@ -23,12 +33,11 @@ def check_document(typed: Document, document: Mapping[str, Any]) -> None:
             read_part(PARTS[name], typed.model, "model")
     for at, name, entry in _graphs(typed):
         _check_files(entry, at, typed)
-        for half, tensors, needed in zip(
-            ("inputs", "outputs"), (entry.inputs, entry.outputs), TENSORS[name], strict=True
-        ):
-            _check_tensors({tensor.name: len(tensor.shape) for tensor in tensors}, len(tensors), needed, f"{at}.{half}")
+        inputs, outputs = TENSORS[name]
+        _check_tensors(entry.inputs, inputs, typed.model, f"{at}.inputs")
+        _check_tensors(entry.outputs, outputs, typed.model, f"{at}.outputs")
     if "compression_encode" in typed.graphs:
-        _check_channels(typed)
+        _check_codec(typed)
     _check_variants(typed, document)
     if "lm_inference" in typed.graphs:
         read_as(Defaults, typed.defaults, "defaults")
@@ -66,22 +75,41 @@ def _check_files(entry: GraphEntry, at: str, typed: Document) -> None:
             raise FieldError(f"{at}.{field} is {file!r}, which `files` does not list")
 
 
-def _check_tensors(axes: Mapping[str, int], count: int, needed: Mapping[str, int], at: str) -> None:
-    """No two of `count` tensors have one name, and those that a runtime names are there. axes: of each, how many."""
-    if len(axes) < count:
+def _check_tensors(tensors: Tensors, needed: Axes, model: Mapping[str, Any], at: str) -> None:
+    """No two have one name, and those that a runtime names are there, with the axes that they should have."""
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    if len(shapes) < len(tensors):
         raise FieldError(f"{at} has two tensors of one name")
-    for name, expected in needed.items():
-        if axes.get(name) != expected:
-            found = f"{axes[name]} axes" if name in axes else "none"
-            raise FieldError(f"{at}: {name} has {found}, expected {expected} axes")
+    for name, axes in needed.items():
+        found = shapes.get(name)
+        if found is None or len(found) != len(axes):
+            held = "none" if found is None else f"{len(found)} axes"
+            raise FieldError(f"{at}: {name} has {held}, expected {len(axes)} axes")
+        for size, axis in zip(found, axes, strict=True):
+            if axis and axis in model and size != model[axis]:
+                raise FieldError(f"{at}: {name} has a size {shown(size)}, expected model.{axis}, {model[axis]}")
 
 
-def _check_channels(typed: Document) -> None:
-    """The codec takes all of the model's channels at once, or each by itself."""
-    audio = next(tensor for tensor in typed.graphs["compression_encode"].inputs if tensor.name == "audio")
-    channels, taken = typed.model["channels"], audio.shape[1]
-    if not isinstance(taken, int) or taken not in (1, channels):
-        raise FieldError(f"graphs.compression_encode.inputs: audio has {taken} channels, expected 1 or {channels}")
+def _check_codec(typed: Document) -> None:
+    """The codec takes all of the model's channels at once, or each by itself; rates and codebooks follow from that."""
+    info, graphs = read_part(CodecInfo, typed.model, "model"), typed.graphs
+    taken = _shape(graphs["compression_encode"].inputs, "audio")[1]
+    if taken not in (1, info.channels):
+        raise FieldError(f"graphs.compression_encode: audio has {taken} channels, expected 1 or {info.channels}")
+    codebooks = info.codebooks * int(taken) // info.channels
+    ends = (("compression_encode", "outputs"), ("compression_decode", "inputs"), ("compression_stream", "inputs"))
+    for name, half in ends:
+        if name in graphs and (found := _shape(getattr(graphs[name], half), "codes")[1]) != codebooks:
+            raise FieldError(
+                f"graphs.{name}: codes has {found} codebooks, expected {codebooks}, as model.codebooks says"
+            )
+    if not abs(info.sample_rate / info.hop - info.frame_rate) < 1:
+        rate = f"sample_rate / hop, {info.sample_rate / info.hop:g}"
+        raise FieldError(f"model.frame_rate is {info.frame_rate:g}, expected {rate}, rounded at most")
+
+
+def _shape(tensors: Tensors, name: str) -> tuple[str | int, ...]:
+    return next(tensor.shape for tensor in tensors if tensor.name == name)
 
 
 def _check_variants(typed: Document, document: Mapping[str, Any]) -> None:
@@ -115,27 +143,32 @@ def _check_language_model(typed: Document) -> None:
         raise FieldError(f"model.special_token is {info.special_token}, expected card, {info.card}")
     if len(info.delays) != info.codebooks:
         raise FieldError(f"model.delays has {len(info.delays)} entries, expected one per codebook, {info.codebooks}")
-    _check_caches(graph, info.layers, typed.cache_update, "")
+    if info.dim != info.heads * info.head_dim:
+        raise FieldError(f"model.dim is {info.dim}, expected heads x head_dim, {info.heads} x {info.head_dim}")
+    _check_caches(graph, info, typed.cache_update, "")
     for name, variant in (typed.variants or {}).items():
         if "lm_inference" in variant.graphs:
             graph = variant.graphs["lm_inference"]
-            _check_caches(graph, info.layers, variant.cache_update, f"variants.{name}.", variant.cache)
+            _check_caches(graph, info, variant.cache_update, f"variants.{name}.", variant.cache)
 
 
-def _check_caches(graph: GraphEntry, layers: int, update: str | None, at: str, kind: str | None = None) -> None:
+def _check_caches(
+    graph: GraphEntry, info: LanguageModelInfo, update: str | None, at: str, kind: str | None = None
+) -> None:
     """Every layer has its caches; `cache_update` and `cache` are what their shapes and types say."""
     caches = {tensor.name for tensor in graph.inputs if tensor.name.startswith(CACHE)}
-    if caches != {f"{CACHE}{layer}.{half}" for layer in range(layers) for half in ("key", "value")}:
-        expected = f"2 for each of {layers} layers"
+    if caches != {f"{CACHE}{layer}.{half}" for layer in range(info.layers) for half in ("key", "value")}:
+        expected = f"2 for each of {info.layers} layers"
         raise FieldError(f"{at}graphs.lm_inference.inputs has {len(caches)} caches, expected {expected}")
     outputs = {tensor.name: tensor for tensor in graph.outputs}
     for past in (tensor for tensor in graph.inputs if tensor.name.startswith(CACHE)):
         present = outputs.get(past.name.replace("past_key_values", "present"))
         if present is None:
             raise FieldError(f"{at}graphs.lm_inference.outputs lacks the cache of {past.name}")
+        if len(past.shape) != 4 or past.shape[1] != info.heads:
+            found, name = " x ".join(map(str, past.shape)), f"{at}graphs.lm_inference.inputs: {past.name}"
+            raise FieldError(f"{name} is {found}, expected {info.heads} heads on the second of 4 axes")
         found = "in_place" if present.shape == past.shape else "new_columns"
-        if len(past.shape) != 4:
-            raise FieldError(f"{at}graphs.lm_inference.inputs: {past.name} has {len(past.shape)} axes, expected 4 axes")
         if found != update:
             raise FieldError(f"{at}cache_update is {update!r}, and the shapes of {past.name} say {found!r}")
         if kind is not None and (kind == "int8") != (past.dtype == "int8"):

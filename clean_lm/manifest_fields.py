@@ -12,7 +12,8 @@ from clean_lm.typed_json import Count, Fields, Pattern, Range, kinds_of
 
 FORMAT, VERSION = "clean_lm", 1
 
-_CONTROLS = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\ud800-\udfff"
+# of terminals, of lines, of the direction in which text runs, and halves of characters
+_CONTROLS = r"\u0000-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _STEP = rf"(?!\.{{1,2}}(?:/|$))[^/\\{_CONTROLS}]+"  # one name of a path: not . or ..
 
 Text = Annotated[str, Pattern(rf"[^{_CONTROLS}]*", "a line of text", 1000)]
@@ -121,20 +122,24 @@ PARTS: Mapping[str, type] = {
 MODEL = {name: kind for part in PARTS.values() for name, kind in kinds_of(part).items()}
 
 
-# Tensors that a runtime names, and how many axes they have: inputs and outputs of each graph
-TENSORS: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
+# Tensors that a runtime names, inputs and outputs of each graph: what each axis is, of `model`'s sizes; "" for any
+Axes = Mapping[str, tuple[str, ...]]
+TENSORS: Mapping[str, tuple[Axes, Axes]] = {
     "lm_inference": (
-        {"codes": 3, "position": 1, "uniform": 2, "cfg_coef": 0, "temperature": 0, "top_k": 0, "top_p": 0},
-        {"next_codes": 2, "logits": 3},
+        {
+            **{"codes": ("", "codebooks", ""), "position": ("",), "uniform": ("", "codebooks")},
+            **{"cfg_coef": (), "temperature": (), "top_k": (), "top_p": ()},
+        },
+        {"next_codes": ("", "codebooks"), "logits": ("", "codebooks", "card")},
     ),
-    "lm_condition": ({"text_states": 3, "text_mask": 2}, {}),
-    "lm_melody": ({"audio": 2}, {"self_wav": 3}),
-    "lm_style": ({"features": 3, "eval_q": 0}, {"self_wav": 3}),
-    "style_features": ({"audio": 2}, {"features": 3}),
-    "compression_encode": ({"audio": 3}, {"codes": 3}),
-    "compression_decode": ({"codes": 3}, {"audio": 3}),
-    "compression_stream": ({"codes": 3}, {"audio": 3}),
-    "text_encoder": ({"input_ids": 2, "attention_mask": 2}, {"last_hidden_state": 3}),
+    "lm_condition": ({"text_states": ("", "", "text_dim"), "text_mask": ("", "")}, {}),
+    "lm_melody": ({"audio": ("", "")}, {"self_wav": ("", "", "dim")}),
+    "lm_style": ({"features": ("", "", ""), "eval_q": ()}, {"self_wav": ("", "", "dim")}),
+    "style_features": ({"audio": ("", "")}, {"features": ("", "", "style_feature_dim")}),
+    "compression_encode": ({"audio": ("", "", "")}, {"codes": ("", "", "")}),
+    "compression_decode": ({"codes": ("", "", "")}, {"audio": ("", "", "")}),
+    "compression_stream": ({"codes": ("", "", "")}, {"audio": ("", "", "")}),
+    "text_encoder": ({"input_ids": ("", ""), "attention_mask": ("", "")}, {"last_hidden_state": ("", "", "text_dim")}),
 }
 
 

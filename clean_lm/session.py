@@ -1,6 +1,7 @@
 """A bundle's graphs, opened in ONNX Runtime when they are first run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as pybind
 
 from clean_lm.manifest import BundleError, GraphInfo, LoadOptions, Manifest
 from clean_lm.manifest_fields import TensorInfo
 from clean_lm.options import shown
 
+# what ONNX Runtime raises when it runs; of its own classes, the base is RuntimeError or Exception
+RUN_ERRORS = (RuntimeError, pybind.Fail, pybind.InvalidArgument, pybind.RuntimeException, pybind.NotImplemented)
 Provider = str | tuple[str, dict[str, Any]]
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int8)": "int8"}
 DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8}
@@ -59,7 +63,8 @@ class Graph:
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run the graph once: arrays by input name -> arrays by output name: of `outputs`, or of all."""
         wanted = list(outputs or self.outputs)
-        found = self.session.run(wanted, dict(feeds))
+        with run_errors(self.path):
+            found = self.session.run(wanted, dict(feeds))
         return {name: np.asarray(array) for name, array in zip(wanted, found, strict=True)}
 
     def zeros(self, name: str, sizes: Mapping[str, int]) -> np.ndarray:
@@ -69,6 +74,15 @@ class Graph:
             raise BundleError(f"{self.path}: {name} has a size {shown(unknown[0])}, expected {', '.join(sizes)}")
         shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
         return np.zeros(shape, dtype=DTYPES[tensor.dtype])
+
+
+@contextmanager
+def run_errors(path: Path) -> Iterator[None]:
+    """Raise BundleError for what ONNX Runtime raises while it runs a graph."""
+    try:
+        yield
+    except RUN_ERRORS as error:
+        raise BundleError(f"{path}: ONNX Runtime does not run it: {' '.join(str(error).split())}") from None
 
 
 def require_same(path: Path, half: str, expected: Mapping[str, TensorInfo], found: Sequence[ort.NodeArg]) -> None:

@@ -1,5 +1,6 @@
 """Descriptions to text states, in ONNX Runtime: what `LanguageModel.generate_codes` takes for `text_states`."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from clean_lm.manifest import BundleError, LoadOptions, Manifest
 from clean_lm.options import MOST_TOKENS, shown, texts
 from clean_lm.session import Graph, open_graph
+from clean_lm.tokenizer_bounds import LONGEST, check_growth
 
 TOKENIZER = "tokenizer.json"
 
@@ -40,6 +42,7 @@ class TextEncoder:
         manifest.check_files([TOKENIZER])
         path = manifest.folder / TOKENIZER
         with tokenizer_errors(path, "not readable"):
+            check_growth(path)
             tokenizer = Tokenizer.from_file(str(path))
             padding, multiple = ((tokenizer.padding or {}).get(key) or 0 for key in ("length", "pad_to_multiple_of"))
         if max(padding, multiple) > MOST_TOKENS:
@@ -64,6 +67,7 @@ class TextEncoder:
         """A text's tokens, the eos token last. Raises ValueError, BundleError."""
         try:
             with tokenizer_errors(self.path, "cannot read a text"):
+                self._require_short(text)
                 tokens = self.tokenizer.encode(text).ids
         except (TypeError, UnicodeEncodeError):  # a surrogate without its other half is not Unicode
             raise ValueError(f"descriptions: got {shown(text)}, expected Unicode text or None") from None
@@ -78,6 +82,13 @@ class TextEncoder:
                 "the text encoder again"
             )
         return tokens
+
+    def _require_short(self, text: str) -> None:
+        """Raise ValueError where the normalizer makes too much of a text: a table of its may have any length."""
+        if self.tokenizer.normalizer is not None:
+            normalized = sum(len(self.tokenizer.normalizer.normalize_str(c)) * n for c, n in Counter(text).items())
+            if normalized > LONGEST:
+                raise ValueError(f"makes {normalized} characters of {len(text)}, expected {LONGEST} at most")
 
     def states(self, tokens: Sequence[int]) -> np.ndarray:
         """tokens [N] -> float [N, E]. One text at a time: nothing is padded, and so nothing needs a mask."""

@@ -16,6 +16,7 @@ from clean_lm.audio import AudioError
 from clean_lm.generation import Sampling
 from clean_lm.manifest import BundleError, Manifest
 from clean_lm.text_encoder import TextEncoder, tokenizer_errors
+from clean_lm.tokenizer_bounds import check_growth
 from clean_lm.windows import Window, windows
 from tests.support import GOLDEN
 
@@ -286,6 +287,8 @@ def test_a_panic_is_a_bundle_error():
 class Tokens:
     """A tokenizer of a stranger."""
 
+    normalizer = None
+
     def __init__(self, ids: list[int]):
         self.ids = ids
 
@@ -298,3 +301,29 @@ def test_tokens_that_the_text_encoder_does_not_know(ids, message):
     encoder = TextEncoder(None, Tokens(ids), Path("tokenizer.json"), 64)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=message):
         encoder.tokens("x")
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "message"),
+    [
+        ("normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": "y" * 100}, "101 times as long"),
+        (
+            "normalizer",
+            {
+                "type": "Sequence",
+                "normalizers": [{"type": "Replace", "pattern": {"Regex": "."}, "content": "yyyy"}] * 9,
+            },
+            "times as long",
+        ),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 40}, "times as long"),
+        ("post_processor", {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}] * 99}, "99 times"),
+    ],
+    ids=["replace", "replace again and again", "bytes", "template"],
+)
+def test_a_tokenizer_that_makes_texts_long_is_refused(tmp_path, step, value, message):
+    plain = KIT.with_name("text") / "tokenizer.json"
+    tokenizer = json.loads(plain.read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer | {step: value}))
+    with pytest.raises(ValueError, match=message):
+        check_growth(tmp_path / "tokenizer.json")
+    check_growth(plain)

@@ -31,8 +31,10 @@ def document(bundle: Path = TEXT) -> dict[str, Any]:
 
 
 def changed(case: dict[str, Any]) -> Any:
-    """The text bundle's manifest with one entry replaced, or removed where the case has no value."""
+    """The text bundle's manifest with one entry replaced, or removed where the case has no value; or with several."""
     found = copy.deepcopy(document())
+    if "merge" in case:
+        return found | case["merge"]
     if not case["at"]:
         return case["value"]
     *way, last = case["at"]
@@ -47,7 +49,7 @@ def changed(case: dict[str, Any]) -> Any:
 
 
 def name_of(case: dict[str, Any]) -> str:
-    value = json.dumps(case["value"])[:20] if "value" in case else "removed"
+    value = json.dumps(case["value"])[:20] if "value" in case else case["field"] if "merge" in case else "removed"
     return f"{'.'.join(map(str, case['at']))}={value}"
 
 
@@ -201,9 +203,7 @@ def test_sizes_are_compared_without_hashes(tmp_path):
         MusicGen.load(bundle, hashes=False)
 
 
-@pytest.mark.parametrize(
-    ("at", "value"), [("dtype", "float16"), ("shape", ["rows", 8, "columns"]), ("shape", ["batch", 4, "columns"])]
-)
+@pytest.mark.parametrize(("at", "value"), [("dtype", "float16"), ("shape", ["batch", 4, "columns"])])
 def test_a_graph_has_the_tensors_that_the_manifest_says(tmp_path, at, value):
     """Before anything of those sizes is allocated."""
     bundle = linked(tmp_path / "bundle")

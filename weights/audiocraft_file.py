@@ -8,6 +8,7 @@
 Where xp.cfg is missing, it is that of `base`, the model that the file is a fine-tune of.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -124,6 +125,8 @@ def _pretrained(name: object, kind: str) -> str:
     other = next((what for start, what in OTHER_CODECS.items() if short.startswith(start)), None)
     if other:
         return f"{show(name)}: {other}"
+    if not re.fullmatch(r"(//pretrained/)?[\w.-]+(/[\w.-]+)?", name, re.ASCII):
+        return f"{show(name)}, which is no name of a model; give --codec a file or folder with weights"
     return (
         f"{show(name)}, without its weights; download config.json and model.safetensors of it from Hugging Face "
         f"(`hf download {shlex.quote(name)} --local-dir FOLDER`) and give --codec FOLDER"

@@ -19,6 +19,7 @@ import { parseArgs } from 'node:util'
 
 import send from 'send'
 
+import { printable } from '../src/typed_json.js'
 import { exportSite } from './export.js'
 import { realFile, requireFile, Site } from './site.js'
 
@@ -54,7 +55,7 @@ export async function serve({ bundles, loop, port = 8000, host = 'localhost', ht
     server.once('error', (error) => reject(new Error(`cannot serve on host ${host}, port ${port}: ${error.message}`)))
     server.listen(port, host, () => resolve(undefined))
   })
-  server.on('error', (error) => console.error(error.message))
+  server.on('error', (error) => console.error(printable(error.message)))
   const address = /** @type {import('node:net').AddressInfo} */ (server.address())
   const close = () => {
     server.close()
@@ -206,7 +207,7 @@ async function main() {
 
 if (process.argv[1] && realpathSync(process.argv[1]) === realpathSync(fileURLToPath(import.meta.url))) {
   await main().catch((error) => {
-    console.error(error.message)
+    console.error(printable(error.message))
     process.exitCode = 1
   })
 }

@@ -11,6 +11,8 @@ import { createRequire } from 'node:module'
 import { basename, dirname, join, posix, relative, resolve, sep } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
+import { printable } from '../src/typed_json.js'
+
 /**
  * @typedef {{ path: string, roots: string[] }} Listed a file, and the real folders in which it must be
  * @typedef {Map<string, Listed | Buffer>} Files by their path under the server's root; a Buffer is the content itself
@@ -50,7 +52,8 @@ export class Site {
     try {
       this.listed = this._list()
     } catch (error) {
-      console.error(`${/** @type {Error} */ (error).message}; the files listed before are still served`)
+      const message = printable(/** @type {Error} */ (error).message)
+      console.error(`${message}; the files listed before are still served`)
     }
     return this.listed
   }

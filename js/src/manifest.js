@@ -23,6 +23,9 @@ import { FieldError, isObject, printable, shown } from './typed_json.js'
  *
  * @typedef {object} ModelEntry sizes. Those of parts whose graphs the bundle does not contain are missing
  * @property {number} layers
+ * @property {number} dim
+ * @property {number} heads
+ * @property {number} head_dim
  * @property {number[]} delays
  * @property {number} codebooks
  * @property {number} card codes of a codebook

@@ -5,6 +5,7 @@
  *
  * @typedef {import('./manifest.js').ManifestTree} ManifestTree
  * @typedef {import('./manifest.js').GraphEntry} GraphEntry
+ * @typedef {import('./session.js').TensorSpec} TensorSpec
  */
 
 import { SCHEMA } from './manifest_schema.js'
@@ -14,20 +15,27 @@ import { FieldError, shown, validate } from './typed_json.js'
 const { allOf, ...FIELDS } = SCHEMA
 const CACHE = 'past_key_values.' // how the names of the cache's inputs begin; those of its outputs: "present."
 
-/** Tensors that the runtime names, and how many axes they have: inputs and outputs of each graph. @type {Record<string, [Record<string, number>, Record<string, number>]>} */
+/**
+ * Tensors that the runtime names, inputs and outputs of each graph: what each axis is, of `model`'s sizes; '' for any.
+ *
+ * @type {Record<string, [Record<string, string[]>, Record<string, string[]>]>}
+ */
 const TENSORS = {
   lm_inference: [
-    { codes: 3, position: 1, uniform: 2, cfg_coef: 0, temperature: 0, top_k: 0, top_p: 0 },
-    { next_codes: 2, logits: 3 },
+    {
+      ...{ codes: ['', 'codebooks', ''], position: [''], uniform: ['', 'codebooks'] },
+      ...{ cfg_coef: [], temperature: [], top_k: [], top_p: [] },
+    },
+    { next_codes: ['', 'codebooks'], logits: ['', 'codebooks', 'card'] },
   ],
-  lm_condition: [{ text_states: 3, text_mask: 2 }, {}],
-  lm_melody: [{ audio: 2 }, { self_wav: 3 }],
-  lm_style: [{ features: 3, eval_q: 0 }, { self_wav: 3 }],
-  style_features: [{ audio: 2 }, { features: 3 }],
-  compression_encode: [{ audio: 3 }, { codes: 3 }],
-  compression_decode: [{ codes: 3 }, { audio: 3 }],
-  compression_stream: [{ codes: 3 }, { audio: 3 }],
-  text_encoder: [{ input_ids: 2, attention_mask: 2 }, { last_hidden_state: 3 }],
+  lm_condition: [{ text_states: ['', '', 'text_dim'], text_mask: ['', ''] }, {}],
+  lm_melody: [{ audio: ['', ''] }, { self_wav: ['', '', 'dim'] }],
+  lm_style: [{ features: ['', '', ''], eval_q: [] }, { self_wav: ['', '', 'dim'] }],
+  style_features: [{ audio: ['', ''] }, { features: ['', '', 'style_feature_dim'] }],
+  compression_encode: [{ audio: ['', '', ''] }, { codes: ['', '', ''] }],
+  compression_decode: [{ codes: ['', '', ''] }, { audio: ['', '', ''] }],
+  compression_stream: [{ codes: ['', '', ''] }, { audio: ['', '', ''] }],
+  text_encoder: [{ input_ids: ['', ''], attention_mask: ['', ''] }, { last_hidden_state: ['', '', 'text_dim'] }],
 }
 
 /**
@@ -47,10 +55,10 @@ export async function checkManifest(json) {
   checkParts(tree)
   for (const [at, name, entry] of graphsOf(tree)) {
     checkFiles(entry, at, tree)
-    checkTensors(entry.inputs, TENSORS[name][0], `${at}.inputs`)
-    checkTensors(entry.outputs, TENSORS[name][1], `${at}.outputs`)
+    checkTensors(entry.inputs, TENSORS[name][0], tree.model, `${at}.inputs`)
+    checkTensors(entry.outputs, TENSORS[name][1], tree.model, `${at}.outputs`)
   }
-  checkChannels(tree)
+  checkCodec(tree)
   checkVariants(tree)
   checkLanguageModel(tree)
   return tree
@@ -99,31 +107,63 @@ function checkFiles(entry, at, tree) {
 }
 
 /**
- * No two tensors have one name, and those that a runtime names are there, with so many axes.
+ * No two tensors have one name, and those that a runtime names are there, with the axes that they should have.
  *
  * @param {GraphEntry['inputs']} tensors
- * @param {Record<string, number>} needed
+ * @param {Record<string, string[]>} needed
+ * @param {Record<string, any>} model
  * @param {string} at
  */
-function checkTensors(tensors, needed, at) {
-  const axes = new Map(tensors.map(({ name, shape }) => [name, shape.length]))
-  if (axes.size < tensors.length) throw new FieldError(`${at} has two tensors of one name`)
-  for (const [name, expected] of Object.entries(needed)) {
-    if (axes.get(name) === expected) continue
-    const found = axes.has(name) ? `${axes.get(name)} axes` : 'none'
-    throw new FieldError(`${at}: ${name} has ${found}, expected ${expected} axes`)
+function checkTensors(tensors, needed, model, at) {
+  const shapes = new Map(tensors.map(({ name, shape }) => [name, shape]))
+  if (shapes.size < tensors.length) throw new FieldError(`${at} has two tensors of one name`)
+  for (const [name, axes] of Object.entries(needed)) {
+    const found = shapes.get(name)
+    if (found?.length !== axes.length) {
+      const held = found ? `${found.length} axes` : 'none'
+      throw new FieldError(`${at}: ${name} has ${held}, expected ${axes.length} axes`)
+    }
+    axes.forEach((axis, i) => {
+      if (axis && Object.hasOwn(model, axis) && found[i] !== model[axis]) {
+        throw new FieldError(`${at}: ${name} has a size ${shown(found[i])}, expected model.${axis}, ${model[axis]}`)
+      }
+    })
   }
 }
 
-/** The codec takes all of the model's channels at once, or each by itself. @param {ManifestTree} tree */
-function checkChannels({ model, graphs }) {
+/**
+ * The codec takes all of the model's channels at once, or each by itself; rates and codebooks follow from that.
+ *
+ * @param {ManifestTree} tree
+ */
+function checkCodec({ model, graphs }) {
   if (!Object.hasOwn(graphs, 'compression_encode')) return
-  const [, taken] = graphs.compression_encode.inputs.find(({ name }) => name === 'audio')?.shape ?? []
-  if (taken !== 1 && taken !== model.channels) {
-    const where = 'graphs.compression_encode.inputs: audio'
-    throw new FieldError(`${where} has ${taken} channels, expected 1 or ${model.channels}`)
+  const { channels, sample_rate, hop, frame_rate } = model
+  const taken = shapeOf(graphs.compression_encode.inputs, 'audio')[1]
+  if (typeof taken !== 'number' || (taken !== 1 && taken !== channels)) {
+    throw new FieldError(`graphs.compression_encode: audio has ${taken} channels, expected 1 or ${channels}`)
+  }
+  const codebooks = Math.floor((model.codebooks * taken) / channels)
+  const ends = /** @type {const} */ ([
+    ['compression_encode', 'outputs'],
+    ['compression_decode', 'inputs'],
+    ['compression_stream', 'inputs'],
+  ])
+  for (const [name, half] of ends) {
+    const found = Object.hasOwn(graphs, name) ? shapeOf(graphs[name][half], 'codes')[1] : codebooks
+    if (found !== codebooks) {
+      const expected = `expected ${codebooks}, as model.codebooks says`
+      throw new FieldError(`graphs.${name}: codes has ${found} codebooks, ${expected}`)
+    }
+  }
+  if (!(Math.abs(sample_rate / hop - frame_rate) < 1)) {
+    const rate = `sample_rate / hop, ${sample_rate / hop}`
+    throw new FieldError(`model.frame_rate is ${frame_rate}, expected ${rate}, rounded at most`)
   }
 }
+
+/** @param {GraphEntry['inputs']} tensors @param {string} name */
+const shapeOf = (tensors, name) => /** @type {TensorSpec} */ (tensors.find((tensor) => tensor.name === name)).shape
 
 /** The default is one of the variants, and the bundle's own graphs are its. @param {ManifestTree} tree */
 function checkVariants(tree) {
@@ -172,15 +212,18 @@ function isSame(a, b) {
 /** Sizes of the language model follow from each other. @param {ManifestTree} tree */
 function checkLanguageModel({ model, graphs, cache_update, variants }) {
   if (!Object.hasOwn(graphs, 'lm_inference')) return
-  const { special_token, card, delays, codebooks, layers } = model
+  const { special_token, card, delays, codebooks, dim, heads, head_dim } = model
   if (special_token !== card) throw new FieldError(`model.special_token is ${special_token}, expected card, ${card}`)
   if (delays.length !== codebooks) {
     throw new FieldError(`model.delays has ${delays.length} entries, expected one per codebook, ${codebooks}`)
   }
-  checkCaches(graphs.lm_inference, layers, cache_update, '')
+  if (dim !== heads * head_dim) {
+    throw new FieldError(`model.dim is ${dim}, expected heads x head_dim, ${heads} x ${head_dim}`)
+  }
+  checkCaches(graphs.lm_inference, model, cache_update, '')
   for (const [name, variant] of Object.entries(variants ?? {})) {
     if (!Object.hasOwn(variant.graphs, 'lm_inference')) continue
-    checkCaches(variant.graphs.lm_inference, layers, variant.cache_update, `variants.${name}.`, variant.cache)
+    checkCaches(variant.graphs.lm_inference, model, variant.cache_update, `variants.${name}.`, variant.cache)
   }
 }
 
@@ -191,12 +234,12 @@ const cachesOf = (graph) => graph.inputs.filter(({ name }) => name.startsWith(CA
  * Every layer has its caches; `cache_update` and `cache` are what their shapes and types say.
  *
  * @param {GraphEntry} graph
- * @param {number} layers
+ * @param {ManifestTree['model']} model
  * @param {string | null | undefined} update
  * @param {string} at
  * @param {string} [kind]
  */
-function checkCaches(graph, layers, update, at, kind) {
+function checkCaches(graph, { layers, heads }, update, at, kind) {
   const caches = new Set(cachesOf(graph).map(({ name }) => name))
   const pairs = Array.from({ length: layers }, (_, layer) => [`${CACHE}${layer}.key`, `${CACHE}${layer}.value`])
   if (caches.size !== 2 * layers || !pairs.flat().every((name) => caches.has(name))) {
@@ -207,10 +250,11 @@ function checkCaches(graph, layers, update, at, kind) {
   for (const { name, shape, dtype } of cachesOf(graph)) {
     const present = outputs.get(name.replaceAll('past_key_values', 'present'))
     if (!present) throw new FieldError(`${at}graphs.lm_inference.outputs lacks the cache of ${name}`)
-    const found = isSame(present.shape, shape) ? 'in_place' : 'new_columns'
-    if (shape.length !== 4) {
-      throw new FieldError(`${at}graphs.lm_inference.inputs: ${name} has ${shape.length} axes, expected 4 axes`)
+    if (shape.length !== 4 || shape[1] !== heads) {
+      const where = `${at}graphs.lm_inference.inputs: ${name}`
+      throw new FieldError(`${where} is ${shape.join(' x ')}, expected ${heads} heads on the second of 4 axes`)
     }
+    const found = isSame(present.shape, shape) ? 'in_place' : 'new_columns'
     if (found !== update) {
       throw new FieldError(`${at}cache_update is ${shown(update)}, and the shapes of ${name} say ${shown(found)}`)
     }

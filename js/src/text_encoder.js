@@ -3,6 +3,8 @@
 import { BundleError } from './files.js'
 import { text as validateText, validateTokens } from './options.js'
 import { floatsOf } from './session.js'
+import { requireGrowth } from './tokenizer_bounds.js'
+import { printable } from './typed_json.js'
 
 const TOKENIZER = 'tokenizer.json'
 
@@ -31,8 +33,12 @@ export class TextConditioner {
   /** The tokenizer, read with its first use. */
   tokenizer() {
     const open = async () => {
-      const json = new TextDecoder().decode(await this.manifest.read(TOKENIZER))
-      return this.factory(JSON.parse(json))
+      const bytes = await this.manifest.read(TOKENIZER)
+      return this._named('not readable', async () => {
+        const json = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
+        requireGrowth(json)
+        return this.factory(json)
+      })
     }
     this.opening ??= open()
     return this.opening
@@ -45,9 +51,24 @@ export class TextConditioner {
    */
   async tokens(text) {
     validateText('text', text, 0)
-    const { ids } = (await this.tokenizer()).encode(text)
+    const tokenizer = await this.tokenizer()
+    const { ids } = await this._named('cannot read a text', async () => tokenizer.encode(text))
     validateTokens('text', ids.length)
     return ids
+  }
+
+  /**
+   * What tokenizers throw, as a BundleError of one line.
+   *
+   * @template T
+   * @param {string} what
+   * @param {() => Promise<T>} body
+   */
+  async _named(what, body) {
+    return body().catch((error) => {
+      const [path, why] = [this.manifest.files.label(TOKENIZER), printable(String(error?.message ?? error))]
+      throw new BundleError(`${path}: ${what}: ${why.slice(0, 300)}; export the text encoder again`)
+    })
   }
 
   /**
