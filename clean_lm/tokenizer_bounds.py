@@ -40,7 +40,7 @@ def growth(step: Any) -> float:
         case "ByteLevel":
             return inner * 4
         case "TemplateProcessing":
-            return max(1, *(str(step.get(half)).count("'Sequence'") for half in ("single", "pair")))
+            return max(1, str(step.get("single")).count("'Sequence'"))
     return inner
 
 

@@ -23,8 +23,7 @@ function growth(step) {
   if (step.type === 'Replace') return inner * replaced(step.pattern, String(step.content ?? ''))
   if (step.type === 'ByteLevel') return inner * 4
   if (step.type === 'TemplateProcessing') {
-    const counts = [step.single, step.pair].map((half) => JSON.stringify(half ?? []).split('"Sequence"').length - 1)
-    return Math.max(1, ...counts)
+    return Math.max(1, JSON.stringify(step.single ?? []).split('"Sequence"').length - 1)
   }
   return inner
 }
