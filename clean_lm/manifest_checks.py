@@ -16,6 +16,7 @@ from clean_lm.manifest_fields import (
     Defaults,
     Document,
     GraphEntry,
+    GraphName,
     LanguageModelInfo,
     Tensors,
 )
@@ -97,7 +98,11 @@ def _check_codec(typed: Document) -> None:
     if taken not in (1, info.channels):
         raise FieldError(f"graphs.compression_encode: audio has {taken} channels, expected 1 or {info.channels}")
     codebooks = info.codebooks * int(taken) // info.channels
-    ends = (("compression_encode", "outputs"), ("compression_decode", "inputs"), ("compression_stream", "inputs"))
+    ends: tuple[tuple[GraphName, str], ...] = (
+        ("compression_encode", "outputs"),
+        ("compression_decode", "inputs"),
+        ("compression_stream", "inputs"),
+    )
     for name, half in ends:
         if name in graphs and (found := _shape(getattr(graphs[name], half), "codes")[1]) != codebooks:
             raise FieldError(
