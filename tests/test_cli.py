@@ -14,7 +14,7 @@ import pytest
 import soundfile as sf
 
 from clean_lm import audio, audio_files, cli
-from tests.support import ROOT
+from tests.support import GOLDEN, ROOT
 
 pytestmark = pytest.mark.runtime
 
@@ -283,7 +283,7 @@ REFUSED = {
     "a folder": (("track.wav", "-o", "folder.wav"), "folder.wav: a folder; choose another name"),
     "mp3": (("high.wav", "-o", "out.mp3"), "out.mp3: cannot hold 1 channels at 192000 Hz"),
     "no bundle": (("track.wav", "--bundle", "none"), "none/manifest.json: not found"),
-    "no codec": (("track.wav", "--bundle", "lm"), "model lacks hop; export it again"),
+    "no codec": (("track.wav", "--bundle", "lm"), "lm: contains no codec; export it with export/bundle.py"),
     "no text": (("track.wav", "--bundle", "mute", "--text", "x"), "mute: contains no text encoder for --text"),
     "six channels": (("six.wav", "--bundle", "stereo"), "six.wav: has 6 channels, the model 2: give --rate codec"),
     "prompt": (
@@ -372,9 +372,9 @@ def write_manifests(folder: Path, whole: Path) -> None:
     variants = {name: {**one, "graphs": mute(one["graphs"])} for name, one in tree.get("variants", {}).items()}
     for name, change in {
         "bundle": {},
-        "lm": {"model": {key: value for key, value in tree["model"].items() if key != "hop"}},
+        "lm": {"graphs": {name: graph for name, graph in tree["graphs"].items() if "compression" not in name}},
         "mute": {"graphs": mute(tree["graphs"]), "variants": variants},
-        "stereo": {"model": {**tree["model"], "channels": 2}},
+        "stereo": json.loads((GOLDEN / "conformance/bundles/stereo/manifest.json").read_text()),
     }.items():
         (folder / name).mkdir()
         (folder / name / "manifest.json").write_text(json.dumps({**tree, **change}))

@@ -469,7 +469,7 @@ def test_one_copy_of_the_weights(bundle: Callable[[Path], Path]):
     manifest = Manifest.read(folder)
     assert manifest.document["graphs"]["compression_stream"]["data"] == "compression_decode.onnx.data"
     (sizes,) = (entry for name, entry in manifest.document["files"].items() if name == "compression_decode.onnx.data")
-    wrong = {**manifest.document["files"], "compression_decode.onnx.data": {**sizes, "sha256": "0"}}
+    wrong = {**manifest.document["files"], "compression_decode.onnx.data": {**sizes, "sha256": "0" * 64}}
     with pytest.raises(BundleError, match=r"compression_decode\.onnx\.data: sha256 is"):
         open_graph(Manifest.parse(folder, {**manifest.document, "files": wrong}), "compression_stream")
 
@@ -668,7 +668,7 @@ def test_everything_unsupported_at_once():
         ("chunk_length_s", 1.0, "found 1.0, supported: None"),
         ("codebook_dim", 64, "found 64, supported: hidden_size, 128"),
         ("pad_mode", ..., "no pad_mode"),
-        ("target_bandwidths", [], "codebooks 0: expected a number above 0"),
+        ("target_bandwidths", [], "target_bandwidths: got [], expected numbers above 0"),
         ("target_bandwidths", ["a"], "got 'a' in it, expected a list of float"),
         ("upsampling_ratios", [], "ratios []: expected numbers above 1"),
     ],
@@ -696,7 +696,7 @@ def test_a_pointer_says_what_to_fetch():
     message = refused(GOLDEN / "finetune_fp16" / "compression_state_dict.bin")
     for words in (
         "compression_state_dict.bin: a pointer to the codec 'facebook/encodec_32khz', without its weights",
-        "download config.json and model.safetensors of facebook/encodec_32khz",
+        "download config.json and model.safetensors of it from Hugging Face",
         "hf download facebook/encodec_32khz --local-dir FOLDER",
         "--codec FOLDER",
     ):

@@ -62,6 +62,7 @@ def of_variant(bundle: Path, folder: Path, variant: str) -> Path:
     shutil.copytree(bundle, folder)
     tree = json.loads((folder / "manifest.json").read_text())
     tree["graphs"] |= tree["variants"][variant]["graphs"]
+    tree |= {"variant": variant, "cache_update": tree["variants"][variant]["cache_update"]}
     (folder / "manifest.json").write_text(json.dumps(tree))
     return folder
 

@@ -524,8 +524,8 @@ def test_a_tokenizer_with_flipped_bits(t5: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "words", "without"),
     [
-        ("facebook/encodec; rm -rf ~", ["`hf download 'facebook/encodec; rm -rf ~' --local-dir"], "download facebook"),
-        ("a`b`$(c)", ["hf download 'a`b`$(c)' --local-dir"], "download a"),
+        ("facebook/encodec; rm -rf ~", ["which is no name of a model"], "hf download"),
+        ("a`b`$(c)", ["which is no name of a model"], "hf download"),
         ("a\nb", [r"'a\nb', which is no name of a model"], "hf download"),
         ("a\x1b]0;b", [r"'a\x1b]0;b', which is no name of a model"], "hf download"),
         ("--local-dir=/", ["'--local-dir=/', which is no name of a model"], "hf download"),

@@ -15,6 +15,7 @@ from clean_lm.delay_pattern import delay, prefill_length
 from clean_lm.generation import Decoder, Sampling
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError
+from clean_lm.manifest_checks import model_sha256
 from clean_lm.philox import uniforms
 from tests.support import ATTENTION, NAMES, PREFIXED, feed
 
@@ -415,9 +416,9 @@ def test_a_manifest_that_is_not_json(copied):
     [
         ({"version": 2}, "version is 2.*reads 1"),
         ({"format": "other"}, "format is 'other'.*'clean_lm'"),
-        ({"model": {}}, "model lacks layers; export it again"),
-        ({"graphs": {}, "variants": {}, "variant": None}, "contains no graph lm_inference"),
-        ({"cache_update": "sideways"}, "cache_update is 'sideways', expected one of 'in_place', 'new_columns'"),
+        ({"model": {}, "model_sha256": model_sha256({})}, "model lacks \\w+; export the bundle again"),
+        ({"graphs": {}, "variants": {}, "variant": None, "backends": {}}, "contains no graph lm_inference"),
+        ({"cache_update": "sideways"}, "cache_update is 'sideways', expected 'in_place' or 'new_columns'"),
     ],
 )
 def test_a_manifest_of_something_else(copied, changes, message):

@@ -291,7 +291,7 @@ def test_the_command_with_a_style(style_bundle, wav, tmp_path):
         ("text", ["--cfg-coef-beta", "5"], "--cfg-coef-beta is for melody and style models"),
         ("melody", ["--melody", "none.wav"], "none.wav"),
         ("text", ["--duration", "0"], "--duration: got 0 s"),
-        ("text", ["--duration", "40", "--extend-stride", "30"], "extend_stride: got 30.0 s"),
+        ("text", ["--duration", "40", "--extend-stride", "30"], "--extend-stride: got 30.0 s"),
     ],
 )
 def test_the_command_refuses(music, wav, tmp_path, capsys, monkeypatch, name, arguments, message):

@@ -416,7 +416,7 @@ def test_refusal_of_the_command(tmp_path: Path):
     done = command(path, tmp_path / "bundle")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"error: {path}: clean_lm does not support this MERT:\n"
-        "  config.json feature_extractor_cqt: found True, supported: False\n"
+        f"error: {path}: clean_lm does not support this MERT: "
+        "config.json feature_extractor_cqt: found True, supported: False\n"
     )
     assert not (tmp_path / "bundle").exists()
