@@ -51,18 +51,12 @@ def file(path: Path) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def folder(path: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `path` when the block ends and vanishes if it raises."""
-    _remove_leftovers(path)
-    partial, descriptor = _claim(path, _create_folder)
-    try:
+    with scratch(path) as partial:
         yield partial
         for written in [*partial.iterdir(), partial]:
             _sync(written)
         partial.rename(path)
         _sync(path.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if descriptor != NONE:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def command(errors: tuple[type[Exception], ...], interrupted: str) -> Iterator[N
 def signals() -> Iterator[None]:
     """Raise Interrupted for the first signal; further ones do not interrupt the cleaning up.
 
-    A signal that whoever started the process had ignored (nohup) stays ignored.
+    A signal that was ignored when the process started (nohup) stays ignored.
     """
     before: dict[int, Any] = {}
 
@@ -122,7 +122,7 @@ def say(line: str) -> None:
 
 
 def flush() -> None:
-    """Write what is printed now, while an error can still be told."""
+    """Write what is printed now, while an error can still be reported."""
     if sys.stdout is not None:
         sys.stdout.flush()
 

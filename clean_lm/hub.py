@@ -1,10 +1,9 @@
 """Bundles of the Hugging Face hub, by way of huggingface_hub and its cache."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from clean_lm.manifest import BundleError, LoadOptions, Manifest
 from clean_lm.text_encoder import TOKENIZER
@@ -46,18 +45,10 @@ def files_needed(manifest: Manifest) -> list[str]:
 
 
 def require_own_files(name: str, manifest: Manifest) -> None:
-    """Raise BundleError if a manifest names a file outside of its own folder."""
-    for file in file_names(manifest.document):
+    """Raise BundleError if a manifest names a file outside of its own folder: its `files` has those of all graphs."""
+    for file in manifest.files:
         if not FILE.fullmatch(file):
             raise BundleError(f"{name}: {MANIFEST} names {file!r}, expected files of the repository alone")
-
-
-def file_names(document: Mapping[str, Any]) -> Iterator[str]:
-    """Every file that a manifest names, of all variants."""
-    yield from document.get("files", {})
-    for part in (document, *document.get("variants", {}).values()):
-        for graph in part.get("graphs", {}).values():
-            yield from (graph[key] for key in ("file", "data") if graph.get(key) is not None)
 
 
 def _downloader(repository: str, token: str | None) -> Callable[[str, str | None], Path]:

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from clean_lm.console import Parser
-from clean_lm.hub import FILE, MANIFEST, file_names, one_line
+from clean_lm.hub import FILE, MANIFEST, one_line
 from clean_lm.manifest import BundleError, Manifest
 from export.commands import ExportError, errors_as_one_line
 from export.model_card import Source, front_matter, model_card
@@ -85,7 +85,7 @@ def push(
 
 def uploaded(manifest: Manifest) -> list[str]:
     """The files of a bundle that is complete and stands alone. Raises ExportError, BundleError, FileNotFoundError."""
-    if outside := sorted({name for name in file_names(manifest.document) if not FILE.fullmatch(name)}):
+    if outside := sorted(name for name in manifest.files if not FILE.fullmatch(name)):
         raise ExportError(
             f"{manifest.folder}: shares files with another bundle ({outside[0]}, ...), which cannot be uploaded; "
             "export it again with --codec, --text and --mert from checkpoints"

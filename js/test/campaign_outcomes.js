@@ -76,7 +76,7 @@ export function noteUncaught() {
 export async function attempt(run, seconds = SECONDS) {
   const [before, peak] = [uncaught.length, peakMegabytes()]
   const outcome = await bounded(run, seconds)
-  await sleep(1) // rejections that nobody handles are told after the current turn
+  await sleep(1) // Node reports unhandled rejections after the current turn
   const grown = peakMegabytes() - peak
   if (uncaught.length > before) return other(`not caught: ${said(uncaught[before])}`)
   if (grown > MEGABYTES) return other(`took ${Math.round(grown)} MB: ${outcome.kind} ${outcome.message}`)
