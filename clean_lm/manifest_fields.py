@@ -200,6 +200,8 @@ class Quality:
     codes: Annotated[int, Range(0, 10**9)]
     source: Text
     within_bounds: bool
+    kl_high: Nats | None = None
+    perplexity_high: Annotated[float, Range(0, 10**30)] | None = None
     text_error: Annotated[float, Range(0, 10**30)] | None = None
 
 

@@ -37,7 +37,15 @@ from export.commands import ExportError, errors_as_one_line, print_files, progre
 from export.opened import Bundle, held_back, put
 from export.parity import Comparison, Verdict, calls_verdict, require_agreement, table
 from export.sharing import Shared
-from export.variants import add_clip_option, bytes_required, validate_attention, validate_clips
+from export.variants import (
+    DEFAULT_STORING,
+    Storing,
+    add_clip_option,
+    bytes_required,
+    storing_of,
+    validate_attention,
+    validate_clips,
+)
 from weights.checkpoint import CheckpointError
 from weights.lm import load
 from weights.lora import adapts, is_adapter
@@ -98,7 +106,7 @@ def main() -> None:
             args.attention,
             args.variant,
             args.clip,
-            args.cache,
+            storing_of(args),
             args.mert,
             source,
             base=args.base,
@@ -132,7 +140,7 @@ def export(
     attention: str = "ort",
     variants: Sequence[str] = (FP32,),
     clips: Sequence[Path] = (),
-    cache: str | None = None,
+    storing: Storing = DEFAULT_STORING,
     mert_path: Path | None = None,
     source: Mapping[str, str] | None = None,
     *,
@@ -145,6 +153,7 @@ def export(
     require_new(out)
     lm.validate_max_duration(max_duration)
     validate_clips(clips)
+    storing.validate(clips)
     model = load(checkpoint, base, max_duration)
     lm.validate(model.config)
     tell(model.checkpoint.notes)
@@ -174,7 +183,7 @@ def export(
         write_manifest(folder, document, lm.defaults(model.config), lm.CACHE_UPDATE[attention], names, shared, source)
         bundle = held_back(folder)
         calls, verdicts = compare(bundle, model, own)
-        lines = require_agreement(verdicts) + quantize.add(bundle, variants, clips, cache, keep=False)
+        lines = require_agreement(verdicts) + quantize.add(bundle, variants, clips, storing, keep=False)
         put(bundle)
     print("\n".join(table(calls)), end="\n\n")
     print_files(out, model.parameters + others, time.perf_counter() - start)

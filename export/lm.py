@@ -30,7 +30,7 @@ from export.lm_graphs import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
 from export.lm_parity import parity
 from export.opened import held_back, put
 from export.parity import calls_verdict, require_agreement
-from export.variants import FP32, bytes_required, validate_attention
+from export.variants import DEFAULT_STORING, FP32, Storing, bytes_required, storing_of, validate_attention
 from export.variants import add_options as add_variant_options
 from weights.checkpoint import CheckpointError
 from weights.lm import load
@@ -51,7 +51,7 @@ def main() -> None:
     add_options(parser)
     args = parser.parse_args()
     with errors_as_one_line(*ERRORS):
-        export(args.ckpt, args.out, args.attention, args.variant, args.cache, args.base, args.max_duration)
+        export(args.ckpt, args.out, args.attention, args.variant, storing_of(args), args.base, args.max_duration)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +82,7 @@ def export(
     out: Path,
     attention: str = "ort",
     variants: Sequence[str] = (FP32,),
-    cache: str | None = None,
+    storing: Storing = DEFAULT_STORING,
     base: Path | None = None,
     max_duration: float | None = None,
 ) -> None:
@@ -102,7 +102,7 @@ def export(
         progress("comparing with the PyTorch modules")
         bundle = held_back(folder)
         verdicts = {"": calls_verdict(parity(bundle, model)), **conditioner.verdicts(bundle, model)}
-        lines = require_agreement(verdicts) + quantize.add(bundle, variants, cache=cache, keep=False)
+        lines = require_agreement(verdicts) + quantize.add(bundle, variants, storing=storing, keep=False)
         put(bundle)
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))

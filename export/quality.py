@@ -23,11 +23,14 @@ from clean_lm.language_model import LanguageModel
 from clean_lm.text_encoder import TextEncoder
 from export.opened import Bundle, opened
 
-FRAMES = 100  # of codes that are measured on, beyond those of a prompt
-PROMPT = 50  # frames of a clip that the calibration continues
+FRAMES = 100  # of own samples that are measured on
+SAMPLES, SAMPLE_FRAMES = 3, 400  # draws that matrices are rounded on, and frames of each
+PROMPT, CLIP = 50, 250  # frames of a clip that the calibration continues, and that are measured
 GREEDY = 100  # frames that are generated greedily
 CFG_COEF = 3.0  # of the guided logits that are compared
-KL_BOUND, PERPLEXITY_BOUND = 0.05, 1.03  # a variant that is worse is not made a default
+KL_BOUND, PERPLEXITY_BOUND = 0.05, 1.03  # a variant that may be worse is not made a default
+PIECE = 50  # frames that are resampled together for the interval: neighbours are alike
+DRAWS, CERTAINTY = 2000, 0.95  # of the bootstrap
 DESCRIPTIONS = ("drum and bass with a deep bass line", "slow ambient pads")
 HEADROOM = 1.5  # of an int8 cache's scale over what the calibration saw: what is beyond it is cut off
 
@@ -43,18 +46,26 @@ class Quality:
     greedy_frames: int  # generated greedily before the first that differs, of GREEDY
     codes: int  # measured on
     source: str
+    kl_high: float | None = None  # the upper ends of their intervals; None: too few codes for one
+    perplexity_high: float | None = None
 
     @property
     def within_bounds(self) -> bool:
-        return self.kl <= KL_BOUND and self.perplexity <= PERPLEXITY_BOUND * self.perplexity_fp32
+        """Whether both are below their bounds, up to the ends of their intervals."""
+        kl, perplexity = self.kl_high or self.kl, self.perplexity_high or self.perplexity
+        return kl <= KL_BOUND and perplexity <= PERPLEXITY_BOUND * self.perplexity_fp32
 
     def line(self) -> str:
         """For print."""
         mark = "" if self.within_bounds else "  worse than the bounds"
         ours, fp32 = (f"{math.log(p):.3f}" for p in (self.perplexity, self.perplexity_fp32))
+        kl = "" if self.kl_high is None else f" (at most {self.kl_high:.2e})"
+        ratio = f"{self.perplexity / self.perplexity_fp32:.3f}"
+        if self.perplexity_high is not None:
+            ratio += f" (at most {self.perplexity_high / self.perplexity_fp32:.3f})"
         return (
-            f"KL {self.kl:.2e} nats, top-1 {self.top1:6.1%}, cross-entropy {ours} nats (fp32 {fp32}), perplexity "
-            f"{self.perplexity:.2f} (fp32 {self.perplexity_fp32:.2f}), greedy {self.greedy_frames} of {GREEDY} frames, "
+            f"KL {self.kl:.2e}{kl} nats, top-1 {self.top1:6.1%}, cross-entropy {ours} nats (fp32 {fp32}), perplexity "
+            f"{ratio} times fp32's, greedy {self.greedy_frames} of {GREEDY} frames, "
             f"{self.codes} codes of {self.source}{mark}"
         )
 
@@ -85,7 +96,7 @@ def calibrate(lm: LanguageModel, bundle: Bundle, clips: Sequence[Path]) -> tuple
     """
     texts: list[np.ndarray | None] = [None, *text_states(bundle, lm.text_dim)]
     self_wav = example_self_wav(lm, texts)
-    clip_rows = clip_codes(bundle, clips, PROMPT + FRAMES) if clips else []
+    clip_rows = clip_codes(bundle, clips, CLIP) if clips else []
     prompts = [np.repeat(codes[None, :, :PROMPT], len(texts), axis=0) for codes in clip_rows]
     peaks: dict[str, np.ndarray] = {}
     measured = []
@@ -97,12 +108,37 @@ def calibrate(lm: LanguageModel, bundle: Bundle, clips: Sequence[Path]) -> tuple
     return measured, {name: cache_scales(peak) for name, peak in peaks.items()}
 
 
+def own_samples(lm: LanguageModel, bundle: Bundle) -> list[Codes]:
+    """What the float32 model draws without a prompt, several times, to round its matrices on; not what is measured."""
+    texts: list[np.ndarray | None] = [None, *text_states(bundle, lm.text_dim)]
+    self_wav = example_self_wav(lm, texts)
+    seeds = [draw * len(texts) for draw in range(1, SAMPLES + 1)]  # row b is drawn with seed + b
+    drawn = [generate(lm, None, texts, self_wav, {}, SAMPLE_FRAMES, seed) for seed in seeds]
+    return [Codes(codes, texts, self_wav, "own samples") for codes in drawn]
+
+
+def clip_samples(bundle: Bundle, clips: Sequence[Path]) -> list[Codes]:
+    """The codes of clips, to round matrices on: what follows the part that is measured, or where nothing does, all."""
+    rows = clip_codes(bundle, clips, CLIP + SAMPLE_FRAMES)
+    parts = [row[:, CLIP:] if row.shape[1] >= CLIP + FRAMES else row for row in rows]
+    return [Codes(part[None], [None], None, clip.name) for part, clip in zip(parts, clips, strict=True)]
+
+
 def generate(
-    lm: LanguageModel, prompt: np.ndarray | None, texts: PerRow, self_wav: PerRow | None, peaks: dict[str, np.ndarray]
+    lm: LanguageModel,
+    prompt: np.ndarray | None,
+    texts: PerRow,
+    self_wav: PerRow | None,
+    peaks: dict[str, np.ndarray],
+    frames: int = FRAMES,
+    seed: int = 0,
 ) -> np.ndarray:
-    """Codes [B, K, T] of a generation; raises `peaks` to the largest values of every channel of its caches."""
-    frames = FRAMES + (0 if prompt is None else prompt.shape[2])
-    generation = lm.begin(prompt, texts, always(self_wav), frames=frames, seed=0)
+    """Codes [B, K, T] of a generation; raises `peaks` to the largest values of every channel of its caches.
+
+    frames: that are new.
+    """
+    frames += 0 if prompt is None else prompt.shape[2]
+    generation = lm.begin(prompt, texts, always(self_wav), frames=frames, seed=seed)
     for _ in tqdm(generation, "calibration", generation.total, disable=None):
         pass
     for name, cache in generation.decoder.caches.items():
@@ -169,25 +205,46 @@ class Reference:
 def measure(variant: LanguageModel, reference: Reference) -> Quality:
     """A variant beside float32 on the reference's codes."""
     pairs = zip(reference.codes, reference.logits, strict=True)
-    kl, same, cross, cross_fp32, count = (sum(parts) for parts in zip(*(sums(variant, *p) for p in pairs), strict=True))
+    pieces = np.concatenate([sums(variant, *pair) for pair in pairs], axis=1)
+    kl, same, cross, cross_fp32, count = pieces.sum(axis=1)
     differs = (greedy(variant, reference.codes[0]) != reference.greedy).any(axis=(0, 1))
     kept = int(differs.argmax()) if differs.any() else GREEDY
     perplexity, perplexity_fp32 = float(np.exp(cross / count)), float(np.exp(cross_fp32 / count))
     source = ", ".join(codes.source for codes in reference.codes)
-    return Quality(kl / count, same / count, perplexity, perplexity_fp32, kept, int(count), source)
+    kl_high, ratio_high = intervals(pieces)
+    perplexity_high = None if ratio_high is None else ratio_high * perplexity_fp32
+    numbers = float(kl / count), float(same / count), perplexity, perplexity_fp32
+    return Quality(*numbers, kept, int(count), source, kl_high, perplexity_high)
 
 
-def sums(variant: LanguageModel, codes: Codes, theirs: np.ndarray) -> tuple[float, int, float, float, int]:
-    """Over some codes: KL divergence, how many most probable codes are equal, cross-entropy, float32's, how many.
+def intervals(pieces: np.ndarray) -> tuple[float | None, float | None]:
+    """The upper ends of the intervals of KL divergence and of the ratio of perplexities; None for a single piece.
+
+    pieces [5, n], as `sums` gives them. A percentile bootstrap: n pieces are drawn with replacement, again and again.
+    """
+    if pieces.shape[1] < 2:
+        return None, None
+    drawn = np.random.default_rng(0).integers(0, pieces.shape[1], (DRAWS, pieces.shape[1]))
+    kl, _, cross, cross_fp32, count = pieces[:, drawn].sum(axis=-1)
+    kl, ratio = kl / count, np.exp((cross - cross_fp32) / count)
+    high = 1 - (1 - CERTAINTY) / 2
+    return float(np.quantile(kl, high)), float(np.quantile(ratio, high))
+
+
+def sums(variant: LanguageModel, codes: Codes, theirs: np.ndarray) -> np.ndarray:
+    """Over each piece of some codes: KL divergence, how many most probable codes are equal, cross-entropy, float32's,
+    how many codes: float64 [5, pieces].
 
     theirs: float32's log-probabilities [S, B, K, card].
     """
     ours, mask, targets = log_probabilities(logits(variant, codes)), *known(variant, codes)
-    kl = (np.exp(theirs) * (theirs - ours)).sum(axis=-1)[mask].sum()
-    same = (ours.argmax(axis=-1) == theirs.argmax(axis=-1))[mask].sum()
     at = np.where(mask, targets, 0)[..., None]
-    cross, cross_fp32 = (-np.take_along_axis(x, at, axis=-1)[..., 0][mask].sum() for x in (ours, theirs))
-    return float(kl), int(same), float(cross), float(cross_fp32), int(mask.sum())
+    kl = (np.exp(theirs) * (theirs - ours)).sum(axis=-1)
+    same = ours.argmax(axis=-1) == theirs.argmax(axis=-1)
+    cross, cross_fp32 = (-np.take_along_axis(x, at, axis=-1)[..., 0] for x in (ours, theirs))
+    numbers = np.stack([kl, same, cross, cross_fp32, np.ones(mask.shape)]) * mask
+    starts = np.arange(0, max(1, len(mask) - PIECE // 2), PIECE)  # a short rest belongs to the last piece
+    return np.add.reduceat(numbers.sum(axis=-1), starts, axis=1).reshape(5, -1)
 
 
 def greedy(lm: LanguageModel, c: Codes) -> np.ndarray:

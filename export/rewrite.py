@@ -1,72 +1,31 @@
-"""Rewrites a traced graph with smaller weights and caches: how a variant stores arrays, and which nodes read them."""
+"""Rewrites a traced graph with smaller weights and caches: which arrays are stored, and which nodes read them."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from export.onnx_graph import save
+from export.rounding import Blocks, Storage, quantize_columns, to_nearest
 from export.variants import Variant
 
-# Arrays
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a run of the float32 model says of how to store its matrices and caches."""
+
+    rounded: Mapping[str, Path] = field(default_factory=dict)  # files of Blocks by the names of matrices
+    others: Mapping[str, Storage] = field(default_factory=dict)  # of the matrices that are not stored as most are
+    scales: Mapping[str, np.ndarray] | None = None  # where the cache becomes int8: [H * D] by each cache input's name
 
 
-def quantize_blocks(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
-    """weight [K, N] -> codes uint8 [N, ceil(K / block), block], scales float32 [N, ceil(K / block)].
-
-    weight is about (code - 2^(bits - 1)) * scale. Of several scales a block gets the one with the least squared error:
-    with them its largest value falls on the lowest code, of which there is no positive counterpart, or near it, or just
-    outside the range, where it is clipped.
-    """
-    half = 2 ** (bits - 1)
-    blocks = rearrange(F.pad(weight.T.float(), (0, -weight.shape[0] % block)), "n (k b) -> n k b", b=block)
-    extreme = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True))
-    least, best = torch.full_like(extreme, math.inf), torch.zeros_like(extreme)
-    for share in SHARES[bits]:
-        scale = extreme * (-share / half)
-        error = (blocks - _steps(blocks, scale, half) * scale).square().sum(dim=-1, keepdim=True)
-        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-    codes = (_steps(blocks, best, half) + half).to(torch.uint8)
-    return codes, best.squeeze(-1)
-
-
-# Shares of the scale that puts the largest value on the lowest code; negative: on the side of the highest.
-SHARES = {4: (1.0, 0.9, 0.8, -1.1, -1.0, -0.9), 8: (1.0, -128 / 127)}
-
-
-def _steps(blocks: Tensor, scale: Tensor, half: int) -> Tensor:
-    """Values as whole numbers of steps of `scale`, clipped to -half .. half - 1."""
-    return (blocks / torch.where(scale == 0, 1, scale)).round_().clamp_(-half, half - 1)
-
-
-def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [K, N] -> codes uint8 [K, N], scales float32 [N]: weight is about (code - 128) * scale."""
-    scale = weight.abs().amax(dim=0) / 127
-    return (_steps(weight, scale, 128) + 128).to(torch.uint8), scale
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """codes uint8 [..., n] -> [..., n * bits / 8]: of two 4-bit codes, the first lies in the lower half of the byte."""
-    return codes if bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
-
-
-# Graphs
-
-
-def rewrite(
-    source: Path, target: Path, variant: Variant, bits: Mapping[str, int], scales: Mapping[str, np.ndarray] | None
-) -> None:
-    """Write a variant of a traced graph.
-
-    bits: by the name of each weight that has others than the variant. scales: where the cache becomes int8, float32
-    [H * D] by the name of every cache input.
-    """
+def rewrite(source: Path, target: Path, variant: Variant, calibrated: Calibrated) -> None:
+    """Write a variant of a traced graph. What has not been rounded in calibration is rounded to the nearest code."""
     model = ir.load(source)
     for node in list(model.graph):
         weight = node.inputs[1] if node.op_type == "MatMul" else node.inputs[0] if node.op_type == "Gather" else None
@@ -78,33 +37,45 @@ def rewrite(
         elif variant.dynamic:
             _dynamic(model.graph, node, weight)
         else:
-            _blocks(model.graph, node, weight, bits.get(weight.name, variant.bits or 8), variant.block)
-    if scales is not None:
-        _int8_cache(model.graph, scales)
+            _blocks(model.graph, node, weight, variant.storage, calibrated)
+    if calibrated.scales is not None:
+        _int8_cache(model.graph, calibrated.scales)
     if not variant.standard:
         model.graph.opset_imports["com.microsoft"] = 1
     save(model, target)
 
 
-def _blocks(graph: ir.Graph, node: ir.Node, weight: ir.Value, bits: int, block: int) -> None:
+def _blocks(graph: ir.Graph, node: ir.Node, weight: ir.Value, storage: Storage, calibrated: Calibrated) -> None:
     """MatMul -> MatMulNBits. accuracy_level 4 lets it quantize the activations too, block by block."""
-    rows, columns = _shape(weight)
-    block = min(block, max(16, 2 ** math.ceil(math.log2(rows))))
-    read = once(lambda: quantize_blocks(_tensor(weight), bits, block))
-    count = -(-rows // block)
-    codes = _lazy(graph, f"{weight.name}.int{bits}", (columns, count, block * bits // 8), ir.DataType.UINT8,
-                  lambda: pack(read()[0], bits))  # fmt: skip
-    scales = _lazy(graph, f"{weight.name}.scale", (columns, count), weight.dtype, lambda: read()[1])
-    attributes = {"K": rows, "N": columns, "bits": bits, "block_size": block, "accuracy_level": 4}
-    _replace(graph, node, ir.node("MatMulNBits", [node.inputs[0], codes, scales], attributes, domain="com.microsoft"))
+    (rows, columns), name = _shape(weight), weight.name or ""
+    storage = calibrated.others.get(name, storage).fit(rows)
+    file = None if name in calibrated.others else calibrated.rounded.get(name)
+    parts = once(lambda: _packed(Blocks.load(file) if file else to_nearest(_tensor(weight), storage)))
+    count, bits, codes = -(-rows // storage.block), storage.bits, ir.DataType.UINT8
+    packed, packed_zeros = storage.block * bits // 8, -(-count * bits // 8)
+    inputs = [
+        node.inputs[0],
+        _lazy(graph, f"{name}.int{bits}", (columns, count, packed), codes, lambda: parts(0)),
+        _lazy(graph, f"{name}.scale", (columns, count), weight.dtype, lambda: parts(1)),
+    ]
+    if storage.zero_points:
+        inputs.append(_lazy(graph, f"{name}.zero", (columns, packed_zeros), codes, lambda: parts(2)))
+    attributes = {"K": rows, "N": columns, "bits": bits, "block_size": storage.block, "accuracy_level": 4}
+    _replace(graph, node, ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft"))
+
+
+def _packed(blocks: Blocks) -> list[Tensor]:
+    """Codes, scales, and zero points if there are any, as they are written."""
+    codes, zeros = blocks.packed()
+    return [codes, blocks.scales, *([] if zeros is None else [zeros])]
 
 
 def _dynamic(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
     """MatMul -> the activations' scale, MatMulInteger, and both scales on its result."""
     rows, columns = _shape(weight)
-    read = once(lambda: quantize_columns(_tensor(weight)))
-    codes = _lazy(graph, f"{weight.name}.int8", (rows, columns), ir.DataType.UINT8, lambda: read()[0])
-    scales = _lazy(graph, f"{weight.name}.scale", (columns,), ir.DataType.FLOAT, lambda: read()[1])
+    parts = once(lambda: quantize_columns(_tensor(weight)))
+    codes = _lazy(graph, f"{weight.name}.int8", (rows, columns), ir.DataType.UINT8, lambda: parts(0))
+    scales = _lazy(graph, f"{weight.name}.scale", (columns,), ir.DataType.FLOAT, lambda: parts(1))
     zero = _lazy(graph, "zero", (), ir.DataType.UINT8, lambda: torch.tensor(128, dtype=torch.uint8))
     quantized = ir.node("DynamicQuantizeLinear", [node.inputs[0]], num_outputs=3)
     steps, scale, offset = quantized.outputs
@@ -118,9 +89,9 @@ def _embedding(graph: ir.Graph, node: ir.Node, table: ir.Value, variant: Variant
     """Gather -> the same on int8 codes, and their scales."""
     rows, columns = _shape(table)
     if variant.dynamic:
-        read = once(lambda: quantize_columns(_tensor(table).T))
-        codes = _lazy(graph, f"{table.name}.int8", (rows, columns), ir.DataType.UINT8, lambda: read()[0].T)
-        scales = _lazy(graph, f"{table.name}.scale", (rows, 1), ir.DataType.FLOAT, lambda: read()[1][:, None])
+        parts = once(lambda: _dynamic_table(_tensor(table)))
+        codes = _lazy(graph, f"{table.name}.int8", (rows, columns), ir.DataType.UINT8, lambda: parts(0))
+        scales = _lazy(graph, f"{table.name}.scale", (rows, 1), ir.DataType.FLOAT, lambda: parts(1))
         zero = _lazy(graph, "middle", (), ir.DataType.FLOAT, lambda: torch.tensor(128.0))
         found = ir.node("Gather", [codes, node.inputs[1]])
         wide = ir.node("Cast", [found.outputs[0]], {"to": ir.DataType.FLOAT})
@@ -130,13 +101,24 @@ def _embedding(graph: ir.Graph, node: ir.Node, table: ir.Value, variant: Variant
         return
     block = 16 if columns < 32 else 32
     count = -(-columns // block)
-    read = once(lambda: quantize_blocks(_tensor(table).T, 8, block))
-    flat = lambda: rearrange(read()[0], "v k b -> v (k b)")[:, :columns]  # noqa: E731
-    codes = _lazy(graph, f"{table.name}.int8", (rows, columns), ir.DataType.UINT8, flat)
-    scales = _lazy(graph, f"{table.name}.scale", (rows, count), table.dtype, lambda: read()[1])
+    parts = once(lambda: _block_table(_tensor(table), block))
+    codes = _lazy(graph, f"{table.name}.int8", (rows, columns), ir.DataType.UINT8, lambda: parts(0))
+    scales = _lazy(graph, f"{table.name}.scale", (rows, count), table.dtype, lambda: parts(1))
     attributes = {"bits": 8, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
     inputs = [codes, node.inputs[1], scales]
     _replace(graph, node, ir.node("GatherBlockQuantized", inputs, attributes, domain="com.microsoft"))
+
+
+def _dynamic_table(table: Tensor) -> list[Tensor]:
+    """table [V, dim] -> codes [V, dim], scales [V, 1]."""
+    codes, scales = quantize_columns(table.T)
+    return [codes.T, scales[:, None]]
+
+
+def _block_table(table: Tensor, block: int) -> list[Tensor]:
+    """table [V, dim] -> codes [V, dim], scales [V, ceil(dim / block)]."""
+    blocks = to_nearest(table.T, Storage(8, block))
+    return [rearrange(blocks.codes, "v k b -> v (k b)")[:, : table.shape[1]], blocks.scales]
 
 
 def _int8_cache(graph: ir.Graph, scales: Mapping[str, np.ndarray]) -> None:
@@ -160,15 +142,17 @@ def _int8_cache(graph: ir.Graph, scales: Mapping[str, np.ndarray]) -> None:
             node.replace_input_with(at, inputs[at])
 
 
-def once(compute: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Compute at the first call, give the same at the second and forget it: codes are written, then their scales."""
-    held: list[tuple[Tensor, Tensor]] = []
+def once(compute: Callable[[], Sequence[Tensor]]) -> Callable[[int], Tensor]:
+    """Arrays that are written one after the other, by their number: computed for the first, forgotten with the last."""
+    held: list[Tensor] = []
 
-    def read() -> tuple[Tensor, Tensor]:
-        if held:
-            return held.pop()
-        held.append(compute())
-        return held[0]
+    def read(number: int) -> Tensor:
+        if number == 0:
+            held[:] = compute()
+        found = held[number]
+        if number == len(held) - 1:
+            held.clear()
+        return found
 
     return read
 

@@ -1,88 +1,99 @@
-"""Which weights need more bits: what each matrix costs when it alone is quantized, the mixed variant's measurement."""
+"""Which matrices cost most when they are rounded to few bits: they get more.
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+The cost of one matrix is the second-order estimate of the KL divergence that its rounding causes. With e the errors of
+what it gives for one column, in both passes of guidance, and g the gradients of the log-probability of codes that the
+model draws, it is half of the mean of (g . e)^2: the Fisher information is the Hessian of the KL divergence (Martens
+2020, arXiv 1412.1193, section 5). That takes one forward and one backward pass for all matrices. The estimates rank
+matrices as rounding them one by one does; their sum is brought to the divergence that is measured with all of them
+rounded.
+"""
 
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from clean_lm.conditioning import Conditioning
-from clean_lm.models.lm import LM, guide
-from clean_lm.models.transformer import Cache, Layer
-from export.quality import CFG_COEF
-from export.rewrite import quantize_blocks
+from clean_lm.models.lm import LM
+from export.layerwise import MatrixCalls, Sequences, matrices_of
 
-COLUMNS = 32  # that the distributions are compared on
-MATRICES = ("qkv", "out", "cross_q", "cross_out", "linear1", "linear2")
+Rounded = Callable[[str], Tensor]  # the name of a matrix -> the matrix as it is read back [K, N]
 
 
-def rounded(weight: Tensor, bits: int, block: int) -> Tensor:
-    """weight [K, N] as it is read back from its codes and scales."""
-    codes, scales = quantize_blocks(weight, bits, block)
-    values = (codes.float() - 2 ** (bits - 1)) * scales[..., None]
-    return rearrange(values, "n k b -> (k b) n")[: weight.shape[0]]
+def costs(lm: LM, sequences: Sequence[Sequences], rounded: Rounded) -> dict[str, float]:
+    """KL divergence in nats, mean over codes, that the rounding of each matrix adds, by its name in the graph."""
+    found: dict[str, float] = {}
+    divergence = 0.0
+    for s in sequences:
+        inputs = layer_inputs(s)
+        divergence += kl_divergence(s, inputs, rounded) / len(sequences)
+        for name, cost in estimates(s, inputs, rounded):
+            found[name] = found.get(name, 0) + cost
+    scale = divergence / (sum(found.values()) or 1)
+    return {name: cost * scale for name, cost in found.items()}
 
 
-@torch.inference_mode()
-def sensitivities(lm: LM, columns: np.ndarray, conditioning: Conditioning, bits: int, block: int) -> dict[str, float]:
-    """KL divergence in nats, mean over codes, of the float32 next-token distribution from that with one matrix
-    quantized, for every matrix by its name in the graph.
-
-    columns int64 [B, K, S] in the delay pattern. The layers before a changed matrix are not computed again.
-    """
-    batch, layers = len(columns), [cast(Layer, layer) for layer in lm.layers]
-    codes = torch.from_numpy(np.tile(columns, (conditioning.passes, 1, 1)))
-    cross = cross_of(conditioning, len(layers))
-    texts = cross[0][0].shape[0] if cross[0] else 0
-    prefix = None if conditioning.prefix is None else torch.from_numpy(conditioning.prefix)
-    x = lm.embed(codes, torch.tensor([0]), prefix)
-    shared = lm.attention.columns(torch.tensor([0]), len(codes), x.shape[1], 0)
-
-    def run(x: Tensor, first: int) -> Tensor:
-        """The layers from `first` on, heads and guidance: x [R, M + S, dim] -> log-probabilities [B, S, K, card]."""
-        for layer, text in zip(layers[first:], cross[first:], strict=True):
-            x, _ = layer(x, empty(layer, x), text, shared, texts)
-        return guide(lm.logits(x[:, -codes.shape[2] :]), batch, torch.tensor(CFG_COEF)).log_softmax(dim=-1)
-
-    def cost(owner: nn.Module, name: str, x: Tensor, first: int) -> float:
-        """Of one matrix quantized; x: the input of layer `first`, the first that it changes."""
-        exact = getattr(owner, name)
-        setattr(owner, name, nn.Parameter(rounded(exact, bits, block), requires_grad=False))
-        moved = run(x, first)
-        setattr(owner, name, exact)
-        return float((reference.exp() * (reference - moved)).sum(dim=-1).mean())
-
-    inputs = [x]
-    for layer, text in zip(layers, cross, strict=True):
-        inputs.append(layer(inputs[-1], empty(layer, x), text, shared, texts)[0])
-    reference = run(inputs[-1], len(layers))
-    found = {}
-    for i, layer in enumerate(tqdm(layers, "sensitivity of layers", disable=None)):
-        matrices = [name for name in MATRICES if hasattr(layer, name)]
-        found |= {f"layers.{i}.{name}": cost(layer, name, inputs[i], i) for name in matrices}
-    return found | {"heads": cost(lm, "heads", inputs[-1], len(layers))}
+@torch.no_grad()
+def layer_inputs(s: Sequences) -> list[Tensor]:
+    """What each layer reads, and last what the heads read."""
+    xs = [s.embed()]
+    for i in range(len(s.lm.layers)):
+        xs.append(s.layer(i, xs[-1]))
+    return xs
 
 
-def cross_of(conditioning: Conditioning, layers: int) -> Sequence[Cache | None]:
-    """What every layer's cross-attention reads, if anything."""
-    if not conditioning.cross:
-        return [None] * layers
-    arrays = {name: torch.from_numpy(array) for name, array in conditioning.cross.items()}
-    return [(arrays[f"cross_key_values.{i}.key"], arrays[f"cross_key_values.{i}.value"]) for i in range(layers)]
+def estimates(s: Sequences, inputs: Sequence[Tensor], rounded: Rounded) -> list[tuple[str, float]]:
+    """The estimate for each matrix, from the last to the first: layers are computed once more, with gradients."""
+    found, gradient, count = [], None, int(s.known.sum())
+    layers = [None, *reversed(range(len(s.lm.layers)))]
+    for i in tqdm(layers, "sensitivity of layers", disable=None):
+        x = inputs[-1 if i is None else i].detach().requires_grad_()
+        matrices = matrices_of(s.lm, i)
+        with torch.enable_grad(), MatrixCalls(matrices) as calls:
+            y = drawn(s, x) if i is None else s.layer(i, x)
+        seen = [(name, *call) for name, of in calls.found.items() for call in of]
+        gradient, *products = torch.autograd.grad(y, [x, *(y for _, _, y in seen)], gradient)
+        for (name, read, _), g in zip(seen, products, strict=True):
+            error = read.detach() @ (rounded(name) - matrices[name])
+            moved = rearrange((g * error).sum(dim=-1), "(p b) s -> p b s", b=s.batch).sum(dim=0)  # of both passes
+            found.append((name, float(moved.square().sum()) / 2 / count))
+    return found
 
 
-def empty(layer: Layer, x: Tensor) -> Cache:
-    """A cache without columns."""
-    cache = x.new_zeros(x.shape[0], layer.heads, 0, x.shape[2] // layer.heads)
-    return cache, cache
+def drawn(s: Sequences, x: Tensor) -> Tensor:
+    """The log-probability of codes that the model draws after each column of the sequences."""
+    log = s.log_probabilities(x)
+    codes = log.detach().exp().multinomial(1, generator=torch.Generator().manual_seed(0))
+    return log.gather(-1, codes).sum()
+
+
+@torch.no_grad()
+def kl_divergence(s: Sequences, inputs: Sequence[Tensor], rounded: Rounded) -> float:
+    """KL divergence in nats, mean over codes, with all matrices rounded."""
+    x = inputs[0]
+    for i in range(len(s.lm.layers)):
+        x = with_rounded(s.lm, i, rounded, lambda x=x, i=i: s.layer(i, x))
+    moved = with_rounded(s.lm, None, rounded, lambda: s.log_probabilities(x))
+    exact = s.log_probabilities(inputs[-1])
+    return float((exact.exp() * (exact - moved)).sum(dim=-1).mean())
+
+
+def with_rounded(lm: LM, i: int | None, rounded: Rounded, compute: Callable[[], Tensor]) -> Tensor:
+    """What something gives with the matrices of layer i rounded."""
+    owner = lm if i is None else lm.layers[i]
+    exact = matrices_of(lm, i)
+    for name in exact:
+        setattr(owner, name.rsplit(".")[-1], nn.Parameter(rounded(name), requires_grad=False))
+    result = compute()
+    for name, matrix in exact.items():
+        setattr(owner, name.rsplit(".")[-1], matrix)
+    return result
 
 
 def most_sensitive(costs: Mapping[str, float], sizes: Mapping[str, int], bound: float) -> list[str]:
     """The fewest weights to keep so that the costs of all others add up to at most `bound`, or half of the whole cost
-    if that is less. Those that cost most for their size go first.
+    if that is less. Those that cost most for their size go first; what then turns out not to be needed is left out.
     """
     left, chosen = sum(costs.values()), []
     bound = min(bound, left / 2)
@@ -91,4 +102,8 @@ def most_sensitive(costs: Mapping[str, float], sizes: Mapping[str, int], bound: 
             break
         chosen.append(name)
         left -= costs[name]
+    for name in chosen[::-1]:
+        if left + costs[name] <= bound:
+            chosen.remove(name)
+            left += costs[name]
     return chosen

@@ -1,10 +1,9 @@
 """Write the graphs of one variant beside the float32 ones that a bundle holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from clean_lm import atomic
@@ -12,19 +11,12 @@ from clean_lm.manifest import Manifest
 from export.bundle_weights import BundleWeights
 from export.bundle_writer import FP32, describe, size
 from export.lm_graphs import CACHE_UPDATE, LM_GRAPHS, write_graphs
-from export.rewrite import rewrite
+from export.rewrite import Calibrated, rewrite
 from export.variants import ONCE, Variant
 
-Scales = Mapping[str, np.ndarray]  # of an int8 cache: float32 [H * D] by the name of each cache input
 
-
-def write_variant(
-    manifest: Manifest, name: str, variant: Variant, sensitive: Sequence[str], scales: Scales
-) -> dict[str, Any]:
-    """Write lm_inference.int4.onnx and so on; the variant's entry in the manifest, its quality not yet in it.
-
-    sensitive: names of the weights that have `variant.sensitive_bits`.
-    """
+def write_variant(manifest: Manifest, name: str, variant: Variant, calibrated: Calibrated) -> dict[str, Any]:
+    """Write lm_inference.int4.onnx and so on; the variant's entry in the manifest, its quality not yet in it."""
     folder, traced = manifest.folder, fp32_attention(manifest)
     # "dynamic" is for runtimes without ONNX Runtime's own operators, or that copy caches at every call
     attention = "standard" if variant.dynamic else traced
@@ -41,12 +33,12 @@ def write_variant(
             if variant.dtype != "float32" or attention != traced:
                 source = temporary
                 write_graphs(BundleWeights(manifest), source, attention, getattr(torch, variant.dtype))
-            quantize_graphs(source, files, variant, once, sensitive, scales)
+            quantize_graphs(source, files, variant, once, calibrated)
     files |= text_encoder_file(folder, variant, once)
     graphs = {graph: describe(file) for graph, file in files.items()}
     entry = {"graphs": graphs, "bytes": size(folder, graphs)}
     entry |= {"cache": variant.cache, "cache_update": CACHE_UPDATE[attention]}
-    return entry | ({"sensitive": list(sensitive)} if sensitive else {})
+    return entry | ({"sensitive": list(calibrated.others)} if calibrated.others else {})
 
 
 def fp32_attention(manifest: Manifest) -> str:
@@ -56,14 +48,13 @@ def fp32_attention(manifest: Manifest) -> str:
 
 
 def quantize_graphs(
-    source: Path, files: Mapping[str, Path], variant: Variant, once: str, sensitive: Sequence[str], scales: Scales
+    source: Path, files: Mapping[str, Path], variant: Variant, once: str, calibrated: Calibrated
 ) -> None:
     """Write the language model's graphs of `source` with rounded weights to `files`; one that is there stays."""
     condition, inference = (source / f"{graph}.onnx" for graph in LM_GRAPHS)
-    bits = dict.fromkeys(sensitive, variant.sensitive_bits or variant.bits or 8)
-    rewrite(inference, files["lm_inference"], variant, bits, scales if variant.cache == "int8" else None)
+    rewrite(inference, files["lm_inference"], variant, calibrated)
     if not files["lm_condition"].exists():
-        rewrite(condition, files["lm_condition"], ONCE[once], {}, None)
+        rewrite(condition, files["lm_condition"], ONCE[once], Calibrated())
 
 
 def text_encoder_file(folder: Path, variant: Variant, once: str) -> dict[str, Path]:
@@ -73,5 +64,5 @@ def text_encoder_file(folder: Path, variant: Variant, once: str) -> dict[str, Pa
         return {}
     file = folder / f"text_encoder.{once}.onnx" if variant.bits else traced
     if not file.exists():
-        rewrite(traced, file, ONCE[once], {}, None)
+        rewrite(traced, file, ONCE[once], Calibrated())
     return {"text_encoder": file}
