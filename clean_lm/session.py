@@ -1,5 +1,6 @@
 """A bundle's graphs, opened in ONNX Runtime when they are first run."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from clean_lm.manifest import BundleError, GraphInfo, LoadOptions, Manifest
 from clean_lm.manifest_fields import TensorInfo
 from clean_lm.options import shown
 
+# Older ones end the process with a division by zero where cross-attention has no rows: without a text, that is.
+OLDEST = (1, 29)
 Provider = str | tuple[str, dict[str, Any]]
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int8)": "int8"}
 DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8}
@@ -96,6 +99,14 @@ def require_same(path: Path, half: str, expected: Mapping[str, TensorInfo], foun
             )
 
 
+def require_version() -> None:
+    """Raise ValueError if the installed ONNX Runtime is older than what pyproject.toml allows."""
+    found = ort.__version__
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise ValueError(f"onnxruntime {found} found, expected {oldest} or newer: pip install -U onnxruntime")
+
+
 def names(providers: Sequence[Provider]) -> list[str]:
     """Of execution providers, which may come with their options."""
     return [provider if isinstance(provider, str) else provider[0] for provider in providers]
@@ -121,7 +132,9 @@ def require_started(providers: Sequence[Provider], started: Sequence[str]) -> No
 
 
 def open_graph(manifest: Manifest, name: str) -> Graph:
-    """One graph of a bundle, its files checked, its session not yet open. Raises FileNotFoundError, BundleError."""
+    """One graph of a bundle, its files checked, its session not yet open. Raises FileNotFoundError, BundleError, and
+    ValueError if this ONNX Runtime is too old or lacks a provider."""
+    require_version()
     require_providers(manifest.options.get("providers") or ())
     info = manifest.require_graph(name)
     manifest.check_files(manifest.files_of(name))
