@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -99,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser("info", help="what a bundle holds")
     add.set_defaults(run=run_info)
     add.add_argument("bundle", type=Path)
+    add_verify(add)
     add.add_argument("--json", action="store_true", help="the manifest itself")
 
     add = commands.add_parser("plot", help="waveform and spectrogram as a picture (needs matplotlib)")
@@ -115,11 +116,18 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bundle", type=Path, required=True, help="the folder that export/bundle.py wrote")
     add_overwrite(command)
     command.add_argument("--threads", type=int, help="default: one per physical core")
+    add_verify(command)
     command.add_argument("--json", action="store_true", help="progress and result as lines of JSON")
 
 
 def add_overwrite(command: argparse.ArgumentParser) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
+
+
+def add_verify(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--verify", action="store_true", help="read every file of the bundle that is opened through "
+                         "and compare its SHA-256, even if that was done before and the file has not changed since; "
+                         "info: of all files")  # fmt: skip
 
 
 def add_generation(command: argparse.ArgumentParser) -> None:
@@ -230,11 +238,16 @@ def run_generate(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace) -> MusicGen:
     """The model, with the command line's parameters."""
-    model = MusicGen.load(args.bundle, variant=args.variant, threads=args.threads)
+    model = MusicGen.load(args.bundle, variant=args.variant, threads=args.threads, hashes=hashes(args))
     model.sampling, model.duration, model.extend_stride = sampling(args), args.duration, args.extend_stride
     if args.style:
         model.set_style_conditioner_params(args.style_levels, args.style_length, args.style_start)
     return model
+
+
+def hashes(args: argparse.Namespace) -> bool | Literal["again"]:
+    """How files are compared, see LoadOptions."""
+    return "again" if args.verify else True
 
 
 def generate(
@@ -276,7 +289,7 @@ def run_codec(args: argparse.Namespace) -> None:
     audio_files.require_writable(args.output, info.sample_rate, info.channels)
     samples = math.ceil(wav.shape[1] / rate * info.sample_rate) * info.channels
     audio.require_memory(str(args.input), samples, ENCODE_BYTES, "cut it into parts")
-    codec = Codec.load(args.bundle, threads=args.threads)
+    codec = Codec.load(args.bundle, threads=args.threads, hashes=hashes(args))
     converted = audio.convert_audio(wav, rate, codec.sample_rate, codec.channels)
     start = time.perf_counter()
     codes = codec.encode(converted[None])
@@ -306,7 +319,9 @@ def run_codec(args: argparse.Namespace) -> None:
 
 
 def run_info(args: argparse.Namespace) -> None:
-    manifest = Manifest.read(args.bundle)
+    manifest = Manifest.read(args.bundle, hashes=hashes(args))
+    if args.verify:
+        manifest.check_files(list(manifest.files))
     if args.json:
         print(json.dumps(manifest.document, indent=1))
         return

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict, Unpack
+from typing import Any, Literal, NoReturn, TypedDict, Unpack
 
+import numpy as np
+
+from clean_lm import verified
 from clean_lm.manifest_checks import check_document
 from clean_lm.manifest_fields import (
     FORMAT,
@@ -26,7 +29,7 @@ from clean_lm.manifest_fields import (
     TextInfo,
     VariantInfo,
 )
-from clean_lm.options import flag, known, shown, threads
+from clean_lm.options import known, shown, threads
 from clean_lm.typed_json import FieldError, read_as, read_part
 from clean_lm.typed_json import shown as json_shown
 
@@ -43,7 +46,9 @@ class LoadOptions(TypedDict, total=False):
     variant: str | None  # of those that the bundle holds ("fp32", "int4", ...); None: its default
     threads: int | None  # None: one per physical core
     providers: Sequence[str]  # ONNX Runtime's execution providers; default: the CPU
-    hashes: bool  # compare every file's SHA-256 before it is opened; default: True
+    # Compare every file's SHA-256 before it is opened. True, the default: of a file that had the right one once and has
+    # not changed since, that is enough. "again": it is read through even so. False: content is not compared.
+    hashes: bool | Literal["again"]
     confine: Path | str | None  # a folder that no file of the bundle may lie outside of; None: anywhere on the disk
 
 
@@ -186,7 +191,7 @@ class Manifest:
 
     def check_files(self, names: Sequence[str]) -> None:
         """Raise FileNotFoundError or BundleError if a file is missing, not a regular file, outside of `confine`, of
-        another size or of another content. hashes=False leaves out the last alone."""
+        another size or of another content. hashes=False leaves out the last alone, see LoadOptions."""
         hashes = self.options.get("hashes", True)
         for name in names:
             path, entry = self.folder / name, self.files[name]
@@ -197,7 +202,7 @@ class Manifest:
                 raise FileNotFoundError(missing) from None
             if size != entry.bytes:
                 raise BundleError(f"{path}: {size} bytes, manifest.json says {entry.bytes}; copy the bundle again")
-            if hashes and (found := sha256(path)) != entry.sha256:
+            if hashes and (found := verified.sha256(path, entry.sha256, again=hashes == "again")) != entry.sha256:
                 raise BundleError(
                     f"{path}: sha256 is {found}, manifest.json says {entry.sha256}; copy the bundle again"
                 )
@@ -244,7 +249,9 @@ def check_options(options: LoadOptions) -> None:
     if not isinstance(variant, (str, type(None))):
         raise ValueError(f"variant: got {shown(variant)}, expected the name of a variant, or None")
     threads("threads", options.get("threads"))
-    flag("hashes", options.get("hashes", True))
+    hashes = options.get("hashes", True)
+    if not isinstance(hashes, (bool, np.bool_)) and not (isinstance(hashes, str) and hashes == "again"):
+        raise ValueError(f'hashes: got {shown(hashes)}, expected True or False, or "again"')
     confine = options.get("confine")
     if not isinstance(confine, (str, Path, type(None))) or confine == "":
         raise ValueError(f"confine: got {shown(confine)}, expected a folder, or None")

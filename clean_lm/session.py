@@ -1,5 +1,8 @@
 """A bundle's graphs, opened in ONNX Runtime when they are first run."""
 
+import os
+import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +17,10 @@ from clean_lm.manifest import BundleError, GraphInfo, LoadOptions, Manifest
 from clean_lm.manifest_fields import TensorInfo
 from clean_lm.options import shown
 
+# Older ones end the process with a division by zero where cross-attention has no rows: without a text, that is.
+OLDEST = (1, 29)
+TILES_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"  # read by ONNX Runtime when it makes an attention kernel, not later
+ENVIRONMENT = threading.Lock()  # the process's: of two sessions that open at once, one waits
 Provider = str | tuple[str, dict[str, Any]]
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int8)": "int8"}
 DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8}
@@ -49,7 +56,8 @@ class Graph:
         providers = list(self.options.get("providers") or ("CPUExecutionProvider",))
         require_providers(providers)
         try:
-            session = ort.InferenceSession(str(self.path), options, providers=providers)
+            with attention_kernels(self.inputs):
+                session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as error:  # onnxruntime has no common base class for its own
             raise BundleError(f"{self.path}: ONNX Runtime does not load it: {error}") from None
         require_started(providers, session.get_providers())
@@ -74,6 +82,27 @@ class Graph:
 
 
 @contextmanager
+def attention_kernels(inputs: Mapping[str, TensorInfo]) -> Iterator[None]:
+    """Sessions that open meanwhile read int8 caches at once, not in tiles (flash attention), as in docs/speed.md.
+
+    Steps are faster so; float caches are left alone, with which they are slower. The environment is the only way to say
+    so. It is changed until the session is open, and not at all where the application has the variable, "0" too.
+    """
+    if not any(tensor.dtype == "int8" for tensor in inputs.values()):
+        yield
+        return
+    with ENVIRONMENT:
+        if TILES_OFF in os.environ:
+            yield
+            return
+        os.environ[TILES_OFF] = "1"
+        try:
+            yield
+        finally:
+            os.environ.pop(TILES_OFF, None)
+
+
+@contextmanager
 def run_errors(path: Path) -> Iterator[None]:
     """Raise BundleError for what ONNX Runtime raises while it runs a graph."""
     try:
@@ -94,6 +123,14 @@ def require_same(path: Path, half: str, expected: Mapping[str, TensorInfo], foun
             raise BundleError(
                 f"{path}: {half} {shown(name)} is {have}, manifest.json says {want}; export the bundle again"
             )
+
+
+def require_version() -> None:
+    """Raise ValueError if the installed ONNX Runtime is older than what pyproject.toml allows."""
+    found = ort.__version__
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise ValueError(f"onnxruntime {found} found, expected {oldest} or newer: pip install -U onnxruntime")
 
 
 def names(providers: Sequence[Provider]) -> list[str]:
@@ -121,7 +158,9 @@ def require_started(providers: Sequence[Provider], started: Sequence[str]) -> No
 
 
 def open_graph(manifest: Manifest, name: str) -> Graph:
-    """One graph of a bundle, its files checked, its session not yet open. Raises FileNotFoundError, BundleError."""
+    """One graph of a bundle, its files checked, its session not yet open. Raises FileNotFoundError, BundleError, and
+    ValueError if this ONNX Runtime is too old or lacks a provider."""
+    require_version()
     require_providers(manifest.options.get("providers") or ())
     info = manifest.require_graph(name)
     manifest.check_files(manifest.files_of(name))

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,15 @@ import pytest
 
 from clean_lm.language_model import LanguageModel
 from tests.support import GOLDEN, ROOT, Golden
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hash_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hashes of files are remembered in a folder of the run's, never in the user's, by the programs that tests start
+    too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLEAN_LM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

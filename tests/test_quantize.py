@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from clean_lm.conditioning import Conditioning
 from clean_lm.generation import Sampling
@@ -671,3 +672,39 @@ def test_variants_of_a_prefix(golden, tmp_path, name):
         if variant == "fp16":
             np.testing.assert_array_equal(codes[:, :, :19], g["gen.desc_p17.tokens"][:, :, :19])
     assert [manifest.variants[v].cache for v in wanted] == [VARIANTS[v].cache for v in wanted]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize("block", [32, 128])
+def test_4_bits_with_zero_points_give_the_product(rows, block):
+    """com.microsoft.MatMulNBits with accuracy_level 4 beside float64 of the dequantized weights.
+
+    It rounds activations to int8 in blocks: each is off by half a step, its block's largest / 254, at most. A zero
+    point that is dropped or that belongs to a neighbour is off by several times the sum of those.
+    """
+    K, N, rng = 256, 48, np.random.default_rng(block + rows)
+    blocks = K // block
+    codes = rng.integers(0, 16, (N, blocks, block), dtype=np.uint8)
+    points = rng.integers(0, 16, (N, blocks), dtype=np.uint8)
+    scales = rng.uniform(0.01, 0.02, (N, blocks)).astype(np.float32)
+    halves = codes[..., 0::2] | codes[..., 1::2] << 4  # the lower one first
+    tensors = {"codes": halves, "scales": scales.reshape(-1)}
+    tensors["points"] = (points[:, 0::2] | points[:, 1::2] << 4).reshape(-1)
+    node = helper.make_node(
+        "MatMulNBits", ["a", *tensors], ["y"], domain="com.microsoft", K=K, N=N, bits=4, block_size=block,
+        accuracy_level=4,
+    )  # fmt: skip
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["M", n]) for name, n in (("a", K), ("y", N))]
+    held = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph([node], "product", ends[:1], ends[1:], held)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    a = rng.standard_normal((rows, K), dtype=np.float32)
+    found = np.asarray(ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"a": a})[0])
+
+    weights = ((codes.astype(np.float64) - points[:, :, None]) * scales[:, :, None]).reshape(N, K)
+    steps = np.repeat(np.abs(a.reshape(rows, -1, block)).max(axis=2), block, axis=1) / 254
+    bound = steps.astype(np.float64) @ np.abs(weights).T
+    assert (np.abs(found - a.astype(np.float64) @ weights.T) <= bound + 1e-5).all()
+    wrong = (codes.astype(np.float64) - 8) * scales[:, :, None]
+    assert (np.abs(found - a.astype(np.float64) @ wrong.reshape(N, K).T) > bound).any()

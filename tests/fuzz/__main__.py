@@ -11,6 +11,7 @@ code is 1 where there is one. Inputs follow from the seed and their number alone
 
 import argparse
 import contextlib
+import os
 import random
 import resource
 import sys
@@ -41,11 +42,13 @@ def main() -> int:
     print(f"seed {args.seed}", flush=True)
     numbers = range(args.first, args.first + args.rounds)
     counts = {target: Counter[str]() for target in args.target}
-    for target, number, what, outcome in campaign(args.target, numbers, args.seed, args.processes):
-        counts[target][outcome.kind] += 1
-        if outcome.kind == OTHER:
-            again = f"--target {target} --seed {args.seed} --first {number} --rounds 1"
-            print(f"other: {again}\n  {what!r}\n  {outcome.message[:600]!r}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="cache") as cache:
+        os.environ["CLEAN_LM_CACHE"] = cache  # of every process: no hash is remembered in the user's
+        for target, number, what, outcome in campaign(args.target, numbers, args.seed, args.processes):
+            counts[target][outcome.kind] += 1
+            if outcome.kind == OTHER:
+                again = f"--target {target} --seed {args.seed} --first {number} --rounds 1"
+                print(f"other: {again}\n  {what!r}\n  {outcome.message[:600]!r}", flush=True)
     print("\n".join(table(counts)))
     return 1 if any(count[OTHER] for count in counts.values()) else 0
 
