@@ -13,8 +13,8 @@ cache's keys and values are int8 too, or as --cache says. 4-bit weights are roun
 draws, or with --calibration clips on the clips' codes; they have zero points, in WebGPU's q4f16 and with --symmetric
 none.
 
-What a variant costs is measured beside fp32, which the bundle must hold: on the first 5 s of each clip, or without clips
-on codes that fp32 draws. The first variant that is within the bounds becomes the default: KL divergence at most 0.05
+What a variant costs is measured beside fp32, which the bundle must hold: on the first 5 s of each clip, or without
+clips on codes that fp32 draws. The first variant within the bounds becomes the default: KL divergence at most 0.05
 nats a code, perplexity at most 1.03 times that of fp32, both at the upper end of their 95 % intervals.
 """
 
