@@ -32,9 +32,9 @@ from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, LMConfig, StyleConfig
 from clean_lm.text_encoder import TOKENIZER
 from export import codec, conditioner, hub, lm, lm_parity, mert, quantize, text
-from export.bundle_writer import FP32, merged_model, new_folder, write_manifest
+from export.bundle_writer import FP32, draft, merged_model, new_folder, publish
 from export.commands import ExportError, errors_as_one_line, print_files, progress, require_new, tell
-from export.opened import Bundle, held_back, put
+from export.opened import Bundle
 from export.parity import Comparison, Verdict, calls_verdict, require_agreement, table
 from export.sharing import Shared
 from export.variants import add_clip_option, bytes_required, validate_attention, validate_clips
@@ -171,14 +171,15 @@ def export(
             lm.describe(model.config), described[CODEC], described.get(TEXT, {}), described.get(MERT, {})
         )
         shared = [part for part in parts.values() if isinstance(part, Shared)]
-        write_manifest(folder, document, lm.defaults(model.config), lm.CACHE_UPDATE[attention], names, shared, source)
-        bundle = held_back(folder)
+        settings = lm.defaults(model.config), lm.CACHE_UPDATE[attention]
+        bundle = draft(folder, document, *settings, names, shared, source)
         calls, verdicts = compare(bundle, model, own)
-        lines = require_agreement(verdicts) + quantize.add(bundle, variants, clips, cache, keep=False)
-        put(bundle)
+        lines = require_agreement(verdicts)
+        bundle, measured = quantize.make_variants(bundle, variants, clips, cache)
+        publish(bundle)
     print("\n".join(table(calls)), end="\n\n")
     print_files(out, model.parameters + others, time.perf_counter() - start)
-    print("\n".join(lines))
+    print("\n".join(lines + measured))
 
 
 def open_parts(paths: Mapping[str, Path | None], base: Path | None = None) -> dict[str, Part]:

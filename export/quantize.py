@@ -33,10 +33,19 @@ from clean_lm.models.lm import LM
 from clean_lm.models.transformer import StandardAttention
 from clean_lm.text_encoder import TextEncoder
 from export.bundle_weights import BundleWeights
-from export.bundle_writer import document_with, replace_variants
+from export.bundle_writer import with_variants, write
 from export.commands import ExportError, errors_as_one_line, progress
-from export.opened import MANIFEST, Bundle, opened
-from export.quality import CFG_COEF, DESCRIPTIONS, KL_BOUND, Quality, Reference, calibrate, measure
+from export.opened import MANIFEST, mapped_language_model, opened
+from export.quality import (
+    CFG_COEF,
+    DESCRIPTIONS,
+    KL_BOUND,
+    PERPLEXITY_BOUND,
+    Quality,
+    Reference,
+    calibrate,
+    measure,
+)
 from export.sensitivity import COLUMNS, most_sensitive, sensitivities
 from export.variant_graphs import Scales, fp32_attention, write_variant
 from export.variants import FP32, VARIANTS, Variant, add_clip_option, add_options, validate_attention, validate_clips
@@ -55,38 +64,52 @@ class Calibration:
     @classmethod
     def run(cls, manifest: Manifest, clips: Sequence[Path]) -> "Calibration":
         """Raises FileNotFoundError, BundleError, AudioError."""
-        lm = LanguageModel.open(opened(manifest, variant=FP32, hashes=False))
+        lm = mapped_language_model(opened(manifest, variant=FP32, hashes=False))
         codes, scales = calibrate(lm, manifest, clips)
         return cls(manifest, lm, Reference(lm, codes), scales)
 
 
-def add(
-    bundle: Bundle, names: Sequence[str], clips: Sequence[Path] = (), cache: str | None = None, keep: bool = True
-) -> list[str]:
+def add(bundle: Path, names: Sequence[str], clips: Sequence[Path] = (), cache: str | None = None) -> list[str]:
     """Write variants into a bundle that holds fp32, and enter them in its manifest. Returns a line on each.
 
-    The default becomes the first of `names` that is within the bounds, or stays what it was.
-    cache: "float" or "int8" for variants that have a choice. keep: fp32 stays even where it is not among `names`;
-    otherwise it stays only as the default. The manifest is written last: what is interrupted leaves the bundle as it
-    was. Raises ExportError, BundleError, FileNotFoundError, AudioError.
+    The default becomes the first of `names` that is within the bounds, or stays what it was. The manifest is written
+    last: what is interrupted leaves the bundle as it was. Arguments and errors as in `make_variants`.
     """
     manifest = opened(bundle)
+    if FP32 not in manifest.variants:
+        held = ", ".join(manifest.variants) or "no language model"
+        raise ExportError(
+            f"{manifest.folder}: holds {held}, no fp32 variant to make others from; export it again, with --variant "
+            f"fp32 {' '.join(names)}, or with all variants at once"
+        )
+    with removed_on_failure(manifest.folder):
+        made, lines = make_variants(manifest, names, clips, cache, keep=True)
+        write(made)
+    return lines
+
+
+def make_variants(
+    manifest: Manifest, names: Sequence[str], clips: Sequence[Path] = (), cache: str | None = None, keep: bool = False
+) -> tuple[Manifest, list[str]]:
+    """Write the graphs of variants beside those of fp32. Returns the manifest, not yet written, and lines for print.
+
+    cache: "float" or "int8" for variants that have a choice. keep: variants that are there stay, and the default where
+    none of `names` is within the bounds; otherwise the bundle has exactly `names`. Raises ExportError, BundleError,
+    FileNotFoundError, AudioError.
+    """
     validate(manifest, names)
     validate_clips(clips)
     new = [name for name in dict.fromkeys(names) if name != FP32]
     if not new:
-        return []
+        return manifest, []
     variants, qualities = dict(manifest.document["variants"]), {}
-    with removed_on_failure(manifest.folder):
-        calibration = Calibration.run(manifest, clips)
-        for name in new:
-            variants[name], qualities[name] = make(calibration, name, VARIANTS[name].with_cache(cache))
-        default = default_of(names, qualities, manifest.default_variant or FP32)
-        if not keep and FP32 not in (default, *names):
-            del variants[FP32]
-        replace_variants(manifest, variants, default)
+    calibration = Calibration.run(manifest, clips)
+    for name in new:
+        variants[name], qualities[name] = make(calibration, name, VARIANTS[name].with_cache(cache))
+    default = default_of(names, qualities, manifest.default_variant if keep else None)
+    kept = variants if keep else {name: variants[name] for name in dict.fromkeys(names)}
     lines = [f"{name:8} {quality.line()}" for name, quality in qualities.items()]
-    return lines + ([] if default == names[0] else [f"{names[0]} is worse than the bounds: the default is {default}"])
+    return with_variants(manifest, kept, default), lines + remarks(names, qualities, default)
 
 
 def make(calibration: Calibration, name: str, variant: Variant) -> tuple[dict[str, Any], Quality]:
@@ -95,28 +118,38 @@ def make(calibration: Calibration, name: str, variant: Variant) -> tuple[dict[st
     progress(f"{name}: writing")
     sensitive = find_sensitive(calibration, variant) if variant.sensitive_bits else []
     entry = write_variant(manifest, name, variant, sensitive, calibration.scales)
-    document = document_with(manifest, {**manifest.document["variants"], name: entry}, manifest.default_variant or FP32)
-    made = Manifest.parse(manifest.folder, document, {"hashes": False, "variant": name})
+    made = with_variants(manifest, {**manifest.document["variants"], name: entry}, FP32).with_variant(name)
     progress(f"{name}: measuring")
     quality = measure(LanguageModel.open(made), calibration.reference)
     entry["quality"] = quality.entry()
     if "text_encoder" in entry["graphs"]:
-        entry["quality"]["text_error"] = text_error(manifest.with_variant(FP32), made)
+        entry["quality"]["text_error"] = text_error(made.with_variant(FP32), made)
     return entry, quality
 
 
-def default_of(names: Sequence[str], qualities: Mapping[str, Quality], before: str) -> str:
-    """The first variant that is within the bounds, or else the default that was there before."""
-    good = (name for name in names if name == FP32 or qualities[name].within_bounds)
-    return next(good, before)
+def default_of(names: Sequence[str], qualities: Mapping[str, Quality], before: str | None) -> str:
+    """The first variant that is within the bounds, or else the default that was there before, or else the one of the
+    smallest KL divergence."""
+    good = [name for name in names if name == FP32 or qualities[name].within_bounds]
+    return next(iter(good), None) or before or min(names, key=lambda name: qualities[name].kl)
+
+
+def remarks(names: Sequence[str], qualities: Mapping[str, Quality], default: str) -> list[str]:
+    """What to say of a default that is not the first of `names`, or is none that should be: that on stderr, too."""
+    if default in qualities and not qualities[default].within_bounds:
+        warning = (
+            f"WARNING: no variant of this bundle is within the bounds (KL divergence {KL_BOUND} nats, perplexity "
+            f"{PERPLEXITY_BOUND} times that of fp32); the default is {default}, whose KL divergence is the smallest: "
+            "listen before you use it, or export again with a variant of more bits; fp32 is always within them"
+        )
+        progress(warning)
+        return [warning]
+    return [] if default == names[0] else [f"{names[0]} is worse than the bounds: the default is {default}"]
 
 
 def validate(manifest: Manifest, names: Sequence[str]) -> None:
-    """Raise ExportError where these variants cannot be added."""
-    held = manifest.variants
-    if FP32 not in held:
-        raise ExportError(f"{manifest.folder}: holds no fp32 variant to measure beside; export it with --variant fp32")
-    again = [name for name in names if name != FP32 and name in held]
+    """Raise ExportError where these variants cannot be made beside those that are there."""
+    again = [name for name in names if name != FP32 and name in manifest.variants]
     if again:
         raise ExportError(f"{manifest.folder}: holds {', '.join(again)} already")
     validate_attention(names, fp32_attention(manifest))

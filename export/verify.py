@@ -29,10 +29,11 @@ from clean_lm.manifest import BundleError, Manifest
 from clean_lm.manifest_fields import LanguageModelInfo
 from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig
 from export import lm
-from export.bundle_writer import FP32, write_manifest
+from export.bundle_writer import FP32, draft
 from export.commands import errors_as_one_line
 from export.lm_graphs import CACHE_UPDATE
 from export.lm_parity import golden, parity
+from export.opened import mapped_language_model
 from export.parity import PYTORCH, Comparison, calls_verdict, line, table
 from export.quality import Reference, calibrate, measure
 from export.variants import validate_clips
@@ -141,14 +142,13 @@ def cost(bundle: Path, model: Model[LMConfig], clips: Sequence[Path]) -> bool:
 def exact_model(manifest: Manifest, model: Model[LMConfig]) -> Iterator[LanguageModel]:
     """The fp32 variant of a bundle; where it has none, one that is exported into a temporary folder."""
     if FP32 in manifest.variants:
-        yield LanguageModel.open(manifest.with_variant(FP32))
+        yield mapped_language_model(manifest.with_variant(FP32))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder, c = Path(temporary), model.config
         attention = next(name for name, update in CACHE_UPDATE.items() if update == manifest.cache_update)
         names = lm.write_all(model, folder, attention)
-        write_manifest(folder, lm.describe(c), lm.defaults(c), CACHE_UPDATE[attention], names)
-        yield LanguageModel.load(folder)
+        yield mapped_language_model(draft(folder, lm.describe(c), lm.defaults(c), CACHE_UPDATE[attention], names))
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def test_an_int8_cache_is_the_keys_over_their_scales(variants):
 def test_a_variant_is_the_model_of_its_rounded_weights(variants, name):
     """Beside PyTorch with the same rounded weights: what is left is the rounding of activations and of the cache."""
     traced, variant = BundleWeights(variants), VARIANTS[name]
-    weights = traced.weights("lm")
+    weights = dict(traced.weights("lm"))
     for key in weights:
         if key.rsplit(".")[-1] in MATRICES or key == "heads":
             block = min(variant.block, 2 ** int(np.ceil(np.log2(len(weights[key])))))
@@ -376,20 +376,68 @@ def copied(music, tmp_path) -> Path:
     return shutil.copytree(music("text"), tmp_path / "bundle")
 
 
-def test_the_default_is_the_first_within_the_bounds(copied, monkeypatch):
-    costs = iter([1.0, 0.01, 0.0])
-    fake = lambda *_: Quality(next(costs), 1, 10, 10, 0, 1, "")  # noqa: E731
-    monkeypatch.setattr(quantize, "measure", fake)
-    lines = add(copied, ["int4", "int8", "dynamic"], keep=False)
-    assert lines[-1] == "int4 is worse than the bounds: the default is int8"
-    tree = manifest(copied)
-    assert (tree["variant"], list(tree["variants"])) == ("int8", ["int4", "int8", "dynamic"])
+def measured(monkeypatch: pytest.MonkeyPatch, *costs: float) -> None:
+    """Have variants cost these KL divergences, one after the other."""
+    left = iter(costs)
+    monkeypatch.setattr(quantize, "measure", lambda *_: Quality(next(left), 1, 10, 10, 0, 1, ""))
+
+
+def exported(folder: Path, *names: str) -> Path:
+    export(GOLDEN / "text" / "state_dict.bin", folder / "bundle", variants=names)
+    tree = manifest(folder / "bundle")
+    assert list(tree["variants"]) == list(names)
+    graphs = {graph["file"] for entry in tree["variants"].values() for graph in entry["graphs"].values()}
+    listed = {f"{name}{end}" for name in graphs for end in ("", ".data")}
+    assert {path.name for path in (folder / "bundle").iterdir()} == {*listed, "manifest.json"}
+    assert {name: entry["sha256"] for name, entry in tree["files"].items()} == {
+        name: sha256(folder / "bundle" / name) for name in listed
+    }
+    assert not list(folder.glob(".*"))
+    return folder / "bundle"
+
+
+def test_a_bundle_holds_what_was_asked_for(tmp_path, monkeypatch, capsys):
+    """And no fp32 that nobody asked for; the default is the first within the bounds."""
+    measured(monkeypatch, 1.0, 0.01, 0.0)
+    folder = exported(tmp_path, "int4", "int8", "dynamic")
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == "int4 is worse than the bounds: the default is int8"
+    assert "WARNING" not in printed.err
+    tree = manifest(folder)
+    assert tree["variant"] == "int8"
     assert tree["graphs"]["lm_inference"]["file"] == "lm_inference.int8.onnx"
-    assert not (copied / "lm_inference.onnx").exists()
-    assert {path.name for path in copied.iterdir()} == {*tree["files"], "manifest.json"}
-    assert LanguageModel.load(copied).generate_codes(frames=5).shape == (1, 4, 5)
-    with pytest.raises(ExportError, match="holds no fp32 variant to measure beside"):
-        add(copied, ["int8-32"])
+    assert LanguageModel.load(folder).generate_codes(frames=5).shape == (1, 4, 5)
+    with pytest.raises(ExportError, match=r"holds int4, int8, dynamic, no fp32.*--variant fp32 int8-32, or with all"):
+        add(folder, ["int8-32"])
+
+
+def test_fp32_stays_where_it_was_asked_for(tmp_path, monkeypatch):
+    measured(monkeypatch, 1.0)
+    folder = exported(tmp_path, "int4", FP32)
+    assert manifest(folder)["variant"] == FP32
+    measured(monkeypatch, 0.01)
+    add(folder, ["int8"])
+    assert (manifest(folder)["variant"], list(manifest(folder)["variants"])) == ("int8", ["int4", FP32, "int8"])
+
+
+def test_none_within_the_bounds_is_said_loudly(tmp_path, monkeypatch, capsys):
+    """The default is the nearest to fp32, and both outputs say that it is worse than the bounds."""
+    measured(monkeypatch, 3.0, 1.0, 2.0)
+    folder = exported(tmp_path, "int4", "int8", "fp16")
+    printed = capsys.readouterr()
+    warning = printed.out.splitlines()[-1]
+    assert warning in printed.err.splitlines()
+    assert warning.startswith("WARNING: no variant of this bundle is within the bounds (KL divergence 0.05 nats")
+    assert "the default is int8, whose KL divergence is the smallest" in warning
+    tree = manifest(folder)
+    assert tree["variant"] == "int8"
+    assert not any(entry["quality"]["within_bounds"] for entry in tree["variants"].values())
+
+
+def test_the_default_stays_where_none_that_is_added_is_within_the_bounds(copied, monkeypatch):
+    measured(monkeypatch, 1.0)
+    assert add(copied, ["int4"])[-1] == "int4 is worse than the bounds: the default is fp32"
+    assert (manifest(copied)["variant"], list(manifest(copied)["variants"])) == (FP32, [FP32, "int4"])
 
 
 def test_every_backend_has_its_variants(variants):
@@ -417,13 +465,6 @@ def test_a_default_of_another_lowering(copied, monkeypatch):
         assert lm.in_place == (name != "dynamic")
         assert lm.generate_codes(frames=5, seed=0).shape == (1, 4, 5)
     assert add(copied, ["fp16"])
-
-
-def test_fp32_stays_where_nothing_else_can_be_the_default(copied, monkeypatch):
-    monkeypatch.setattr(quantize, "measure", lambda *_: Quality(1, 1, 10, 10, 0, 1, ""))
-    lines = add(copied, ["int4"], keep=False)
-    assert lines[-1] == "int4 is worse than the bounds: the default is fp32"
-    assert list(manifest(copied)["variants"]) == [FP32, "int4"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
@@ -524,7 +565,7 @@ def test_variants_of_a_prefix(golden, tmp_path, name):
     wanted = ["int8", "mixed", "dynamic", "fp16", "q4f16"]
     export(GOLDEN / name / "state_dict.bin", tmp_path / "bundle", variants=wanted)
     manifest = Manifest.read(tmp_path / "bundle")
-    assert set(manifest.variants) >= set(wanted)
+    assert list(manifest.variants) == wanted
     prompt, wav = g["gen.desc_p17.prompt"], g["cond.desc.self_wav"][0]
     texts = g.texts([g.meta["D1"]])
     for variant in wanted:
