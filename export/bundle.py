@@ -31,13 +31,13 @@ from clean_lm.console import Parser
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, LMConfig, StyleConfig
 from clean_lm.text_encoder import TOKENIZER
-from export import codec, conditioner, hub, lm, lm_parity, mert, quantize, text
+from export import codec, conditioner, hub, lm, lm_parity, mert, needs, quantize, text
 from export.bundle_writer import FP32, draft, merged_model, new_folder, publish
 from export.commands import ExportError, errors_as_one_line, print_files, progress, require_new, tell
 from export.opened import Bundle
 from export.parity import Comparison, Verdict, calls_verdict, require_agreement, table
 from export.sharing import Shared
-from export.variants import add_clip_option, bytes_required, validate_attention, validate_clips
+from export.variants import add_clip_option, validate_attention, validate_clips
 from weights.checkpoint import CheckpointError
 from weights.lm import load
 from weights.lora import adapts, is_adapter
@@ -156,12 +156,13 @@ def export(
     validate_parts(model.config, described[CODEC], described.get(TEXT), described.get(MERT))
     tokenizer = tokenizer_of(parts.get(TEXT))
     own = {name: part for name, part in parts.items() if isinstance(part, Model)}
+    others = sum(part.parameters for part in own.values())
+    needed = needs.of_export(model.config, model.parameters, variants, others)
+    needs.require(out, needed)
     for part in (model, *own.values()):
         require_finite(part)
-    others = sum(part.parameters for part in own.values())
 
-    require_new(out, needed := bytes_required(model.parameters, variants) + 4 * others)
-    with new_folder(out, needed) as folder:
+    with new_folder(out, needed.disk) as folder:
         names = lm.write_all(model, folder, attention)
         for name, part in own.items():
             EXPORTERS[name].write_graphs(part, folder)

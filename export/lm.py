@@ -23,13 +23,13 @@ from clean_lm.generation import Sampling
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, LMConfig
 from clean_lm.options import LONGEST_WINDOW
-from export import conditioner, quantize
+from export import conditioner, needs, quantize
 from export.bundle_writer import draft, new_folder, publish
 from export.commands import ExportError, errors_as_one_line, print_files, progress, require_new, tell
 from export.lm_graphs import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
 from export.lm_parity import parity
 from export.parity import calls_verdict, require_agreement
-from export.variants import FP32, bytes_required, validate_attention
+from export.variants import FP32, validate_attention
 from export.variants import add_options as add_variant_options
 from weights.checkpoint import CheckpointError
 from weights.lm import load
@@ -93,9 +93,10 @@ def export(
     validate(model.config)
     tell(model.checkpoint.notes)
     validate_attention(variants, attention)
+    needed = needs.of_export(model.config, model.parameters, variants)
+    needs.require(out, needed)
     require_finite(model)
-    require_new(out, needed := bytes_required(model.parameters, variants))
-    with new_folder(out, needed) as folder:
+    with new_folder(out, needed.disk) as folder:
         names = write_all(model, folder, attention)
         bundle = draft(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], names)
         progress("comparing with the PyTorch modules")

@@ -10,8 +10,9 @@
 
 Embeddings, the text projection and the text encoder are int8 in all of them but fp16. In int8, int4 and mixed the
 cache's keys and values are int8 too, or as --cache says. What a variant costs is measured beside fp32, which the bundle
-must hold: on the clips' own codes, or without clips on codes that fp32 draws. The first variant that is within the
-bounds becomes the default: KL divergence at most 0.05 nats a code, perplexity at most 1.03 times that of fp32.
+must hold (where it does not, export it again with all variants at once): on the clips' own codes, or without clips on
+codes that fp32 draws. The first variant that is within the bounds becomes the default, or else it stays what it was:
+KL divergence at most 0.05 nats a code, perplexity at most 1.03 times that of fp32.
 """
 
 import argparse
