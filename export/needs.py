@@ -16,7 +16,7 @@ from clean_lm.models.config import LMConfig
 from export.commands import ExportError, progress, require_new
 from export.variants import FP32, ONCE, VARIANTS, Variant
 
-BASE = 700 * 10**6  # bytes that Python, PyTorch, ONNX Runtime and a traced graph take
+BASE = 900 * 10**6  # bytes that Python, PyTorch, ONNX Runtime and a traced graph take
 PADDING = 200_000  # bytes of a layer in every variant's files: its nodes, and holes before weights that begin on a page
 GRAPH = 10**6  # bytes of a layer's nodes while a graph is traced
 COPIES = 8  # of the largest matrix, in float32: while it is quantized; a layer in float64 takes less

@@ -94,7 +94,7 @@ def test_eight_gigabytes_are_enough(size):
 
 def test_too_little_memory_is_said_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "available", lambda: 500_000_000)
-    with pytest.raises(ExportError, match=r"^needs 7\d\d\.\d MB of memory, this machine has 500\.0 MB available: "):
+    with pytest.raises(ExportError, match=r"^needs 9\d\d\.\d MB of memory, this machine has 500\.0 MB available: "):
         export(TEXT, tmp_path / "bundle", variants=["int8"])
     assert not list(tmp_path.iterdir())
     assert min(said(capsys.readouterr().err)) > 0
