@@ -50,20 +50,24 @@ class Graph:
     @cached_property
     def session(self) -> ort.InferenceSession:
         """Opened at the first use: without texts, the graphs that read them are never loaded. Raises BundleError."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.options.get("threads") or 0
-        options.log_severity_level = 3
         providers = list(self.options.get("providers") or ("CPUExecutionProvider",))
         require_providers(providers)
         try:
             with attention_kernels(self.inputs):
-                session = ort.InferenceSession(str(self.path), options, providers=providers)
+                session = ort.InferenceSession(str(self.path), self.session_options(), providers=providers)
         except Exception as error:  # onnxruntime has no common base class for its own
             raise BundleError(f"{self.path}: ONNX Runtime does not load it: {error}") from None
         require_started(providers, session.get_providers())
         require_same(self.path, "input", self.inputs, session.get_inputs())
         require_same(self.path, "output", self.outputs, session.get_outputs())
         return session
+
+    def session_options(self) -> ort.SessionOptions:
+        """How ONNX Runtime opens it."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.options.get("threads") or 0
+        options.log_severity_level = 3
+        return options
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run the graph once: arrays by input name -> arrays by output name: of `outputs`, or of all."""

@@ -31,17 +31,16 @@ from clean_lm.console import Parser
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, LMConfig, StyleConfig
 from clean_lm.text_encoder import TOKENIZER
-from export import codec, conditioner, hub, lm, lm_parity, mert, quantize, text
-from export.bundle_writer import FP32, merged_model, new_folder, write_manifest
+from export import codec, conditioner, hub, lm, lm_parity, mert, needs, quantize, text
+from export.bundle_writer import FP32, draft, merged_model, new_folder, publish
 from export.commands import ExportError, errors_as_one_line, print_files, progress, require_new, tell
-from export.opened import Bundle, held_back, put
+from export.opened import Bundle
 from export.parity import Comparison, Verdict, calls_verdict, require_agreement, table
 from export.sharing import Shared
 from export.variants import (
     DEFAULT_STORING,
     Storing,
     add_clip_option,
-    bytes_required,
     storing_of,
     validate_attention,
     validate_clips,
@@ -165,12 +164,13 @@ def export(
     validate_parts(model.config, described[CODEC], described.get(TEXT), described.get(MERT))
     tokenizer = tokenizer_of(parts.get(TEXT))
     own = {name: part for name, part in parts.items() if isinstance(part, Model)}
+    others = sum(part.parameters for part in own.values())
+    needed = needs.of_export(model.config, model.parameters, variants, others)
+    needs.require(out, needed)
     for part in (model, *own.values()):
         require_finite(part)
-    others = sum(part.parameters for part in own.values())
 
-    require_new(out, needed := bytes_required(model.parameters, variants) + 4 * others)
-    with new_folder(out, needed) as folder:
+    with new_folder(out, needed.disk) as folder:
         names = lm.write_all(model, folder, attention)
         for name, part in own.items():
             EXPORTERS[name].write_graphs(part, folder)
@@ -180,14 +180,15 @@ def export(
             lm.describe(model.config), described[CODEC], described.get(TEXT, {}), described.get(MERT, {})
         )
         shared = [part for part in parts.values() if isinstance(part, Shared)]
-        write_manifest(folder, document, lm.defaults(model.config), lm.CACHE_UPDATE[attention], names, shared, source)
-        bundle = held_back(folder)
+        settings = lm.defaults(model.config), lm.CACHE_UPDATE[attention]
+        bundle = draft(folder, document, *settings, names, shared, source)
         calls, verdicts = compare(bundle, model, own)
-        lines = require_agreement(verdicts) + quantize.add(bundle, variants, clips, storing, keep=False)
-        put(bundle)
+        lines = require_agreement(verdicts)
+        bundle, measured = quantize.make_variants(bundle, variants, clips, storing)
+        publish(bundle)
     print("\n".join(table(calls)), end="\n\n")
     print_files(out, model.parameters + others, time.perf_counter() - start)
-    print("\n".join(lines))
+    print("\n".join(lines + measured))
 
 
 def open_parts(paths: Mapping[str, Path | None], base: Path | None = None) -> dict[str, Part]:

@@ -1,5 +1,8 @@
 """The float32 weights of a bundle's language model, read back from its graphs."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -31,10 +34,11 @@ class BundleWeights:
         }
         self.config = self._config()
 
-    def weights(self, component: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The tensors of "lm" or "condition" by the names that its module has for them, memory-mapped."""
+    def weights(self, component: str, dtype: torch.dtype = torch.float32) -> "Initializers":
+        """The tensors of "lm" or "condition" by the names that its module has for them."""
         module = LM(self.config, StandardAttention()) if component == "lm" else text_module(self.config)
-        return {name: read_initializer(self.graphs[component][name]).to(dtype) for name, _ in module.named_parameters()}
+        values = {name: self.graphs[component][name] for name, _ in module.named_parameters()}
+        return Initializers(values, dtype)
 
     def _config(self) -> LMConfig:
         model = self.manifest.language_model
@@ -48,6 +52,23 @@ class BundleWeights:
             self_wav=None,
             **{name: getattr(model, name) for name in SAME},
         )
+
+
+@dataclass(frozen=True)
+class Initializers(Mapping[str, Tensor]):
+    """A graph's weights, memory-mapped, or converted when asked for and not kept."""
+
+    initializers: Mapping[str, ir.Value]
+    dtype: torch.dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return read_initializer(self.initializers[name]).to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.initializers)
+
+    def __len__(self) -> int:
+        return len(self.initializers)
 
 
 def read_initializer(value: ir.Value) -> Tensor:

@@ -1,7 +1,8 @@
 """Writes bundles: a folder that appears whole or not at all, and its manifest.json.
 
-Every manifest is composed, validated and written here: `write_manifest` for a new bundle, `replace_variants` for one
-that gets other variants.
+Every manifest is composed, validated and written here: `draft` for a new bundle, `with_variants` for one that gets
+others, and then `publish` or `write`. Until then a manifest is in memory alone, and its new files are not hashed: what
+is interrupted is opened by nothing, and a file that does not stay is not read for its hash.
 """
 
 import contextlib
@@ -18,9 +19,11 @@ from clean_lm.manifest import Manifest, sha256
 from clean_lm.manifest_checks import model_sha256
 from clean_lm.manifest_fields import FORMAT, VERSION
 from export.commands import ExportError, require_new
+from export.opened import MANIFEST
 from export.sharing import Entries, Shared
 
-FP32 = "fp32"  # the variant that every bundle begins with
+FP32 = "fp32"  # the variant that every bundle is made from, whether it stays or not
+UNHASHED = "0" * 64  # in place of a new file's SHA-256
 VARIED = ("lm_condition", "lm_inference", "text_encoder")  # the graphs that variants store in their own way
 # Where graphs run, and the variants to prefer there. On CPUs it is the default, the first that the user wanted. In WASM
 # MatMulNBits takes 6 to 10 times as long as anything else; WebGPU takes no int8 caches.
@@ -50,7 +53,7 @@ def new_folder(out: Path, bytes_required: int) -> Iterator[Path]:
 # The manifest
 
 
-def write_manifest(
+def draft(
     folder: Path,
     model: Mapping[str, Any],
     defaults: Mapping[str, Any],
@@ -58,8 +61,8 @@ def write_manifest(
     graphs: Sequence[str],
     shared: Sequence[Shared] = (),
     source: Mapping[str, str] | None = None,
-) -> None:
-    """Write the manifest.json of a new bundle.
+) -> Manifest:
+    """The manifest of a new bundle, which is not written yet.
 
     cache_update: None where no graph has a cache. graphs: names of those in `folder`, whose tensors are read back from
     their files. shared: parts of other bundles, which stay there. source: the repository of the hub that the weights
@@ -81,28 +84,20 @@ def write_manifest(
         manifest |= _first_variant(folder, {name: own[name] for name in graphs if name in VARIED}, cache_update)
     files = {path.name: _file(path) for path in sorted(folder.iterdir())}
     manifest["files"] = files | _union(files for _, files in theirs)
-    _write(folder, manifest)
+    return _parsed(folder, manifest)
 
 
-def replace_variants(manifest: Manifest, variants: Mapping[str, Any], default: str) -> None:
-    """Write the manifest of a bundle anew, with these variants, and remove the files of those that are no longer there.
+def with_variants(manifest: Manifest, variants: Mapping[str, Any], default: str) -> Manifest:
+    """A bundle with these variants in place of its own, which is not written yet.
 
     variants: entries of the manifest by name; files of new ones lie in the folder.
     """
-    old, new = (_variant_files(entries) for entries in (manifest.document["variants"], variants))
-    _write(manifest.folder, document_with(manifest, variants, default))
-    for name in old - new:
-        (manifest.folder / name).unlink()
-
-
-def document_with(manifest: Manifest, variants: Mapping[str, Any], default: str) -> dict[str, Any]:
-    """A bundle's manifest with these variants in place of its own; arguments as in `replace_variants`."""
     folder, document = manifest.folder, manifest.document
     old, new = (_variant_files(entries) for entries in (document["variants"], variants))
     files = {name: entry for name, entry in document["files"].items() if name not in old}
     files |= {name: document["files"].get(name) or _file(folder / name) for name in sorted(new)}
     chosen = variants[default]
-    return {
+    changed = {
         **document,
         "graphs": document["graphs"] | chosen["graphs"],
         "cache_update": chosen["cache_update"],
@@ -111,6 +106,31 @@ def document_with(manifest: Manifest, variants: Mapping[str, Any], default: str)
         "files": files,
         "backends": {backend: preferred(backend, variants, default) for backend in BACKENDS},
     }
+    return _parsed(folder, changed)
+
+
+def publish(manifest: Manifest) -> None:
+    """End the making of a new bundle: remove whatever its manifest does not name, and write its manifest.json."""
+    for path in manifest.folder.iterdir():
+        if path.name not in manifest.files:
+            path.unlink()
+    write(manifest)
+
+
+def write(manifest: Manifest) -> None:
+    """Write a bundle's manifest.json, whole or not at all, with the hashes of its new files.
+
+    Raises BundleError where the runtime would not read it.
+    """
+    folder, document = manifest.folder, manifest.document
+    hashed = {
+        name: {**entry, "sha256": sha256(folder / name)} if entry["sha256"] == UNHASHED else entry
+        for name, entry in document["files"].items()
+    }
+    text = json.dumps({**document, "files": hashed}, indent=1) + "\n"
+    Manifest.parse(folder, json.loads(text))
+    with atomic.file(folder / MANIFEST) as file:
+        file.write(text.encode())
 
 
 def merged_model(
@@ -160,16 +180,13 @@ def _variant_files(variants: Mapping[str, Any]) -> set[str]:
     return {f"{name}{end}" for name in graphs for end in ("", ".data")}
 
 
-def _write(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write manifest.json, whole or not at all. Raises BundleError where the runtime would not read it."""
-    text = json.dumps(manifest, indent=1) + "\n"
-    Manifest.parse(folder, json.loads(text))
-    with atomic.file(folder / "manifest.json") as file:
-        file.write(text.encode())
+def _parsed(folder: Path, document: Mapping[str, Any]) -> Manifest:
+    """A manifest as the runtime reads it, for a bundle whose hashes are not known yet. Raises BundleError."""
+    return Manifest.parse(folder, json.loads(json.dumps(document)), {"hashes": False})
 
 
 def _file(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": UNHASHED}
 
 
 def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:

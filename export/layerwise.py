@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -16,9 +17,9 @@ from tqdm import tqdm
 from clean_lm.conditioning import Conditioning
 from clean_lm.delay_pattern import delay
 from clean_lm.models.lm import LM, guide
-from clean_lm.models.transformer import Cache, Layer
-from export.quality import CFG_COEF
+from clean_lm.models.transformer import Cache, GroupQueryAttention, Layer
 
+CFG_COEF = 3.0  # of the guided logits that are compared
 MATRICES = ("qkv", "out", "cross_q", "cross_out", "linear1", "linear2")
 Calls = Mapping[str, Sequence[tuple[Tensor, Tensor]]]  # what a matrix reads [..., K] and gives [..., N], by its name
 
@@ -51,10 +52,13 @@ class Sequences:
         empty = x.new_zeros(x.shape[0], layer.heads, 0, x.shape[2] // layer.heads)
         return layer(x, (empty, empty), self.cross[i], self.shared, self.texts)[0]
 
+    def logits(self, x: Tensor) -> Tensor:
+        """The last layer's output -> guided logits [B, S, K, card] of the column after each."""
+        return guide(self.lm.logits(x[:, -self.columns.shape[2] :]), self.batch, torch.tensor(CFG_COEF))
+
     def log_probabilities(self, x: Tensor) -> Tensor:
         """The last layer's output -> guided log-probabilities [n, card] of the n known targets."""
-        logits = self.lm.logits(x[:, -self.columns.shape[2] :])
-        return guide(logits, self.batch, torch.tensor(CFG_COEF))[self.known].log_softmax(dim=-1)
+        return self.logits(x)[self.known].log_softmax(dim=-1)
 
 
 class MatrixCalls(TorchFunctionMode):
@@ -90,6 +94,23 @@ def hessians(lm: LM, sequences: Sequence[Sequences]) -> Iterator[tuple[str, Tens
         for name, matrix in matrices.items():
             yield name, matrix, sum_of_squares(calls.found[name], matrix.shape[0])
         xs = run
+
+
+@torch.no_grad()
+def read_all(lm: LM, sequences: Sequence[Sequences]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The last layer's output for each of some sequences, and the largest values [H * D] of every channel that the
+    caches hold, by the names of their inputs; heads padded as ONNX Runtime's kernel wants them."""
+    xs, peaks = [s.embed() for s in sequences], {}
+    for i in tqdm(range(len(lm.layers)), "float32 layers", disable=None):
+        qkv = matrices_of(lm, i)[f"layers.{i}.qkv"]
+        with MatrixCalls({"qkv": qkv}) as calls:
+            xs = [s.layer(i, x) for s, x in zip(sequences, xs, strict=True)]
+        largest = torch.stack([y.abs().amax(dim=(0, 1)) for _, y in calls.found["qkv"]]).amax(dim=0)
+        _, keys, values = rearrange(largest, "(three h d) -> three h d", three=3, h=lm.config.heads)
+        padding = GroupQueryAttention.cache_dim(lm.config.head_dim) - lm.config.head_dim
+        for name, part in (("key", keys), ("value", values)):
+            peaks[f"past_key_values.{i}.{name}"] = F.pad(part, (0, padding)).flatten()
+    return xs, peaks
 
 
 def sum_of_squares(calls: Sequence[tuple[Tensor, Tensor]], size: int) -> Tensor:

@@ -23,14 +23,13 @@ from clean_lm.generation import Sampling
 from clean_lm.manifest import BundleError
 from clean_lm.models.config import ConfigError, LMConfig
 from clean_lm.options import LONGEST_WINDOW
-from export import conditioner, quantize
-from export.bundle_writer import new_folder, write_manifest
+from export import conditioner, needs, quantize
+from export.bundle_writer import draft, new_folder, publish
 from export.commands import ExportError, errors_as_one_line, print_files, progress, require_new, tell
 from export.lm_graphs import ATTENTION, CACHE_UPDATE, LM_GRAPHS, write_graphs
 from export.lm_parity import parity
-from export.opened import held_back, put
 from export.parity import calls_verdict, require_agreement
-from export.variants import DEFAULT_STORING, FP32, Storing, bytes_required, storing_of, validate_attention
+from export.variants import DEFAULT_STORING, FP32, Storing, storing_of, validate_attention
 from export.variants import add_options as add_variant_options
 from weights.checkpoint import CheckpointError
 from weights.lm import load
@@ -94,18 +93,19 @@ def export(
     validate(model.config)
     tell(model.checkpoint.notes)
     validate_attention(variants, attention)
+    needed = needs.of_export(model.config, model.parameters, variants)
+    needs.require(out, needed)
     require_finite(model)
-    require_new(out, needed := bytes_required(model.parameters, variants))
-    with new_folder(out, needed) as folder:
+    with new_folder(out, needed.disk) as folder:
         names = write_all(model, folder, attention)
-        write_manifest(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], names)
+        bundle = draft(folder, describe(model.config), defaults(model.config), CACHE_UPDATE[attention], names)
         progress("comparing with the PyTorch modules")
-        bundle = held_back(folder)
         verdicts = {"": calls_verdict(parity(bundle, model)), **conditioner.verdicts(bundle, model)}
-        lines = require_agreement(verdicts) + quantize.add(bundle, variants, storing=storing, keep=False)
-        put(bundle)
+        lines = require_agreement(verdicts)
+        bundle, measured = quantize.make_variants(bundle, variants, storing=storing)
+        publish(bundle)
     print_files(out, model.parameters, time.perf_counter() - start)
-    print("\n".join(lines))
+    print("\n".join(lines + measured))
 
 
 def validate_max_duration(value: float | None) -> None:

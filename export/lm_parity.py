@@ -12,10 +12,10 @@ import torch
 from clean_lm.delay_pattern import delay, prefill_length
 from clean_lm.language_model import LanguageModel
 from clean_lm.models.config import LMConfig
-from export.opened import Bundle, opened
+from export.opened import Bundle, mapped_language_model, opened
 from export.parity import Comparison, compare
 from export.quality import always
-from export.reference import DOUBLE, GUIDED, Request, calls, null_wav, reference_logits
+from export.reference import DOUBLE, GUIDED, Request, null_wav, reference_logits
 from weights.mapping import Model
 
 PREFILL, STEPS = 13, 20  # columns of the first call; calls after it
@@ -32,18 +32,16 @@ def parity(bundle: Bundle, model: Model[LMConfig], seed: int = 0, variant: str |
     no_melody = null_wav(model)
     requests = random_requests(c, rng, STYLE_TOKENS if no_melody is None else len(no_melody))
     references = {
-        dtype: {
-            case: reference_logits(model, columns, PREFILL, request, no_melody, dtype)
-            for case, request in requests.items()
-        }
+        dtype: reference_logits(model, columns, requests, no_melody, dtype)
         for dtype in dict.fromkeys((torch.float64, own_dtype(bundle, variant)))
     }
     # The bundle is opened last: its weights and PyTorch's are not in memory at once.
-    lm = LanguageModel.open(opened(bundle, variant=variant, hashes=False))
+    lm = mapped_language_model(opened(bundle, variant=variant, hashes=False))
     exact, rounded = references.values()
     found = []
     for case, request in requests.items():
-        found += compare(case, PREFILL, bundle_logits(lm, columns, PREFILL, request), exact[case], rounded[case])
+        theirs, pytorch = (logits[case][PREFILL - 1 :] for logits in (exact, rounded))
+        found += compare(case, PREFILL, bundle_logits(lm, columns, PREFILL, request), theirs, pytorch)
     return found
 
 
@@ -58,6 +56,11 @@ def bundle_logits(lm: LanguageModel, columns: np.ndarray, prefill: int, request:
         call(columns[:, :, start:end], uniform)
         logits.append(decoder.logits.copy())
     return np.stack(logits)
+
+
+def calls(prefill: int, length: int) -> list[tuple[int, int]]:
+    """Which columns each call reads: the prefill, then one a step."""
+    return [(0, prefill), *((s, s + 1) for s in range(prefill, length))]
 
 
 def own_dtype(bundle: Bundle, variant: str | None) -> torch.dtype:

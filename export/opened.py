@@ -1,14 +1,21 @@
-"""Bundles that are opened while they are written: their manifest.json appears last, a part of one is no bundle."""
+"""Bundles that are opened while they are written: their manifest.json appears last, a part of one is no bundle.
 
-import json
+What is opened here to be measured leaves its weights where they are: in memory-mapped files, whose pages the system
+takes back when it needs room. A runtime's session copies every matrix into an order that is faster to multiply with,
+which takes as much memory again.
+"""
+
 from pathlib import Path
 from typing import Unpack
 
-from clean_lm import atomic
+import onnxruntime as ort
+
+from clean_lm.language_model import SELF_WAV, LanguageModel
 from clean_lm.manifest import LoadOptions, Manifest
+from clean_lm.session import Graph, open_graph
 
 MANIFEST = "manifest.json"
-Bundle = Path | Manifest  # a folder, or the manifest of one whose manifest.json is held back
+Bundle = Path | Manifest  # a folder, or the manifest of one whose manifest.json is not written yet
 
 
 def opened(bundle: Bundle, **options: Unpack[LoadOptions]) -> Manifest:
@@ -18,17 +25,23 @@ def opened(bundle: Bundle, **options: Unpack[LoadOptions]) -> Manifest:
     return Manifest.read(bundle, **options)
 
 
-def held_back(folder: Path) -> Manifest:
-    """Take a new bundle's manifest.json away until everything is compared: whatever ends the process before `put`, what
-    it leaves is opened by nothing."""
-    manifest = Manifest.read(folder)
-    (folder / MANIFEST).unlink()
-    return manifest
+class MappedGraph(Graph):
+    """A graph whose weights stay in their memory-mapped file."""
+
+    def session_options(self) -> ort.SessionOptions:
+        options = super().session_options()
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        return options
 
 
-def put(manifest: Manifest) -> None:
-    """Write the manifest.json that was held back, unless another one was written since."""
-    path = manifest.folder / MANIFEST
-    if not path.exists():
-        with atomic.file(path) as file:
-            file.write((json.dumps(manifest.document, indent=1) + "\n").encode())
+def mapped_graph(manifest: Manifest, name: str) -> Graph:
+    """One graph of a bundle. Raises FileNotFoundError, BundleError."""
+    graph = open_graph(manifest, name)
+    return MappedGraph(graph.path, graph.info, graph.options)
+
+
+def mapped_language_model(manifest: Manifest) -> LanguageModel:
+    """A bundle's language model. Raises FileNotFoundError, BundleError."""
+    kind = manifest.language_model.self_wav
+    inference, condition = (mapped_graph(manifest, name) for name in ("lm_inference", "lm_condition"))
+    return LanguageModel(manifest, inference, condition, mapped_graph(manifest, SELF_WAV[kind]) if kind else None)

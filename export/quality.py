@@ -1,16 +1,18 @@
 """What a variant costs: how far its next-token distribution is from float32's, on the same codes.
 
-The codes are those of audio clips, or what the float32 model itself draws. The same run of the float32 model calibrates
-int8 caches. On random weights the numbers mean little.
+The codes are those of audio clips, or what the model itself draws. The same pass of the float32 model calibrates int8
+caches. On random weights the numbers mean little.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
+from torch import Tensor
 from tqdm import tqdm
 
 from clean_lm.audio import convert_audio
@@ -20,14 +22,25 @@ from clean_lm.conditioning import PerRow, SelfWav
 from clean_lm.delay_pattern import delay, prefill_length
 from clean_lm.generation import Sampling
 from clean_lm.language_model import LanguageModel
+from clean_lm.manifest import Manifest
+from clean_lm.models.lm import LM
+from clean_lm.models.transformer import StandardAttention
+from clean_lm.session import Graph
 from clean_lm.text_encoder import TextEncoder
-from export.opened import Bundle, opened
+from export.bundle_weights import BundleWeights
+from export.bundle_writer import FP32
+from export.layerwise import CFG_COEF, Sequences, read_all
+from export.opened import Bundle, mapped_language_model, opened
+from export.rewrite import Calibrated, rewrite
+from export.variants import Variant
+from weights.mapping import fill
 
 FRAMES = 100  # of own samples that are measured on
 SAMPLES, SAMPLE_FRAMES = 3, 400  # draws that matrices are rounded on, and frames of each
 PROMPT, CLIP = 50, 250  # frames of a clip that the calibration continues, and that are measured
 GREEDY = 100  # frames that are generated greedily
-CFG_COEF = 3.0  # of the guided logits that are compared
+OWN = "own samples"
+SAMPLER = Variant(bits=8)
 KL_BOUND, PERPLEXITY_BOUND = 0.05, 1.03  # a variant that may be worse is not made a default
 PIECE = 50  # frames that are resampled together for the interval: neighbours are alike
 DRAWS, CERTAINTY = 2000, 0.95  # of the bootstrap
@@ -84,37 +97,67 @@ class Codes:
     source: str
 
 
+@dataclass(frozen=True)
+class Exact:
+    """A bundle's float32 model, which is never run in ONNX Runtime: large ones are read in one pass, layer by layer."""
+
+    manifest: Manifest
+    lm: LanguageModel  # for what conditions it
+    module: LM  # on memory-mapped weights
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Exact":
+        """Raises FileNotFoundError, BundleError."""
+        manifest, weights = opened(bundle, variant=FP32, hashes=False), BundleWeights(bundle)
+        module = fill(LM(weights.config, StandardAttention()), weights.weights("lm"))
+        return cls(manifest, mapped_language_model(manifest), module)
+
+    def sequences(self, c: Codes) -> Sequences:
+        """Some codes, with their conditions and guidance."""
+        guidance = Sampling(cfg_coef=CFG_COEF).guidance
+        return Sequences(self.module, c.codes, self.lm.conditioner(c.texts, c.self_wav, guidance))
+
+    def sampler(self, scratch: Path) -> LanguageModel:
+        """The same model with int8 weights and a float cache, to draw with: nearly the same in a third of the time."""
+        path, info = scratch / "samples.onnx", self.manifest.require_graph("lm_inference")
+        rewrite(self.manifest.folder / info.file, path, SAMPLER, Calibrated())
+        return LanguageModel(self.manifest, Graph(path, info, {}), self.lm.conditioner.condition, self.lm.self_wav)
+
+
 # Calibration
 
 
-def calibrate(lm: LanguageModel, bundle: Bundle, clips: Sequence[Path]) -> tuple[list[Codes], dict[str, np.ndarray]]:
-    """A short run of the float32 model: the codes to measure on, and the scales of an int8 cache.
+def drawn_codes(sampler: LanguageModel, bundle: Bundle, clips: Sequence[Path]) -> list[Codes]:
+    """What the model draws: continuations of the beginnings of clips, or without any takes from nothing; with null text
+    and with texts."""
+    texts, self_wav = example_conditions(sampler, bundle)
+    rows = clip_codes(bundle, clips, PROMPT) if clips else []
+    prompts = [np.repeat(codes[None], len(texts), axis=0) for codes in rows]
+    return [Codes(generate(sampler, prompt, texts, self_wav), texts, self_wav, OWN) for prompt in prompts or [None]]
 
-    Without clips it draws takes with null text and with texts, which are then the codes. With clips it continues their
-    beginnings, and the codes are the clips' own, read with null text.
-    Scales: by the name of each cache input, float32 [H * D], HEADROOM times a 127th of the largest of each channel.
+
+def measured_codes(drawn: Sequence[Codes], bundle: Bundle, clips: Sequence[Path]) -> list[Codes]:
+    """What variants are measured on: the clips' own codes with null text, or else what the model drew."""
+    rows = clip_codes(bundle, clips, CLIP) if clips else []
+    own = [Codes(codes[None], [None], None, clip.name) for codes, clip in zip(rows, clips, strict=True)]
+    return own or list(drawn)
+
+
+def scales_of_caches(peaks: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The largest values of every channel -> the scales of an int8 cache, by the names of its inputs.
+
+    float32 [H * D]: HEADROOM times a 127th of the largest. A channel of zeros (a padded head's) has any scale but zero.
     """
-    texts: list[np.ndarray | None] = [None, *text_states(bundle, lm.text_dim)]
-    self_wav = example_self_wav(lm, texts)
-    clip_rows = clip_codes(bundle, clips, CLIP) if clips else []
-    prompts = [np.repeat(codes[None, :, :PROMPT], len(texts), axis=0) for codes in clip_rows]
-    peaks: dict[str, np.ndarray] = {}
-    measured = []
-    for prompt in prompts or [None]:
-        drawn = generate(lm, prompt, texts, self_wav, peaks)
-        measured.append(Codes(drawn, texts, self_wav, "own samples"))
-    if clips:
-        measured = [Codes(codes[None], [None], None, clip.name) for codes, clip in zip(clip_rows, clips, strict=True)]
-    return measured, {name: cache_scales(peak) for name, peak in peaks.items()}
+    scales = {name: HEADROOM * peak.numpy() / 127 for name, peak in peaks.items()}
+    return {name: np.where(scale > 0, scale, 1).astype(np.float32) for name, scale in scales.items()}
 
 
-def own_samples(lm: LanguageModel, bundle: Bundle) -> list[Codes]:
-    """What the float32 model draws without a prompt, several times, to round its matrices on; not what is measured."""
-    texts: list[np.ndarray | None] = [None, *text_states(bundle, lm.text_dim)]
-    self_wav = example_self_wav(lm, texts)
+def own_samples(sampler: LanguageModel, bundle: Bundle) -> list[Codes]:
+    """What the model draws without a prompt, several times, to round its matrices on; none of it is measured."""
+    texts, self_wav = example_conditions(sampler, bundle)
     seeds = [draw * len(texts) for draw in range(1, SAMPLES + 1)]  # row b is drawn with seed + b
-    drawn = [generate(lm, None, texts, self_wav, {}, SAMPLE_FRAMES, seed) for seed in seeds]
-    return [Codes(codes, texts, self_wav, "own samples") for codes in drawn]
+    drawn = [generate(sampler, None, texts, self_wav, SAMPLE_FRAMES, seed) for seed in seeds]
+    return [Codes(codes, texts, self_wav, OWN) for codes in drawn]
 
 
 def clip_samples(bundle: Bundle, clips: Sequence[Path]) -> list[Codes]:
@@ -129,27 +172,21 @@ def generate(
     prompt: np.ndarray | None,
     texts: PerRow,
     self_wav: PerRow | None,
-    peaks: dict[str, np.ndarray],
     frames: int = FRAMES,
     seed: int = 0,
 ) -> np.ndarray:
-    """Codes [B, K, T] of a generation; raises `peaks` to the largest values of every channel of its caches.
-
-    frames: that are new.
-    """
+    """Codes [B, K, T] of a generation; frames: that are new."""
     frames += 0 if prompt is None else prompt.shape[2]
     generation = lm.begin(prompt, texts, always(self_wav), frames=frames, seed=seed)
-    for _ in tqdm(generation, "calibration", generation.total, disable=None):
+    for _ in tqdm(generation, "drawing samples", generation.total, disable=None):
         pass
-    for name, cache in generation.decoder.caches.items():
-        peak = np.abs(cache).max(axis=(0, 2)).ravel()
-        peaks[name] = np.maximum(peak, peaks.get(name, 0))
     return generation.codes()
 
 
-def cache_scales(peak: np.ndarray) -> np.ndarray:
-    """The largest values of some channels -> their scales. A channel of zeros (a padded head's) has any but zero."""
-    return np.where(peak > 0, HEADROOM * peak / 127, 1).astype(np.float32)
+def example_conditions(lm: LanguageModel, bundle: Bundle) -> tuple[PerRow, PerRow | None]:
+    """Null text and some texts, and in melody and style models what comes before them."""
+    texts: list[np.ndarray | None] = [None, *text_states(bundle, lm.text_dim)]
+    return texts, example_self_wav(lm, texts)
 
 
 def text_states(bundle: Bundle, width: int) -> list[np.ndarray]:
@@ -194,12 +231,30 @@ def always(self_wav: PerRow | None) -> SelfWav | None:
 
 
 class Reference:
-    """What float32 makes of some codes: the log-probabilities of each, and greedy codes without a prompt."""
+    """What float32 makes of some codes."""
 
-    def __init__(self, lm: LanguageModel, codes: Sequence[Codes]):
-        self.codes = codes
-        self.logits = [log_probabilities(logits(lm, c)) for c in codes]
-        self.greedy = greedy(lm, codes[0])
+    def __init__(self, exact: Exact, codes: Sequence[Codes], others: Sequence[Codes] = ()):
+        """others: codes that are read in the same pass, for the scales of caches alone."""
+        self.exact, self.codes = exact, codes
+        sequences = [exact.sequences(c) for c in (*codes, *others)]
+        outputs, peaks = read_all(exact.module, sequences)
+        read = zip(sequences, outputs, strict=True)
+        self.scales = scales_of_caches(peaks)
+        self.logits = [log_probabilities(by_column(exact, s.logits(x))) for s, x in list(read)[: len(codes)]]
+
+    def greedy_frames(self, variant: LanguageModel) -> int:
+        """How many frames a variant draws greedily before a column that float32 has otherwise, having read the same."""
+        ours = greedy(variant, self.codes[0])
+        s = self.exact.sequences(replace(self.codes[0], codes=ours))
+        (x,), _ = read_all(self.exact.module, [s])
+        differs = (s.logits(x).argmax(dim=-1) != s.targets) & s.known
+        columns = differs.any(dim=2).any(dim=0).nonzero()
+        return GREEDY if not len(columns) else max(0, int(columns[0]) - max(variant.delays))
+
+
+def by_column(exact: Exact, logits: Tensor) -> np.ndarray:
+    """Logits [B, S, K, card] of every column -> [S, B, K, card] of those that have a code to predict."""
+    return rearrange(logits, "b s k c -> s b k c")[prefill_length(0, exact.lm.delays) - 1 :].numpy()
 
 
 def measure(variant: LanguageModel, reference: Reference) -> Quality:
@@ -207,14 +262,12 @@ def measure(variant: LanguageModel, reference: Reference) -> Quality:
     pairs = zip(reference.codes, reference.logits, strict=True)
     pieces = np.concatenate([sums(variant, *pair) for pair in pairs], axis=1)
     kl, same, cross, cross_fp32, count = pieces.sum(axis=1)
-    differs = (greedy(variant, reference.codes[0]) != reference.greedy).any(axis=(0, 1))
-    kept = int(differs.argmax()) if differs.any() else GREEDY
     perplexity, perplexity_fp32 = float(np.exp(cross / count)), float(np.exp(cross_fp32 / count))
     source = ", ".join(codes.source for codes in reference.codes)
     kl_high, ratio_high = intervals(pieces)
     perplexity_high = None if ratio_high is None else ratio_high * perplexity_fp32
-    numbers = float(kl / count), float(same / count), perplexity, perplexity_fp32
-    return Quality(*numbers, kept, int(count), source, kl_high, perplexity_high)
+    numbers = float(kl / count), float(same / count), perplexity, perplexity_fp32, reference.greedy_frames(variant)
+    return Quality(*numbers, int(count), source, kl_high, perplexity_high)
 
 
 def intervals(pieces: np.ndarray) -> tuple[float | None, float | None]:

@@ -20,43 +20,23 @@ nats a code, perplexity at most 1.03 times that of fp32, both at the upper end o
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from clean_lm import atomic
 from clean_lm.audio import AudioError
 from clean_lm.console import Parser
-from clean_lm.generation import Sampling
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError, Manifest
-from clean_lm.models.lm import LM
-from clean_lm.models.transformer import StandardAttention
 from clean_lm.text_encoder import TextEncoder
-from export import sensitivity
-from export.bundle_weights import BundleWeights
-from export.bundle_writer import document_with, replace_variants
+from export.bundle_writer import with_variants, write
+from export.calibration import Calibration
 from export.commands import ExportError, errors_as_one_line, progress
-from export.layerwise import Sequences, hessians
-from export.opened import MANIFEST, Bundle, opened
-from export.quality import (
-    CFG_COEF,
-    DESCRIPTIONS,
-    KL_BOUND,
-    Quality,
-    Reference,
-    calibrate,
-    clip_samples,
-    measure,
-    own_samples,
-)
-from export.rewrite import Calibrated
-from export.rounding import Blocks, Storage, gptq
-from export.sensitivity import most_sensitive
+from export.opened import MANIFEST, opened
+from export.quality import DESCRIPTIONS, KL_BOUND, PERPLEXITY_BOUND, Quality, measure
 from export.variant_graphs import fp32_attention, write_variant
 from export.variants import (
     DEFAULT_STORING,
@@ -70,101 +50,57 @@ from export.variants import (
     validate_attention,
     validate_clips,
 )
-from weights.mapping import fill
-
-# What rounding the matrices that are not sensitive may cost on what the model draws: half of the bound, so that a whole
-# interval is below it. There, the perplexity's bound is a divergence of log(1.03) = 0.0296: the cross-entropy of what
-# float32 draws is its entropy and the divergence.
-COST_BOUND = KL_BOUND / 2
-
-
-class Calibration:
-    """A bundle's float32 model, and what runs of it say of how to store and to measure variants."""
-
-    def __init__(self, manifest: Manifest, clips: Sequence[Path], source: str, scratch: Path):
-        """source: "own" or "clips", what matrices are rounded on. scratch: a folder for rounded matrices. Raises
-        FileNotFoundError, BundleError, AudioError."""
-        self.manifest, self.clips, self.source, self.scratch = manifest, clips, source, scratch
-        self.lm = LanguageModel.open(opened(manifest, variant=FP32, hashes=False))
-        codes, self.scales = calibrate(self.lm, manifest, clips)
-        self.reference = Reference(self.lm, codes)  # what float32 makes of the codes that variants are measured on
-        self.files: dict[Storage, dict[str, Path]] = {}
-
-    def of(self, variant: Variant) -> Calibrated:
-        """How to store the matrices and caches of a variant."""
-        rounded = self.rounded(variant.storage) if variant.calibrated else {}
-        others = {}
-        if variant.sensitive:
-            costs = sensitivity.costs(self.module, self.sequences[-1:], self.read_back(rounded))
-            sizes = {name: matrix.numel() for name, matrix in self.module.named_parameters()}
-            others = dict.fromkeys(most_sensitive(costs, sizes, COST_BOUND), variant.sensitive)
-        return Calibrated(rounded, others, self.scales if variant.cache == "int8" else None)
-
-    @cached_property
-    def module(self) -> LM:
-        """The PyTorch module on the bundle's memory-mapped weights."""
-        weights = BundleWeights(self.manifest)
-        return fill(LM(weights.config, StandardAttention()), weights.weights("lm"))
-
-    @cached_property
-    def sequences(self) -> list[Sequences]:
-        """The codes that matrices are rounded on; the last are left out there, for what rounding costs."""
-        own = self.source == "own"
-        progress("calibrating on " + ("the model's own samples" if own else "clips"))
-        samples = own_samples(self.lm, self.manifest) if own else clip_samples(self.manifest, self.clips)
-        guidance = Sampling(cfg_coef=CFG_COEF).guidance
-        conditioner = self.lm.conditioner
-        return [Sequences(self.module, s.codes, conditioner(s.texts, s.self_wav, guidance)) for s in samples]
-
-    def rounded(self, storage: Storage) -> dict[str, Path]:
-        """Files of all matrices rounded by GPTQ, once for all variants that store them alike."""
-        if storage not in self.files:
-            folder = self.scratch / f"{len(self.files)}"
-            folder.mkdir()
-            files = self.files[storage] = {}
-            for name, matrix, hessian in hessians(self.module, self.sequences[:-1] or self.sequences):
-                files[name] = folder / name
-                gptq(matrix, hessian, storage.fit(len(matrix))).save(files[name])
-        return self.files[storage]
-
-    def read_back(self, rounded: Mapping[str, Path]) -> Callable[[str], torch.Tensor]:
-        """Rounded matrices [K, N] by their names."""
-        matrices = dict(self.module.named_parameters())
-        return lambda name: Blocks.load(rounded[name]).weight(len(matrices[name]))
 
 
 def add(
-    bundle: Bundle,
-    names: Sequence[str],
-    clips: Sequence[Path] = (),
-    storing: Storing = DEFAULT_STORING,
-    keep: bool = True,
+    bundle: Path, names: Sequence[str], clips: Sequence[Path] = (), storing: Storing = DEFAULT_STORING
 ) -> list[str]:
     """Write variants into a bundle that holds fp32, and enter them in its manifest. Returns a line on each.
 
-    The default becomes the first of `names` that is within the bounds, or stays what it was.
-    storing: what the user chose where variants have a choice. keep: fp32 stays even where it is not among `names`;
-    otherwise it stays only as the default. The manifest is written last: what is interrupted leaves the bundle as it
-    was. Raises ExportError, BundleError, FileNotFoundError, AudioError.
+    The default becomes the first of `names` that is within the bounds, or stays what it was. The manifest is written
+    last: what is interrupted leaves the bundle as it was. Arguments and errors as in `make_variants`.
     """
     manifest = opened(bundle)
+    if FP32 not in manifest.variants:
+        held = ", ".join(manifest.variants) or "no language model"
+        raise ExportError(
+            f"{manifest.folder}: holds {held}, no fp32 variant to make others from; export it again, with --variant "
+            f"fp32 {' '.join(names)}, or with all variants at once"
+        )
+    with removed_on_failure(manifest.folder):
+        made, lines = make_variants(manifest, names, clips, storing, keep=True)
+        write(made)
+    return lines
+
+
+def make_variants(
+    manifest: Manifest,
+    names: Sequence[str],
+    clips: Sequence[Path] = (),
+    storing: Storing = DEFAULT_STORING,
+    keep: bool = False,
+) -> tuple[Manifest, list[str]]:
+    """Write the graphs of variants beside those of fp32. Returns the manifest, not yet written, and lines for print.
+
+    storing: what the user chose where variants have a choice. keep: variants that are there stay, and the default where
+    none of `names` is within the bounds; otherwise the bundle has exactly `names`. Raises ExportError, BundleError,
+    FileNotFoundError, AudioError.
+    """
     validate(manifest, names)
     validate_clips(clips)
     storing.validate(clips)
     new = [name for name in dict.fromkeys(names) if name != FP32]
     if not new:
-        return []
+        return manifest, []
     variants, qualities = dict(manifest.document["variants"]), {}
-    with removed_on_failure(manifest.folder), atomic.scratch(manifest.folder.parent / "rounded") as scratch:
+    with atomic.scratch(manifest.folder.parent / "rounded") as scratch:
         calibration = Calibration(manifest, clips, storing.calibration, scratch)
         for name in new:
             variants[name], qualities[name] = make(calibration, name, storing.of(VARIANTS[name]))
-        default = default_of(names, qualities, manifest.default_variant or FP32)
-        if not keep and FP32 not in (default, *names):
-            del variants[FP32]
-        replace_variants(manifest, variants, default)
+    default = default_of(names, qualities, manifest.default_variant if keep else None)
+    kept = variants if keep else {name: variants[name] for name in dict.fromkeys(names)}
     lines = [f"{name:8} {quality.line()}" for name, quality in qualities.items()]
-    return lines + ([] if default == names[0] else [f"{names[0]} is worse than the bounds: the default is {default}"])
+    return with_variants(manifest, kept, default), lines + remarks(names, qualities, default)
 
 
 def make(calibration: Calibration, name: str, variant: Variant) -> tuple[dict[str, Any], Quality]:
@@ -172,28 +108,38 @@ def make(calibration: Calibration, name: str, variant: Variant) -> tuple[dict[st
     manifest = calibration.manifest
     progress(f"{name}: writing")
     entry = write_variant(manifest, name, variant, calibration.of(variant))
-    document = document_with(manifest, {**manifest.document["variants"], name: entry}, manifest.default_variant or FP32)
-    made = Manifest.parse(manifest.folder, document, {"hashes": False, "variant": name})
+    made = with_variants(manifest, {**manifest.document["variants"], name: entry}, FP32).with_variant(name)
     progress(f"{name}: measuring")
     quality = measure(LanguageModel.open(made), calibration.reference)
     entry["quality"] = quality.entry()
     if "text_encoder" in entry["graphs"]:
-        entry["quality"]["text_error"] = text_error(manifest.with_variant(FP32), made)
+        entry["quality"]["text_error"] = text_error(made.with_variant(FP32), made)
     return entry, quality
 
 
-def default_of(names: Sequence[str], qualities: Mapping[str, Quality], before: str) -> str:
-    """The first variant that is within the bounds, or else the default that was there before."""
-    good = (name for name in names if name == FP32 or qualities[name].within_bounds)
-    return next(good, before)
+def default_of(names: Sequence[str], qualities: Mapping[str, Quality], before: str | None) -> str:
+    """The first variant that is within the bounds, or else the default that was there before, or else the one of the
+    smallest KL divergence."""
+    good = [name for name in names if name == FP32 or qualities[name].within_bounds]
+    return next(iter(good), None) or before or min(names, key=lambda name: qualities[name].kl)
+
+
+def remarks(names: Sequence[str], qualities: Mapping[str, Quality], default: str) -> list[str]:
+    """What to say of a default that is not the first of `names`, or is none that should be: that on stderr, too."""
+    if default in qualities and not qualities[default].within_bounds:
+        warning = (
+            f"WARNING: no variant of this bundle is within the bounds (KL divergence {KL_BOUND} nats, perplexity "
+            f"{PERPLEXITY_BOUND} times that of fp32); the default is {default}, whose KL divergence is the smallest: "
+            "listen before you use it, or export again with a variant of more bits; fp32 is always within them"
+        )
+        progress(warning)
+        return [warning]
+    return [] if default == names[0] else [f"{names[0]} is worse than the bounds: the default is {default}"]
 
 
 def validate(manifest: Manifest, names: Sequence[str]) -> None:
-    """Raise ExportError where these variants cannot be added."""
-    held = manifest.variants
-    if FP32 not in held:
-        raise ExportError(f"{manifest.folder}: holds no fp32 variant to measure beside; export it with --variant fp32")
-    again = [name for name in names if name != FP32 and name in held]
+    """Raise ExportError where these variants cannot be made beside those that are there."""
+    again = [name for name in names if name != FP32 and name in manifest.variants]
     if again:
         raise ExportError(f"{manifest.folder}: holds {', '.join(again)} already")
     validate_attention(names, fp32_attention(manifest))

@@ -1,20 +1,21 @@
 """The PyTorch modules as a reference: logits of whole generations, one layer's weights in memory at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from clean_lm.conditioning import PerRow
 from clean_lm.generation import Sampling
 from clean_lm.models.chroma import Melody
 from clean_lm.models.config import LMConfig, MelodyConfig
-from clean_lm.models.lm import LM, guide
+from clean_lm.models.lm import LM, Condition, Description, guide
 from clean_lm.models.transformer import Cache, Layer, StandardAttention
-from export.lm_graphs import text_module
-from export.quality import CFG_COEF
+from export.layerwise import CFG_COEF
+from export.lm_graphs import Source
 from weights.mapping import Model, fill
 
 GUIDED = Sampling(use_sampling=False, cfg_coef=CFG_COEF)
@@ -30,80 +31,98 @@ class Request:
     sampling: Sampling = GUIDED
 
 
+@dataclass
+class Pass:
+    """One request on its way through the layers."""
+
+    x: Tensor  # [R, M + S, dim]
+    texts: Tensor | None  # the text encoder's states [R, N, E], for the keys and values of every layer
+    mask: Tensor  # int64 [R, N]
+    sampling: Sampling
+
+
+# A layer's number, and the keys and values that it adds to the cache [R, H, M + S, D], of one request by its name.
+Visit = Callable[[int, str, Cache], None]
+
+
 @torch.inference_mode()
 def reference_logits(
-    model: Model[LMConfig],
+    source: Source,
     columns: np.ndarray,
-    prefill: int,
+    requests: Mapping[str, Request],
+    null_wav: np.ndarray | None,
+    dtype: torch.dtype,
+    visit: Visit = lambda *_: None,
+) -> dict[str, np.ndarray]:
+    """The PyTorch modules in `dtype` on given columns int64 [B, K, S], all of them in one call of each layer.
+
+    null_wav: what stands for no melody [F, dim], or None for zeros. visit: is shown what the caches would hold.
+    Returns guided logits [S, B, K, card] by request: what is predicted after each column. A layer is read for all
+    requests at once, and one layer's weights are in memory at a time.
+    """
+    c, lm = source.config, source.weights("lm", dtype)
+    condition = source.weights("condition", dtype)
+    ends = fill(LM(replace(c, layers=0), StandardAttention()), {name: lm[name] for name in lm if "layers." not in name})
+    passes = {name: begin(c, ends, condition, columns, request, null_wav, dtype) for name, request in requests.items()}
+    for i in range(c.layers):
+        layer = fill(Layer(c.dim, c.heads, c.hidden, StandardAttention(), bool(c.cross)), part(lm, f"layers.{i}."))
+        keys_values = text_layer(c, condition, i) if c.cross else None
+        for name, one in passes.items():
+            cross = None if keys_values is None else keys_values(one.texts, one.mask)[0]
+            one.x, present = read_columns(layer, one.x, cross)
+            visit(i, name, present)
+    batch, _, length = columns.shape
+    return {name: guided_logits(ends, one.x[:, -length:], batch, one.sampling) for name, one in passes.items()}
+
+
+def begin(
+    c: LMConfig,
+    ends: LM,
+    condition: Mapping[str, Tensor],
+    columns: np.ndarray,
     request: Request,
     null_wav: np.ndarray | None,
     dtype: torch.dtype,
-) -> np.ndarray:
-    """The PyTorch modules in `dtype` on given columns int64 [B, K, S]: a prefill, then one by one.
-
-    null_wav: what stands for no melody [F, dim], or None for zeros. Returns guided logits [calls, B, K, card].
-    All calls of a layer are made before the next layer is read, so that one layer's weights are in memory at a time.
-    """
+) -> Pass:
+    """The rows of all passes of a request: their columns embedded after the prefix, and their texts."""
     passes = passes_of(request)
-    cross, prefix = conditioning(model, passes, null_wav, dtype)
+    texts, wavs = ([row for one in passes for row in one[kind]] for kind in (0, 1))
+    states = torch.from_numpy(stacked(texts, c.text_dim)).to(dtype)
+    mask = torch.tensor([[t < (0 if text is None else len(text)) for t in range(states.shape[1])] for text in texts])
+    prefix = None
+    if not c.cross:
+        prefix = fill(Description(c), condition)(states, mask.long())
+        if c.self_wav is not None:
+            before = stacked([null_wav if wav is None else wav for wav in wavs], c.dim)
+            prefix = torch.cat([torch.from_numpy(before).to(dtype), prefix], dim=1)
     codes = torch.from_numpy(np.concatenate([columns] * len(passes)))
-    ends = without_layers(model, dtype)
-    spans = calls(prefill, columns.shape[2])
-    places = cache_places(spans, 0 if prefix is None else prefix.shape[1])
-    xs = [
-        ends.embed(codes[:, :, start:end], torch.tensor([place]), prefix if start == 0 else None)
-        for (start, end), (place, _) in zip(spans, places, strict=True)
-    ]
-    for i in range(model.config.layers):
-        xs = run_layer(model, i, xs, places, cross[i] if cross else None, dtype)
-    return np.stack([guided_logits(ends, x, len(columns), request.sampling, dtype) for x in xs])
+    return Pass(ends.embed(codes, torch.tensor([0]), prefix), states, mask.long(), request.sampling)
 
 
-def calls(prefill: int, length: int) -> list[tuple[int, int]]:
-    """Which columns each call reads: the prefill, then one a step."""
-    return [(0, prefill), *((s, s + 1) for s in range(prefill, length))]
+def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
 
 
-def cache_places(spans: Sequence[tuple[int, int]], prefix: int) -> list[tuple[int, int]]:
-    """Where each call's columns lie in the cache: the first call reads the prefix too, before its columns."""
-    return [(start + prefix * (start > 0), end + prefix) for start, end in spans]
+def text_layer(c: LMConfig, condition: Mapping[str, Tensor], i: int) -> Condition:
+    """The module that makes one layer's keys and values of a text."""
+    names = {"output_proj": "output_proj", "output_bias": "output_bias", "key_values.0": f"key_values.{i}"}
+    return fill(Condition(replace(c, layers=1)), {ours: condition[theirs] for ours, theirs in names.items()})
 
 
-def without_layers(model: Model[LMConfig], dtype: torch.dtype) -> LM:
-    """The language model's embeddings, last norm and heads."""
-    weights = model.weights("lm", dtype)
-    ends = {name: weights[name] for name in weights if not name.startswith("layers.")}
-    return fill(LM(replace(model.config, layers=0), StandardAttention()), ends)
+def read_columns(layer: Layer, x: Tensor, cross: Cache | None) -> tuple[Tensor, Cache]:
+    """One layer on all columns at once: x [R, M + S, dim] -> the same, and what it adds to an empty cache."""
+    rows, length, dim = x.shape
+    none = x.new_zeros(rows, layer.heads, 0, dim // layer.heads)
+    shared = layer.attention.columns(torch.tensor([0]), rows, length, 0)
+    return layer(x, (none, none), cross, shared, rows)
 
 
-def run_layer(
-    model: Model[LMConfig],
-    i: int,
-    xs: Sequence[Tensor],
-    places: Sequence[tuple[int, int]],
-    cross: Cache | None,
-    dtype: torch.dtype,
-) -> list[Tensor]:
-    """Layer i in every call, its cache filled from one to the next: xs, each [R, S, dim] -> the same."""
-    c, attention = model.config, StandardAttention()
-    layer = fill(Layer(c.dim, c.heads, c.hidden, attention, bool(c.cross)), model.weights(f"lm.layers.{i}", dtype))
-    rows, capacity = len(xs[0]), places[-1][1]
-    cache = [torch.zeros(rows, c.heads, capacity, c.head_dim, dtype=dtype) for _ in range(2)]
-    found = []
-    for x, (start, end) in zip(xs, places, strict=True):
-        shared = attention.columns(torch.tensor([start]), rows, end - start, capacity)
-        out, present = layer(x, (cache[0], cache[1]), cross, shared, rows)
-        for buffer, new in zip(cache, present, strict=True):
-            buffer[:, :, start:end] = new
-        found.append(out)
-    return found
-
-
-def guided_logits(ends: LM, x: Tensor, batch: int, sampling: Sampling, dtype: torch.dtype) -> np.ndarray:
-    """The last column of a call, heads and guidance: x [R, S, dim] -> [B, K, card]."""
-    logits = ends.logits(x[:, -1]).to(torch.promote_types(dtype, torch.float32))
+def guided_logits(ends: LM, x: Tensor, batch: int, sampling: Sampling) -> np.ndarray:
+    """Heads and guidance: x [R, S, dim] -> [S, B, K, card]."""
     beta = None if sampling.cfg_coef_beta is None else torch.tensor(sampling.cfg_coef_beta)
-    return guide(logits, batch, torch.tensor(sampling.cfg_coef), beta).numpy()
+    logits = ends.logits(x).to(torch.promote_types(x.dtype, torch.float32))
+    return rearrange(guide(logits, batch, torch.tensor(sampling.cfg_coef), beta), "b s k c -> s b k c").numpy()
 
 
 def passes_of(request: Request) -> list[tuple[PerRow, PerRow]]:
@@ -113,23 +132,6 @@ def passes_of(request: Request) -> list[tuple[PerRow, PerRow]]:
     self_wav = request.self_wav or unconditional
     middle = [] if request.sampling.cfg_coef_beta is None else [(unconditional, self_wav)]
     return [(request.texts, self_wav), *middle, (unconditional, unconditional)]
-
-
-def conditioning(
-    model: Model[LMConfig], passes: Sequence[tuple[PerRow, PerRow]], null_wav: np.ndarray | None, dtype: torch.dtype
-) -> tuple[list[Cache], Tensor | None]:
-    """For the rows of all passes, what every layer attends to, or the prefix before the first column."""
-    texts, wavs = ([row for one in passes for row in one[part]] for part in (0, 1))
-    states = torch.from_numpy(stacked(texts, model.config.text_dim)).to(dtype)
-    mask = torch.tensor([[t < (0 if text is None else len(text)) for t in range(states.shape[1])] for text in texts])
-    module = fill(text_module(model.config), model.weights("condition", dtype))
-    texts_read = module(states, mask.long())
-    if model.config.cross:
-        return texts_read, None
-    if model.config.self_wav is None:
-        return [], texts_read
-    before = stacked([null_wav if wav is None else wav for wav in wavs], model.config.dim)
-    return [], torch.cat([torch.from_numpy(before).to(dtype), texts_read], dim=1)
 
 
 def stacked(rows: PerRow, width: int) -> np.ndarray:

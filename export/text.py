@@ -23,10 +23,10 @@ from clean_lm.models.config import ConfigError, TextConfig
 from clean_lm.models.t5 import T5Encoder, TextLayer
 from clean_lm.session import open_graph
 from clean_lm.text_encoder import TOKENIZER
-from export.bundle_writer import new_folder, write_manifest
+from export.bundle_writer import draft, new_folder, publish
 from export.commands import errors_as_one_line, print_files, progress, require_new, tell
 from export.onnx_graph import TensorSpec, write
-from export.opened import Bundle, held_back, opened, put
+from export.opened import Bundle, opened
 from export.parity import Verdict, largest_difference, require_agreement
 from weights.checkpoint import CheckpointError
 from weights.mapping import MappingError, Model, fill, require_finite
@@ -62,11 +62,10 @@ def export(text: Path, out: Path, base: Path | None = None) -> None:
     with new_folder(out, model.parameters * DTYPE.itemsize) as folder:
         write_graphs(model, folder)
         tokenizer.save(str(folder / TOKENIZER))
-        write_manifest(folder, describe(model.config), {}, None, GRAPHS)
+        bundle = draft(folder, describe(model.config), {}, None, GRAPHS)
         progress("comparing with the PyTorch modules")
-        bundle = held_back(folder)
         lines = require_agreement({"": parity(bundle, model)})
-        put(bundle)
+        publish(bundle)
     print_files(out, model.parameters, time.perf_counter() - start)
     print("\n".join(lines))
 

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from clean_lm import audio_files
 from export.bundle_writer import FP32, ExportError
 from export.rounding import Storage
@@ -81,12 +79,6 @@ VARIANTS = {
 }
 # The text projection and the text encoder run once a generation: more bits there cost no step any time.
 ONCE = {"int8": Variant(bits=8, block=32), "dynamic": VARIANTS["dynamic"]}
-
-
-def bytes_required(parameters: int, names: Sequence[str]) -> int:
-    """How much disk the export of some variants takes, with the fp32 one that they are made from."""
-    bits = [VARIANTS[name].bits or np.dtype(VARIANTS[name].dtype).itemsize * 8 for name in names if name != FP32]
-    return round(parameters * (4 + sum(bits) / 8))
 
 
 def validate_attention(names: Sequence[str], attention: str) -> None:

@@ -14,10 +14,9 @@ worse than the bounds.
 """
 
 import argparse
-import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ from clean_lm.manifest import BundleError, Manifest
 from clean_lm.manifest_fields import LanguageModelInfo
 from clean_lm.models.config import ConfigError, LMConfig, MelodyConfig
 from export import lm
-from export.bundle_writer import FP32, write_manifest
+from export.bundle_writer import FP32, draft
 from export.commands import errors_as_one_line
 from export.lm_graphs import CACHE_UPDATE
 from export.lm_parity import golden, parity
 from export.parity import PYTORCH, Comparison, calls_verdict, line, table
-from export.quality import Reference, calibrate, measure
+from export.quality import Exact, Reference, drawn_codes, measure, measured_codes
 from export.variants import validate_clips
 from weights.checkpoint import CheckpointError
 from weights.lm import load
@@ -128,27 +127,25 @@ def cost(bundle: Path, model: Model[LMConfig], clips: Sequence[Path]) -> bool:
     default is within the bounds."""
     manifest = Manifest.read(bundle, hashes=False)
     names = [name for name in manifest.variants if name != FP32]
-    with exact_model(manifest, model) as exact:
-        codes, _ = calibrate(exact, bundle, clips)
-        reference = Reference(exact, codes)
-    found = {name: measure(LanguageModel.load(bundle, variant=name, hashes=False), reference) for name in names}
+    with tempfile.TemporaryDirectory() as temporary:
+        exact = Exact.of(fp32_manifest(manifest, model, Path(temporary)))
+        drawn = drawn_codes(exact.sampler(Path(temporary)), bundle, clips)
+        reference = Reference(exact, measured_codes(drawn, bundle, clips))
+        found = {name: measure(LanguageModel.load(bundle, variant=name, hashes=False), reference) for name in names}
     print("\n" + "\n".join(f"{name:8} {quality.line()}" for name, quality in found.items()))
     default = manifest.default_variant
     return default in (FP32, None) or found[default].within_bounds
 
 
-@contextlib.contextmanager
-def exact_model(manifest: Manifest, model: Model[LMConfig]) -> Iterator[LanguageModel]:
-    """The fp32 variant of a bundle; where it has none, one that is exported into a temporary folder."""
+def fp32_manifest(manifest: Manifest, model: Model[LMConfig], temporary: Path) -> Manifest:
+    """A bundle with fp32: itself, or where it has none, one that is exported into a temporary folder."""
     if FP32 in manifest.variants:
-        yield LanguageModel.open(manifest.with_variant(FP32))
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, c = Path(temporary), model.config
-        attention = next(name for name, update in CACHE_UPDATE.items() if update == manifest.cache_update)
-        names = lm.write_all(model, folder, attention)
-        write_manifest(folder, lm.describe(c), lm.defaults(c), CACHE_UPDATE[attention], names)
-        yield LanguageModel.load(folder)
+        return manifest
+    folder, c = temporary / FP32, model.config
+    folder.mkdir()
+    attention = next(name for name, update in CACHE_UPDATE.items() if update == manifest.cache_update)
+    names = lm.write_all(model, folder, attention)
+    return draft(folder, lm.describe(c), lm.defaults(c), CACHE_UPDATE[attention], names)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import yaml
 
 import weights.lm
 from clean_lm.models.config import LMConfig, MelodyConfig, StyleConfig
-from export.bundle_writer import write_manifest
+from export.bundle_writer import draft, write
 from export.conditioner import describe, lead, parity, write_graph
 from weights.audiocraft_config import lm_config
 from weights.checkpoint import Checkpoint, Spec
@@ -34,7 +34,7 @@ def bundle(folder: Path, model: Model[LMConfig]) -> Path:
     """A bundle that holds the conditioner alone."""
     name = write_graph(model, folder)
     assert model.config.self_wav is not None
-    write_manifest(folder, describe(model.config.self_wav), {}, None, [name])
+    write(draft(folder, describe(model.config.self_wav), {}, None, [name]))
     return folder
 
 

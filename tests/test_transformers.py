@@ -26,7 +26,7 @@ from clean_lm.models.config import LMConfig
 from clean_lm.models.lm import LM, Condition
 from clean_lm.models.transformer import StandardAttention
 from export import verify
-from export.bundle_writer import write_manifest
+from export.bundle_writer import draft, write
 from export.lm import CACHE_UPDATE, defaults, describe, export, write_graphs
 from tests.support import ATTENTION, GOLDEN, NAMES
 from tests.tiny_models import to_huggingface
@@ -187,7 +187,7 @@ def test_onnx_runtime(attention, channels, data):
     try:
         write_graphs(case.ours, folder, attention, torch.float32)
         c = case.ours.config
-        write_manifest(folder, describe(c), defaults(c), CACHE_UPDATE[attention], ["lm_inference", "lm_condition"])
+        write(draft(folder, describe(c), defaults(c), CACHE_UPDATE[attention], ["lm_inference", "lm_condition"]))
         sampling = Sampling(use_sampling=False, cfg_coef=COEF)
         ours = LanguageModel.load(folder).generate_codes(
             case.prompt, case.texts, frames=case.frames, sampling=sampling, negative_states=case.negatives

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from export.lm_parity import golden
+from clean_lm.language_model import LanguageModel
+from export.bundle_weights import BundleWeights
+from export.lm_parity import bundle_logits, golden
 from export.parity import compare
+from export.reference import GUIDED, Request, reference_logits
 from export.verify import verify
 from tests.support import GOLDEN, NAMES
+from weights.lm import load
 
 pytestmark = pytest.mark.export
 
@@ -83,6 +87,27 @@ def test_a_small_change_of_a_weight_is_seen(bundle, tmp_path):
     package["best_state"]["transformer.layers.1.linear2.weight"][3, 5] += 0.5
     torch.save(package, tmp_path / "state_dict.bin")
     assert not verify(bundle("text"), tmp_path, None)
+
+
+@pytest.mark.parametrize("stored", ["checkpoint", "bundle"])
+def test_one_pass_of_the_reference_is_every_call(bundle, stored):
+    """Logits after every column and what the caches hold, as the graph has them call after call; from either source."""
+    source = load(GOLDEN / "text") if stored == "checkpoint" else BundleWeights(bundle("text"))
+    c, rng, present = source.config, np.random.default_rng(0), {}
+    columns = rng.integers(0, c.card, (2, c.codebooks, 9))
+    texts = [rng.standard_normal((5, c.text_dim), dtype=np.float32), None]
+
+    def visit(layer: int, name: str, cache: tuple[torch.Tensor, torch.Tensor]) -> None:
+        present.update({f"past_key_values.{layer}.{part}": x for part, x in zip(("key", "value"), cache, strict=True)})
+
+    found = reference_logits(source, columns, {"mixed": Request(texts)}, None, torch.float64, visit)["mixed"]
+    lm = LanguageModel.load(bundle("text"))
+    near = lambda ours, theirs: np.abs(ours - np.asarray(theirs)).max() < 1e-4 * np.abs(np.asarray(theirs)).max()  # noqa: E731
+    assert near(bundle_logits(lm, columns, 4, Request(texts)), found[3:])
+    decoder = lm.decoder(2, 9, texts, GUIDED)
+    decoder.prefill(columns, np.zeros((2, c.codebooks), np.float32))
+    assert present.keys() == decoder.caches.keys()
+    assert all(near(cache, present[name]) for name, cache in decoder.caches.items())
 
 
 def test_numbers_of_a_comparison():
