@@ -30,8 +30,7 @@ class Calibration:
         FileNotFoundError, BundleError, AudioError."""
         self.manifest, self.clips, self.source, self.scratch = manifest, clips, source, scratch
         self.exact = Exact.of(manifest)
-        self.sampler = self.exact.sampler(scratch)
-        drawn = drawn_codes(self.sampler, manifest, clips)
+        drawn = drawn_codes(self.exact.sampler(scratch), manifest, clips)
         self.reference = Reference(self.exact, measured_codes(drawn, manifest, clips), drawn if clips else ())
         self.files: dict[Storage, dict[str, Path]] = {}
 
@@ -49,9 +48,12 @@ class Calibration:
     @cached_property
     def sequences(self) -> list[Sequences]:
         """The codes that matrices are rounded on, and last those for what rounding them costs."""
-        own = self.source == "own"
-        progress("rounding on " + ("the model's own samples" if own else "clips"))
-        samples = own_samples(self.sampler, self.manifest) if own else clip_samples(self.manifest, self.clips)
+        if self.source == "own":
+            progress("rounding on the model's own samples")
+            samples = own_samples(self.exact.sampler(self.scratch), self.manifest)
+        else:
+            progress("rounding on clips")
+            samples = clip_samples(self.manifest, self.clips)
         return [self.exact.sequences(codes) for codes in samples]
 
     def rounded(self, storage: Storage) -> dict[str, Path]:

@@ -14,15 +14,17 @@ from clean_lm import memory
 from clean_lm.memory import size
 from clean_lm.models.config import LMConfig
 from export.commands import ExportError, progress, require_new
+from export.quality import FRAMES, PROMPT, SAMPLE_FRAMES, SAMPLER, SAMPLES
 from export.variants import FP32, ONCE, VARIANTS, Variant
 
 BASE = 900 * 10**6  # bytes that Python, PyTorch, ONNX Runtime and a traced graph take
 PADDING = 200_000  # bytes of a layer in every variant's files: its nodes, and holes before weights that begin on a page
 GRAPH = 10**6  # bytes of a layer's nodes while a graph is traced
 COPIES = 8  # of the largest matrix, in float32: while it is quantized; a layer in float64 takes less
-COLUMNS = 260  # of the longest run that calibrates: a prompt and what continues it
-ROWS = 6  # of that run: three texts, guided
+ROWS = 6  # of the runs that calibrate: three texts, guided
 SCALE = 4  # bytes
+GPTQ = 32  # bytes for each entry of the largest Hessian: in float64, its factor and its inverse
+READ = 4 * 20  # bytes for each column and channel: what a layer's matrices read and give
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,15 @@ def of_export(c: LMConfig, parameters: int, names: Sequence[str], others: int = 
     disk = 4 * (parameters + others) + sum(weights) + max(traced, default=0) + PADDING * c.layers * (len(made) + 1)
     layer = (4 + 2 * bool(c.cross) + 2 * c.hidden_scale) * c.dim**2
     matrix = c.dim * max(c.hidden, c.codebooks * (c.card + 1))
-    cache = 2 * c.layers * c.dim * COLUMNS * ROWS * 4 if made else 0
-    sessions = [held(variant, parameters - once) for variant in made]
-    working = max(8 * (layer + 2 * matrix), COPIES * 4 * matrix, cache, max(sessions, default=0) + cache // 4)
+    rounded = {variant.storage for variant in made if variant.calibrated}
+    sampler = stored(SAMPLER, parameters - once) if made else 0
+    disk += sampler + sum(stored(Variant(bits=8, block=storage.block), parameters - once) for storage in rounded)
+    columns = SAMPLE_FRAMES if rounded else PROMPT + FRAMES
+    cache = 2 * c.layers * c.dim * columns * ROWS * 4
+    drawing = sampler + cache if made else 0
+    rounding = GPTQ * c.hidden**2 + READ * c.dim * columns * ROWS * (SAMPLES - 1) if rounded else 0
+    measuring = max((held(variant, parameters - once) for variant in made), default=0) + cache // 4
+    working = max(8 * (layer + 2 * matrix), COPIES * 4 * matrix, drawing, rounding, measuring)
     return Needs(disk, BASE + GRAPH * c.layers + working + 4 * others)
 
 

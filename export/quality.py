@@ -118,9 +118,13 @@ class Exact:
         return Sequences(self.module, c.codes, self.lm.conditioner(c.texts, c.self_wav, guidance))
 
     def sampler(self, scratch: Path) -> LanguageModel:
-        """The same model with int8 weights and a float cache, to draw with: nearly the same in a third of the time."""
+        """The same model with int8 weights and a float cache, to draw with: nearly the same in a third of the time.
+
+        Its file in the folder `scratch` is written once; its session is closed with the last reference to the result.
+        """
         path, info = scratch / "samples.onnx", self.manifest.require_graph("lm_inference")
-        rewrite(self.manifest.folder / info.file, path, SAMPLER, Calibrated())
+        if not path.exists():
+            rewrite(self.manifest.folder / info.file, path, SAMPLER, Calibrated())
         return LanguageModel(self.manifest, Graph(path, info, {}), self.lm.conditioner.condition, self.lm.self_wav)
 
 
