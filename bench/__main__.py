@@ -1,8 +1,8 @@
 """Measure clean_lm beside other ways to run MusicGen, on this machine.
 
   python -m bench                              makes checkpoint, bundle and exports once, in build/bench/small
-  python -m bench --rounds 5 --contenders clean_lm optimum-style
-  python -m bench --full                       measures whole generations too, in place of extrapolating: long
+  python -m bench --rounds 5 --contenders clean_lm optimum-style transformers
+  python -m bench --full --variants int8 int4  measures whole generations, too: beside OpenVINO's in 20 minutes
   python -m bench --size tiny                  a toy: takes seconds, to see that everything runs
 
 The workload: a prompt of 6 s continued to 30 s, with and without a text, encode and decode included. Weights are
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine, measure, ours
-from bench.contenders import NAMES, OPTIMUM, OURS, Entry, Files, entries, missing
+from bench.contenders import BUILT, NAMES, OPENVINO, OPTIMUM, OURS, Entry, Files, entries, missing
 from bench.measure import BANDWIDTH, DECODE, ENCODE, MACHINE, PREFILL, STEP, WHOLE, Point, Sample
 from bench.plot import plot
 from bench.report import markdown
@@ -28,6 +28,8 @@ from bench.summary import summarise
 from bench.workload import GUIDED, NULL, REFERENCE, Coder, Contender, Mode
 
 PARTS = ("steps", "prefill", "codec", "takes", "processes")
+DEFAULT = (OURS, OPENVINO)  # the others take several times as long
+OPENVINO_WEIGHTS = ("fp32", "int8", "int4")
 ARRAYS = {"tiny": 1 << 26, "small": 1 << 30}  # bytes that the bandwidth is measured on
 
 
@@ -58,17 +60,21 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, help="folder of everything made (default: build/bench/SIZE)")
     parser.add_argument("--ckpt", type=Path, help="folder of a checkpoint to measure; default: a random one is made")
     parser.add_argument("--bundle", type=Path, help="a bundle of the same checkpoint; default: it is exported")
-    parser.add_argument("--contenders", nargs="+", choices=NAMES, default=NAMES, help="default: all")
+    parser.add_argument("--contenders", nargs="+", choices=NAMES, default=DEFAULT, help="default: clean_lm openvino")
     parser.add_argument(
         "--variants",
         nargs="+",
         help="of clean_lm (default: all that --bundle holds; of a bundle exported here: fp32 int8 int4)",
     )
+    parser.add_argument(
+        "--openvino", nargs="+", choices=OPENVINO_WEIGHTS, default=OPENVINO_WEIGHTS[1:],
+        help="how OpenVINO's weights are stored (default: int8 int4)",
+    )  # fmt: skip
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each cell is measured (default: 3)")
     parser.add_argument("--steps", type=int, default=5, help="consecutive steps of a sample (default: 5)")
     parser.add_argument("--takes", type=int, default=4, help="null-text takes generated together (default: 4)")
-    parser.add_argument("--full", action="store_true", help="measure whole generations too, one each")
+    parser.add_argument("--full", action="store_true", help="measure whole generations too, in every round")
     parser.add_argument("--json", type=Path, help="default: results.json in the work folder")
     parser.add_argument("--markdown", type=Path, help="default: results.md in the work folder")
     parser.add_argument("--plot", type=Path, help="default: results.png in the work folder")
@@ -81,10 +87,10 @@ def say(line: str) -> None:
 
 
 def prepare(args: argparse.Namespace, work: Path) -> Files:
-    """Make the checkpoint, the bundle and the export with a growing cache, unless they are there."""
+    """Make the checkpoint, the bundle and the exports of other contenders, unless they are there."""
     if min(args.rounds, args.steps, args.takes) < 1:
         raise ValueError("--rounds, --steps, --takes: expected 1 or more")
-    files = Files(args.ckpt or work / "checkpoint", args.bundle or work / "bundle", work / "growing")
+    files = Files(args.ckpt or work / "checkpoint", args.bundle or work / "bundle", work / "growing", work / "openvino")
     if not (files.checkpoint / "state_dict.bin").exists():
         say(f"{files.checkpoint}: writing a random checkpoint")
         script = ours.ROOT / "demo" / "checkpoint.py"
@@ -95,10 +101,19 @@ def prepare(args: argparse.Namespace, work: Path) -> Files:
         ours.export(files.checkpoint, files.bundle, args.variants or ours.EXPORTED)
     if OPTIMUM in args.contenders and not files.growing.exists():
         say(f"{files.growing}: exporting with a growing cache")
-        code = "import sys, pathlib; from bench.growing import export; export(*map(pathlib.Path, sys.argv[1:]))"
-        how = [sys.executable, "-c", code, str(files.checkpoint.resolve()), str(files.growing.resolve())]
-        subprocess.run(how, cwd=ours.ROOT, check=True)
+        export("growing", files.checkpoint, files.growing)
+    absent = [weights for weights in args.openvino if not (files.openvino / weights).exists()]
+    if OPENVINO in args.contenders and not missing(OPENVINO) and absent:
+        say(f"{files.openvino}: exporting for OpenVINO")
+        export("openvino_export", files.checkpoint, files.openvino, absent)
     return files
+
+
+def export(module: str, checkpoint: Path, out: Path, *arguments: object) -> None:
+    """Run the `export` of one of this folder's modules in a process of its own. Raises CalledProcessError."""
+    paths = f"Path({str(checkpoint.resolve())!r}), Path({str(out.resolve())!r})"
+    code = f"from pathlib import Path; from bench.{module} import export; export({paths}, *{arguments!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ours.ROOT, check=True)
 
 
 class Bench:
@@ -110,7 +125,8 @@ class Bench:
         unknown = set(args.variants or held) - set(held)
         if unknown:
             raise ValueError(f"{files.bundle}: holds the variants {', '.join(held)}, not {', '.join(sorted(unknown))}")
-        self.entries = entries(files, args.contenders, args.variants or held, REFERENCE)
+        variants = {OURS: args.variants or held, OPENVINO: args.openvino}
+        self.entries = entries(files, args.contenders, variants, REFERENCE)
         if not self.entries:
             raise ValueError(f"none of {', '.join(args.contenders)} is installed")
         names = [entry.name for entry in self.entries]
@@ -154,9 +170,6 @@ class Bench:
             if "takes" in self.args.parts and self.args.takes > 1:
                 middle = Point(STEP, self.takes.name, REFERENCE.lengths[len(REFERENCE.lengths) // 2])
                 self.round(number, turn, ours_alone, [middle], opened)
-        if self.args.full:
-            whole = [Point(WHOLE, mode) for mode in self.modes]
-            self.round(number, 0, list(opened), whole, opened)
 
     def points(self) -> list[Point]:
         found = []
@@ -165,6 +178,8 @@ class Bench:
                 found += [Point(STEP, mode, at) for at in REFERENCE.lengths]
             if "prefill" in self.args.parts:
                 found.append(Point(PREFILL, mode, REFERENCE.prefill(self.model)))
+            if self.args.full:
+                found.append(Point(WHOLE, mode))
         return found
 
     def round(
@@ -193,8 +208,8 @@ class Bench:
 
     def fresh(self) -> None:
         """Load time, memory and the time to the first audio of each contender, in processes of their own."""
-        for path in [*self.files.bundle.glob("*"), *self.files.growing.glob("*")]:
-            measure.warm([path])
+        folders = (self.files.bundle, self.files.growing, self.files.openvino)
+        measure.warm([path for folder in folders for path in folder.rglob("*") if path.is_file()])
         for entry in self.entries:
             where = {name: str(path.resolve()) for name, path in asdict(self.files).items()}
             options = [text for name, path in where.items() for text in (f"--{name}", path)]
@@ -205,8 +220,7 @@ class Bench:
                 self.say(f"a fresh process: {job} {entry.name}")
                 found[key] = measure.child(job, "--contender", entry.name, *options)
             loads = [part["load"] for part in found.values()]
-            loaded = entry.name == OPTIMUM or entry.name.startswith(OURS)
-            found["load"] = measure.median(loads) if loaded else None
+            found["load"] = None if entry.name in BUILT else measure.median(loads)
             self.processes[entry.name] = found
 
     def say(self, line: str) -> None:

@@ -2,15 +2,18 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import ours
 from bench.workload import Contender, Workload
 
-OURS, OPTIMUM, TRANSFORMERS, AUDIOCRAFT = "clean_lm", "optimum-style", "transformers", "audiocraft"
-NAMES = (OURS, OPTIMUM, TRANSFORMERS, AUDIOCRAFT)
+OURS, OPENVINO, OPTIMUM = "clean_lm", "openvino", "optimum-style"
+TRANSFORMERS, AUDIOCRAFT = "transformers", "audiocraft"
+NAMES = (OURS, OPENVINO, OPTIMUM, TRANSFORMERS, AUDIOCRAFT)
+LIBRARIES = (OPENVINO, TRANSFORMERS, AUDIOCRAFT)  # that may not be installed
+BUILT = (TRANSFORMERS, AUDIOCRAFT)  # from a checkpoint, and not loaded from files of their own
 NOT_INSTALLED = "not installed"
 
 
@@ -21,6 +24,7 @@ class Files:
     checkpoint: Path
     bundle: Path
     growing: Path
+    openvino: Path
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,22 @@ class Entry:
     open: Callable[[], Contender]
 
 
-def entries(files: Files, names: Sequence[str], variants: Sequence[str], workload: Workload) -> list[Entry]:
-    """The installed ones of `names`; clean_lm once for each variant."""
+def entries(
+    files: Files, names: Sequence[str], variants: Mapping[str, Sequence[str]], workload: Workload
+) -> list[Entry]:
+    """The installed ones of `names`; clean_lm and OpenVINO once for each of their variants."""
     codec = sum(path.stat().st_size for path in files.bundle.glob("compression_*.data"))
     full = (files.checkpoint / "state_dict.bin").stat().st_size * 2  # float16 there, float32 in memory
     found = []
     if OURS in names:
-        for variant in variants:
+        for variant in variants[OURS]:
             graph = ours.graph_file(files.bundle, variant)
             size = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
             found.append(Entry(f"{OURS} {variant}", size, lambda v=variant: open_ours(files, v, workload)))
+    if OPENVINO in names and not missing(OPENVINO):
+        for variant in variants[OPENVINO]:
+            size = sum(path.stat().st_size for path in (files.openvino / variant).iterdir())
+            found.append(Entry(f"{OPENVINO} {variant}", size, lambda v=variant: open_openvino(files, v)))
     if OPTIMUM in names:
         found.append(Entry(OPTIMUM, full, lambda: open_optimum(files)))
     if TRANSFORMERS in names and not missing(TRANSFORMERS):
@@ -54,7 +64,7 @@ def entries(files: Files, names: Sequence[str], variants: Sequence[str], workloa
 
 def missing(name: str) -> bool:
     """Whether a contender's library is not installed."""
-    return name in (TRANSFORMERS, AUDIOCRAFT) and importlib.util.find_spec(name) is None
+    return name in LIBRARIES and importlib.util.find_spec(name) is None
 
 
 @functools.cache
@@ -66,6 +76,12 @@ def coder(bundle: Path) -> ours.OurCoder:
 # Each library is imported when its contender is opened: memory is measured in processes with only one of them.
 def open_ours(files: Files, variant: str, workload: Workload) -> Contender:
     return ours.Ours(files.bundle, variant, coder(files.bundle), workload)
+
+
+def open_openvino(files: Files, weights: str) -> Contender:
+    from bench.openvino_contender import OpenVINO
+
+    return OpenVINO(files.openvino, weights, files.bundle, coder(files.bundle))
 
 
 def open_optimum(files: Files) -> Contender:

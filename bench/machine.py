@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SETS = {"AVX2": "avx2", "AVX512": "avx512f", "VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni", "AMX": "amx_int8"}
-PACKAGES = ("onnxruntime", "torch", "transformers", "audiocraft", "numpy")
+PACKAGES = ("onnxruntime", "openvino", "torch", "transformers", "audiocraft", "numpy")
 
 
 def describe() -> dict[str, Any]:

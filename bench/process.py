@@ -28,21 +28,21 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--growing", type=Path, required=True)
+    parser.add_argument("--openvino", type=Path, required=True)
     args = parser.parse_args()
-    files = Files(args.checkpoint, args.bundle, args.growing)
+    files = Files(args.checkpoint, args.bundle, args.growing, args.openvino)
     run = stream if args.job == "stream" else memory
     print(json.dumps(run(files, args.contender, args.job == "whole")))
 
 
 def memory(files: Files, name: str, whole: bool) -> dict[str, Any]:
     """Seconds to open a contender and its codec, and bytes of memory after that and after the null-text workload."""
-    variant = name.removeprefix(contenders.OURS).strip()
-    kind = contenders.OURS if name.startswith(contenders.OURS) else name
+    kind, _, variant = name.partition(" ")
     start = time.perf_counter()
-    contender = contenders.entries(files, [kind], [variant], REFERENCE)[0].open()
+    contender = contenders.entries(files, [kind], {kind: [variant]}, REFERENCE)[0].open()
     load = time.perf_counter() - start
     opened = machine.resident()
-    if kind in (contenders.TRANSFORMERS, contenders.AUDIOCRAFT):
+    if kind in contenders.BUILT:
         machine.forget_peak()  # building them from a checkpoint is no part of their own loading
     mode, model = Mode(NULL, text=False, takes=1), ours.sizes(files.bundle)
     if whole:

@@ -1,6 +1,6 @@
 """Results as Markdown tables."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.contenders import NOT_INSTALLED
@@ -8,7 +8,7 @@ from bench.workload import GUIDED, NULL
 
 GB, MB = 1e9, 1e6
 QUIET = 0.05  # of the cores' time that other programs may take
-LIBRARIES = ("onnxruntime", "torch", "transformers", "audiocraft")
+LIBRARIES = ("onnxruntime", "openvino", "torch", "transformers", "audiocraft")
 PEAK = "Peak: encode, prefill, caches filled to the last column, a few steps, and decode, not all steps. "
 
 
@@ -97,32 +97,44 @@ def prefill_table(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def whole_table(results: Mapping[str, Any]) -> Iterator[str]:
-    """The whole workload, measured and extrapolated."""
+    """The whole workload: measured, beside it extrapolated."""
     w = results["workload"]
     new = w["duration"] - w["prompt"]
-    if not w["full"] and not {"steps", "prefill", "codec"} <= set(w["parts"]):
+    kinds = {"whole": "measured"} if w["full"] else {}
+    kinds |= {"extrapolated": "extrapolated"} if {"steps", "prefill", "codec"} <= set(w["parts"]) else {}
+    if not kinds:
         return
     yield f"## {w['prompt']:g} s in, {w['duration']:g} s out, encode and decode included"
-    heads = ("seconds", f"x real time over {w['duration']:g} s", f"over the {new:g} s that are new")
-    yield from _head("contender", *(f"{mode}: {head}" for mode in (GUIDED, NULL) for head in heads), "")
-    for kind in ("whole", "extrapolated"):
-        for name, modes in _everyone(results):
-            cells = []
-            for mode in (GUIDED, NULL):
-                whole = modes.get(mode, {}).get(kind)
-                keys = ("seconds", "real_time", "real_time_new")
-                cells += [f"{whole[key]:.{1 if key == 'seconds' else 2}f}" if whole else "-" for key in keys]
-            if set(cells) != {"-"}:
-                yield _row(name, *cells, "measured" if kind == "whole" else kind)
-    yield from _absent(results, 7)
+    heads = [f"{how}, s" for how in kinds.values()]
+    heads += [f"x real time over {w['duration']:g} s", f"over the {new:g} s that are new"]
+    yield from _head("contender", *(f"{mode}: {head}" for mode in (GUIDED, NULL) for head in heads))
+    for name, modes in _everyone(results):
+        cells = [cell for mode in (GUIDED, NULL) for cell in _whole(modes.get(mode, {}), list(kinds))]
+        if set(cells) != {"-"}:
+            yield _row(name, *cells)
+    yield from _absent(results, 2 * len(heads))
     yield ""
-    yield (
-        f"Extrapolated: encode + prefill + {w['workload_steps']} steps + decode, each of its median above. A step's "
-        f"time between the sampled {', '.join(map(str, w['lengths']))} columns lies on the line through its two "
-        f"neighbours, beyond the last on the last line; summed over {w['prefill']} to "
-        f"{w['prefill'] + w['workload_steps'] - 1} columns. Measured: one generation each, of the whole length."
-    )
+    first = next(iter(kinds.values()))
+    if w["full"]:
+        yield f"Measured: the median of {w['rounds']} generations of the whole length, one in each round."
+    if "extrapolated" in kinds:
+        yield (
+            f"Extrapolated: encode + prefill + {w['workload_steps']} steps + decode, each of its median above. A "
+            f"step's time between the sampled {', '.join(map(str, w['lengths']))} columns lies on the line through its "
+            f"two neighbours, beyond the last on the last line; summed over {w['prefill']} to "
+            f"{w['prefill'] + w['workload_steps'] - 1} columns."
+        )
+    yield f"Real time: of the {first} seconds."
     yield ""
+
+
+def _whole(cell: Mapping[str, Any], kinds: Sequence[str]) -> Iterator[str]:
+    """Seconds of each kind, and how many times real time the first is."""
+    found = [cell.get(kind) for kind in kinds]
+    for whole in found:
+        yield "-" if whole is None else f"{whole['seconds']:.1f}"
+    for key in ("real_time", "real_time_new"):
+        yield _number(found[0][key] if found[0] else None)
 
 
 def takes_table(results: Mapping[str, Any]) -> Iterator[str]:

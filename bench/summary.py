@@ -161,10 +161,10 @@ def goals(found: Mapping[str, Any], workload: Workload) -> list[dict[str, Any]]:
     everyone = found["contenders"]
     ours = {name: modes for name, modes in everyone.items() if name.startswith("clean_lm")}
     lines = []
-    for other in ("optimum-style", "audiocraft"):
-        theirs = everyone.get(other, {}).get(GUIDED, {}).get("step", {})
+    for other, theirs in everyone.items():
         for name, modes in ours.items():
-            lines += _speedups(name, modes.get(GUIDED, {}).get("step", {}), other, theirs)
+            for mode in (GUIDED, NULL) if other not in ours else ():
+                lines += _speedups(mode, name, modes.get(mode, {}), other, theirs.get(mode, {}))
     for name, modes in ours.items():
         for mode in (GUIDED, NULL):
             lines += _own_ratios(name, mode, modes.get(mode, {}), found["yardstick"], workload)
@@ -172,12 +172,19 @@ def goals(found: Mapping[str, Any], workload: Workload) -> list[dict[str, Any]]:
 
 
 def _speedups(
-    name: str, steps: Mapping[int, float], other: str, theirs: Mapping[int, float]
+    mode: str, name: str, cell: Mapping[str, Any], other: str, theirs: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """How many times as long as ours another contender's guided step takes."""
-    for at, seconds in steps.items():
-        if at in theirs:
-            yield {"what": f"guided step at {at} columns: {other} / {name}", "ratio": theirs[at] / seconds}
+    """How many times as long as ours another contender takes in one mode: steps, prefill, whole generations."""
+    for at, seconds in cell.get("step", {}).items():
+        if at in theirs.get("step", {}):
+            yield {"what": f"{mode} step at {at} columns: {other} / {name}", "ratio": theirs["step"][at] / seconds}
+    if cell.get("prefill") and theirs.get("prefill"):
+        yield {"what": f"{mode} prefill: {other} / {name}", "ratio": theirs["prefill"] / cell["prefill"]}
+    for kind in ("whole", "extrapolated"):
+        if cell.get(kind) and theirs.get(kind):
+            how = "measured" if kind == "whole" else kind
+            ratio = theirs[kind]["seconds"] / cell[kind]["seconds"]
+            yield {"what": f"{mode} generation ({how}): {other} / {name}", "ratio": ratio}
 
 
 def _own_ratios(

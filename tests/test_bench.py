@@ -9,9 +9,10 @@ import torch
 
 from bench import __main__ as command
 from bench import contenders, huggingface, machine, measure, ours, upstream
-from bench.contenders import Files
-from bench.measure import BANDWIDTH, DECODE, ENCODE, MACHINE, PREFILL, STEP, Point, Sample
-from bench.optimum import Optimum, draw
+from bench.contenders import NAMES, OPENVINO, Files
+from bench.measure import BANDWIDTH, DECODE, ENCODE, MACHINE, PREFILL, STEP, WHOLE, Point, Sample
+from bench.numpy_loop import draw
+from bench.optimum import Optimum
 from bench.plot import spread
 from bench.report import markdown
 from bench.summary import all_steps, at_length, medians, summarise
@@ -23,7 +24,10 @@ from tests.support import ROOT, feed
 pytestmark = pytest.mark.bench
 
 TOLERANCE = 1e-5  # of the largest logit
+INT8_KL, INT4_KL = 0.01, 1.0  # nats a code, of OpenVINO's weights on the demo's model and random codes, unguided
 MODES = [Mode(GUIDED, True, 1), Mode(NULL, False, 1), Mode("takes", False, 3), Mode("guided takes", True, 2)]
+WEIGHTS = ("fp32", "int8", "int4")  # OpenVINO's
+THEIRS = [] if contenders.missing(OPENVINO) else [f"{OPENVINO} {weights}" for weights in WEIGHTS]
 RELEASED = Model(24, 16, 64, 4, 2048, (0, 1, 2, 3), 768, 32_000, 50.0)
 
 
@@ -36,13 +40,13 @@ def run(tmp_path_factory):
     work, threads = tmp_path_factory.mktemp("bench"), torch.get_num_threads()
     torch.set_num_threads(1)
     arguments = ["--size", "tiny", "--work", work, "--ckpt", ROOT / "demo", "--rounds", 2, "--steps", 2, "--takes", 2]
-    arguments += ["--variants", "fp32", "int8"]
+    arguments += ["--variants", "fp32", "int8", "--contenders", *NAMES, "--openvino", *WEIGHTS]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         command.main([str(argument) for argument in arguments])
     yield SimpleNamespace(
         work=work,
-        files=Files(ROOT / "demo", work / "bundle", work / "growing"),
+        files=Files(ROOT / "demo", work / "bundle", work / "growing", work / "openvino"),
         results=json.loads((work / "results.json").read_text(encoding="utf-8")),
     )
     torch.set_num_threads(threads)
@@ -55,7 +59,7 @@ def fp32(run):
 
 def test_results(run):
     results = run.results
-    assert results["groups"] == [["clean_lm fp32", "clean_lm int8", "optimum-style", "transformers"]]
+    assert results["groups"] == [["clean_lm fp32", "clean_lm int8", *THEIRS, "optimum-style", "transformers"]]
     assert results["workload"]["prefill"] == 301
     assert results["workload"]["workload_steps"] == 1202
     assert results["summary"]["bandwidth"] > 0
@@ -85,7 +89,7 @@ def test_every_contender_is_measured_in_every_round(run):
     for turn in range(2):
         order = [s["contender"] for s in run.results["samples"] if (s["round"], s["what"]) == (turn, STEP)]
         names = run.results["groups"][0]
-        assert order[:4] == names[turn:] + names[:turn]
+        assert order[: len(names)] == names[turn:] + names[:turn]
         assert sorted(order) == sorted(6 * names + names[:2])  # clean_lm's takes
     assert all(len(s["values"]) == 2 for s in run.results["samples"] if s["what"] == STEP)
 
@@ -114,13 +118,56 @@ def keyed(tree):
 def test_the_growing_cache_gives_our_logits_and_tokens(run, fp32, mode):
     optimum = Optimum(run.files.growing, run.files.bundle, fp32.coder)
     codes = fp32.model.codes(mode.takes, 12)
-    decoder, growing = fp32._decoder(mode), optimum._run(mode, 0)
+    decoder, growing = fp32._decoder(mode), optimum.run(mode, 0)
     for columns in (codes[:, :, :9], codes[:, :, 9:10], codes[:, :, 10:11]):
         feed(decoder, columns, np.zeros(codes.shape[:2]))
         growing(columns)
         assert np.abs(decoder.logits - growing.logits).max() <= TOLERANCE * np.abs(decoder.logits).max()
     greedy = fp32.lm.generate_codes(codes, fp32._texts(mode), frames=40, sampling=Sampling(use_sampling=False))
     np.testing.assert_array_equal(optimum.generate(mode, codes, 40, top_k=1), greedy)
+
+
+@pytest.fixture(scope="module")
+def theirs(run):
+    """OpenVINO by the way to store weights."""
+    pytest.importorskip("openvino")
+    return {weights: contenders.open_openvino(run.files, weights) for weights in WEIGHTS}
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_openvino_has_our_logits(fp32, theirs, mode):
+    codes, decoder = fp32.model.codes(mode.takes, 12), fp32._decoder(mode)
+    runs = {weights: contender.run(mode, 0) for weights, contender in theirs.items()}
+    for columns in (codes[:, :, :9], codes[:, :, 9:10], codes[:, :, 10:11]):
+        feed(decoder, columns, np.zeros(codes.shape[:2]))
+        for run in runs.values():
+            run(columns)
+        assert np.abs(decoder.logits - runs["fp32"].logits).max() <= TOLERANCE * np.abs(decoder.logits).max()
+        if not mode.text:
+            assert divergence(decoder.logits, runs["int8"].logits) < INT8_KL
+            assert INT8_KL < divergence(decoder.logits, runs["int4"].logits) < INT4_KL
+
+
+def divergence(ours, theirs):
+    """The mean KL divergence of two arrays of logits [B, K, card], in nats."""
+    log_p, log_q = (torch.from_numpy(logits).log_softmax(dim=-1) for logits in (ours, theirs))
+    return float((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean())
+
+
+def test_openvino_runs_fused_attention_on_compressed_weights(fp32, theirs):
+    """What its CPU plugin makes of the graph: one operation for attention and cache, no cache of its own beside it."""
+    for weights, stored in (("fp32", "f32"), ("int8", "u8"), ("int4", "u4")):
+        run = theirs[weights].run(MODES[0], 0)
+        run(fp32.model.codes(1, 3))
+        nodes = theirs[weights].compiled.get_runtime_model().get_ops()
+        kinds = [node.get_rt_info()["layerType"].astype(str) for node in nodes]
+        products = [node for node, kind in zip(nodes, kinds, strict=True) if kind == "FullyConnected"]
+        assert kinds.count("ScaledDotProductAttention") == fp32.model.layers
+        assert {node.input(1).get_element_type().get_type_name() for node in products} == {stored}
+        assert len(products) == 6 * fp32.model.layers + 1
+        [state, *others] = run.reader.request.query_state()
+        assert len(others) == 2 * fp32.model.layers - 1
+        assert tuple(state.state.shape) == (2, fp32.model.heads, 3, fp32.model.head_dim)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
@@ -138,6 +185,23 @@ def test_whole_generations_have_the_whole_length(run, fp32):
     audio = fp32.model.prompt(REFERENCE.prompt)
     for contender in (fp32, contenders.open_optimum(run.files), contenders.open_transformers(run.files)):
         assert contender.continue_audio(MODES[1], audio, REFERENCE).shape == (1, 1, 30 * 32_000)
+
+
+def test_whole_generations_are_measured_in_every_round(run, tmp_path):
+    out = ["--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "a.md"), "--plot", str(tmp_path / "a.png")]
+    where = ["--size", "tiny", "--work", str(run.work), "--ckpt", str(ROOT / "demo")]
+    which = ["--contenders", "clean_lm", "openvino", "--variants", "int8", "--openvino", "int4", "--full"]
+    command.main([*where, *out, *which, "--rounds", "2", "--steps", "1", "--parts", "steps", "prefill", "codec"])
+    results = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    names = ["clean_lm int8", *(f"{OPENVINO} int4" for _ in THEIRS[:1])]
+    whole = [(s["round"], s["contender"], s["mode"]) for s in results["samples"] if s["what"] == WHOLE]
+    assert sorted(whole) == sorted((turn, name, mode) for turn in range(2) for name in names for mode in (GUIDED, NULL))
+    text = (tmp_path / "a.md").read_text(encoding="utf-8")
+    for name in names:
+        cell = results["summary"]["contenders"][name][NULL]
+        measured, extrapolated = (f"{cell[kind]['seconds']:.1f}" for kind in ("whole", "extrapolated"))
+        assert f"| {measured} | {extrapolated} | {cell['whole']['real_time']:.2f} |" in text
+    assert "the median of 2 generations" in text
 
 
 def test_what_a_step_reads(run, fp32):
