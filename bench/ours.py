@@ -19,7 +19,7 @@ from clean_lm.session import Graph, open_graph
 
 ROOT = Path(__file__).parents[1]
 FP32 = "fp32"
-EXPORTED = ("int8", "int4")  # besides fp32, in a bundle that is exported here: each takes minutes
+EXPORTED = ("fp32", "int8", "mixed", "int4")
 SAMPLING = Sampling(top_k=TOP_K, cfg_coef=CFG_COEF)
 
 

@@ -23,7 +23,7 @@ GRAPH = 10**6  # bytes of a layer's nodes while a graph is traced
 COPIES = 8  # of the largest matrix, in float32: while it is quantized; a layer in float64 takes less
 ROWS = 6  # of the runs that calibrate: three texts, guided
 SCALE = 4  # bytes
-GPTQ = 32  # bytes for each entry of the largest Hessian: in float64, its factor and its inverse
+GPTQ = 24  # bytes for each entry of the largest Hessian: itself, damped, turned, its factor and the inverse
 READ = 4 * 20  # bytes for each column and channel: what a layer's matrices read and give
 
 
@@ -66,7 +66,7 @@ def require(out: Path, needs: Needs) -> None:
     if needs.memory > (there := memory.available()):
         raise ExportError(
             f"needs {size(needs.memory)} of memory, this machine has {size(there)} available: end other programs, or "
-            "export on a machine with more; fewer --variant at once need less disk, int4 needs the least memory"
+            "export on a machine with more; fewer --variant at once need less disk, int8 needs the least memory"
         )
 
 

