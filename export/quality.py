@@ -19,6 +19,7 @@ from clean_lm.audio import convert_audio
 from clean_lm.audio_codec import Codec
 from clean_lm.audio_files import read
 from clean_lm.conditioning import PerRow, SelfWav
+from clean_lm.console import plain
 from clean_lm.delay_pattern import delay, prefill_length
 from clean_lm.generation import Sampling
 from clean_lm.language_model import LanguageModel
@@ -39,7 +40,7 @@ FRAMES = 100  # of own samples that are measured on
 SAMPLES, SAMPLE_FRAMES = 3, 400  # draws that matrices are rounded on, and frames of each
 PROMPT, CLIP = 50, 250  # frames of a clip that the calibration continues, and that are measured
 GREEDY = 100  # frames that are generated greedily
-OWN = "own samples"
+OWN, LONGEST = "own samples", 100  # characters of the names of clips
 SAMPLER = Variant(bits=8)
 KL_BOUND, PERPLEXITY_BOUND = 0.05, 1.03  # a variant that may be worse is not made a default
 PIECE = 50  # frames that are resampled together for the interval: neighbours are alike
@@ -267,11 +268,17 @@ def measure(variant: LanguageModel, reference: Reference) -> Quality:
     pieces = np.concatenate([sums(variant, *pair) for pair in pairs], axis=1)
     kl, same, cross, cross_fp32, count = pieces.sum(axis=1)
     perplexity, perplexity_fp32 = float(np.exp(cross / count)), float(np.exp(cross_fp32 / count))
-    source = ", ".join(codes.source for codes in reference.codes)
+    source = named([codes.source for codes in reference.codes])
     kl_high, ratio_high = intervals(pieces)
     perplexity_high = None if ratio_high is None else ratio_high * perplexity_fp32
     numbers = float(kl / count), float(same / count), perplexity, perplexity_fp32, reference.greedy_frames(variant)
     return Quality(*numbers, int(count), source, kl_high, perplexity_high)
+
+
+def named(sources: Sequence[str]) -> str:
+    """What was measured on, in one line that a manifest takes."""
+    line = plain(", ".join(dict.fromkeys(sources)))
+    return line if len(line) <= LONGEST else f"{len(sources)} clips: {line[:LONGEST]}..."
 
 
 def intervals(pieces: np.ndarray) -> tuple[float | None, float | None]:

@@ -472,6 +472,15 @@ def test_intervals():
     assert quality.intervals(pieces[:, :1]) == (None, None)
 
 
+def test_the_names_of_many_clips():
+    """A manifest takes a line of 1000 characters."""
+    assert quality.named(["a.wav", "b.wav"]) == "a.wav, b.wav"
+    assert quality.named(["own samples"] * 3) == "own samples"
+    assert quality.named([f"{i}\n{'x' * 250}.wav" for i in range(90)]).startswith("90 clips: 0")
+    assert len(quality.named(["x" * 255] * 2)) < 130
+    assert "\n" not in quality.named(["a\nb.wav"])
+
+
 def test_pieces_add_up(variants, reference):
     """A second each, a shorter rest with the last."""
     lm = LanguageModel.load(variants, variant="int8")
