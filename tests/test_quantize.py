@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,15 @@ from weights.mapping import fill
 pytestmark = pytest.mark.export
 
 QUANTIZED = tuple(name for name, variant in VARIANTS.items() if variant.bits)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_samples() -> Iterator[None]:
+    """Tiny models have little to say: fewer and shorter draws to round them on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "SAMPLES", 2)
+        patch.setattr(quality, "SAMPLE_FRAMES", 50)
+        yield
 
 
 @pytest.fixture(scope="module")
