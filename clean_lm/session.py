@@ -1,8 +1,6 @@
 """A bundle's graphs, opened in ONNX Runtime when they are first run."""
 
-import os
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +17,6 @@ from clean_lm.options import shown
 
 # Older ones end the process with a division by zero where cross-attention has no rows: without a text, that is.
 OLDEST = (1, 29)
-TILES_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"  # read by ONNX Runtime when it makes an attention kernel, not later
-ENVIRONMENT = threading.Lock()  # the process's: of two sessions that open at once, one waits
 Provider = str | tuple[str, dict[str, Any]]
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int8)": "int8"}
 DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8}
@@ -53,8 +49,7 @@ class Graph:
         providers = list(self.options.get("providers") or ("CPUExecutionProvider",))
         require_providers(providers)
         try:
-            with attention_kernels(self.inputs):
-                session = ort.InferenceSession(str(self.path), self.session_options(), providers=providers)
+            session = ort.InferenceSession(str(self.path), self.session_options(), providers=providers)
         except Exception as error:  # onnxruntime has no common base class for its own
             raise BundleError(f"{self.path}: ONNX Runtime does not load it: {error}") from None
         require_started(providers, session.get_providers())
@@ -83,27 +78,6 @@ class Graph:
             raise BundleError(f"{self.path}: {name} has a size {shown(unknown[0])}, expected {', '.join(sizes)}")
         shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
         return np.zeros(shape, dtype=DTYPES[tensor.dtype])
-
-
-@contextmanager
-def attention_kernels(inputs: Mapping[str, TensorInfo]) -> Iterator[None]:
-    """Sessions that open meanwhile read int8 caches at once, not in tiles (flash attention), as in docs/speed.md.
-
-    Steps are faster so; float caches are left alone, with which they are slower. The environment is the only way to say
-    so. It is changed until the session is open, and not at all where the application has the variable, "0" too.
-    """
-    if not any(tensor.dtype == "int8" for tensor in inputs.values()):
-        yield
-        return
-    with ENVIRONMENT:
-        if TILES_OFF in os.environ:
-            yield
-            return
-        os.environ[TILES_OFF] = "1"
-        try:
-            yield
-        finally:
-            os.environ.pop(TILES_OFF, None)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
-"""ONNX Runtime itself: its oldest version, and the kernels that it is asked for."""
+"""ONNX Runtime itself: its oldest version."""
 
-import os
 import re
 import tomllib
 
@@ -9,9 +8,7 @@ import pytest
 
 from clean_lm import cli
 from clean_lm.language_model import LanguageModel
-from clean_lm.manifest import BundleError, GraphInfo
-from clean_lm.manifest_fields import TensorInfo
-from clean_lm.session import OLDEST, TILES_OFF, Graph
+from clean_lm.session import OLDEST
 from tests.support import ROOT
 
 pytestmark = [pytest.mark.quick, pytest.mark.runtime]
@@ -44,25 +41,3 @@ def test_the_oldest_versions_are_the_same_everywhere():
     assert len(allowed) == len(packages)
     assert dict(pins) == allowed
     assert allowed["onnxruntime"] == ".".join(map(str, OLDEST))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "chosen", "expected"), [("int8", None, "1"), ("int8", "0", "0"), ("float32", None, None)]
-)
-def test_attention_reads_int8_caches_without_tiles(monkeypatch, tmp_path, dtype, chosen, expected):
-    """ONNX Runtime sees the variable while such a session opens, and the application's own choice always."""
-    monkeypatch.delenv(TILES_OFF, raising=False)
-    if chosen is not None:
-        monkeypatch.setenv(TILES_OFF, chosen)
-    seen = []
-
-    def opened(*_, **__):
-        seen.append(os.environ.get(TILES_OFF))
-        raise RuntimeError("no model")
-
-    monkeypatch.setattr(ort, "InferenceSession", opened)
-    caches = {"past_key_values.0.key": TensorInfo("past_key_values.0.key", dtype, (1, 2))}
-    with pytest.raises(BundleError, match="no model"):
-        Graph(tmp_path, GraphInfo("lm_inference", "a.onnx", "a.onnx.data", caches, {}), {}).open()
-    assert seen == [expected]
-    assert os.environ.get(TILES_OFF) == chosen
