@@ -64,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--variants",
         nargs="+",
-        help="of clean_lm (default: all that --bundle holds; of a bundle exported here: fp32 int8 int4)",
+        help="of clean_lm (default: all that --bundle holds; of a bundle exported here: "
+        + " ".join(ours.EXPORTED)
+        + ")",
     )
     parser.add_argument(
         "--openvino", nargs="+", choices=OPENVINO_WEIGHTS, default=OPENVINO_WEIGHTS[1:],

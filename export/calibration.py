@@ -39,9 +39,8 @@ class Calibration:
         rounded = self.rounded(variant.storage) if variant.calibrated else {}
         others = {}
         if variant.sensitive:
-            module = self.exact.module
-            costs = sensitivity.costs(module, self.sequences[-1:], self.read_back(rounded))
-            sizes = {name: matrix.numel() for name, matrix in module.named_parameters()}
+            costs = sensitivity.costs(self.sequences[-1:], self.read_back(rounded))
+            sizes = {name: matrix.numel() for name, matrix in self.exact.module.named_parameters()}
             others = dict.fromkeys(most_sensitive(costs, sizes, COST_BOUND), variant.sensitive)
         return Calibrated(rounded, others, self.reference.scales if variant.cache == "int8" else None)
 

@@ -21,7 +21,6 @@ from clean_lm.models.transformer import Cache, GroupQueryAttention, Layer
 
 CFG_COEF = 3.0  # of the guided logits that are compared
 MATRICES = ("qkv", "out", "cross_q", "cross_out", "linear1", "linear2")
-Calls = Mapping[str, Sequence[tuple[Tensor, Tensor]]]  # what a matrix reads [..., K] and gives [..., N], by its name
 
 
 class Sequences:

@@ -21,7 +21,7 @@ from export.layerwise import MatrixCalls, Sequences, matrices_of
 Rounded = Callable[[str], Tensor]  # the name of a matrix -> the matrix as it is read back [K, N]
 
 
-def costs(lm: LM, sequences: Sequence[Sequences], rounded: Rounded) -> dict[str, float]:
+def costs(sequences: Sequence[Sequences], rounded: Rounded) -> dict[str, float]:
     """KL divergence in nats, mean over codes, that the rounding of each matrix adds, by its name in the graph."""
     found: dict[str, float] = {}
     divergence = 0.0

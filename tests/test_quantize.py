@@ -330,7 +330,7 @@ def test_what_is_sensitive_is_found():
         for part, x in zip(("key", "value"), kv, strict=True)
     }
     sequences = [Sequences(module, codes, Conditioning(1, 2, named, None))]
-    found = costs(module, sequences, lambda name: rounded(dict(module.named_parameters())[name], Storage(4, 32)))
+    found = costs(sequences, lambda name: rounded(dict(module.named_parameters())[name], Storage(4, 32)))
     assert found.keys() == {*(f"layers.{i}.{name}" for i in range(TINY.layers) for name in MATRICES), "heads"}
     assert max(found, key=lambda name: found[name]) == "layers.2.linear1"
 
@@ -343,7 +343,7 @@ def test_costs_rank_as_rounding_one_by_one_does(variants):
     drawn = lm.generate_codes(batch=4, frames=60, seed=0)
     sequences = Sequences(module, drawn, lm.conditioner([None] * 4, None, "single"))
     back = {name: rounded(matrix, Storage(4, 32)) for name, matrix in module.named_parameters() if matrix.ndim == 2}
-    estimated = costs(module, [sequences], lambda name: back[name])
+    estimated = costs([sequences], lambda name: back[name])
     inputs, measured = sensitivity.layer_inputs(sequences), {}
     exact = dict(module.named_parameters())
     for name in estimated:

@@ -196,7 +196,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(bundle, cache, m
 
 @pytest.mark.usefixtures("settled")
 def test_a_forged_entry_passes_and_again_refuses_it(bundle, cache, capsys):
-    """What is not covered: a disk that loses a bit without a word, and whoever writes to the user's cache folder. Both
+    """Not covered: silent damage on the disk, and an attacker who writes to the user's cache folder. Both
     look like a file that has not changed."""
     check(bundle)
     path = bundle / NAME
