@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from clean_lm.models.lm import LM
 from clean_lm.models.transformer import StandardAttention
 from export.bundle_writer import FP32
 from export.lm_graphs import LM_GRAPHS, text_module
+from export.onnx_graph import load, weight_of
 from export.opened import Bundle, opened
 
 # What the manifest's `model` and LMConfig have by the same name.
@@ -29,7 +29,7 @@ class BundleWeights:
         for graph in LM_GRAPHS:
             self.manifest.check_files(self.manifest.files_of(graph))
         self.graphs = {
-            name: ir.load(self.manifest.folder / f"{graph}.onnx").graph.initializers
+            name: load(self.manifest.folder / f"{graph}.onnx").graph.initializers
             for name, graph in zip(("condition", "lm"), LM_GRAPHS, strict=True)
         }
         self.config = self._config()
@@ -43,7 +43,7 @@ class BundleWeights:
     def _config(self) -> LMConfig:
         model = self.manifest.language_model
         prefix = "prefix" in self.manifest.graphs["lm_inference"].inputs
-        hidden, dim = read_initializer(self.graphs["lm"]["layers.0.linear2"]).shape
+        hidden, dim = weight_of(self.graphs["lm"]["layers.0.linear2"]).shape
         return LMConfig(
             hidden_scale=hidden // dim,
             solver="musicgen",  # decides the defaults alone, which the manifest has
@@ -62,20 +62,10 @@ class Initializers(Mapping[str, Tensor]):
     dtype: torch.dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        return read_initializer(self.initializers[name]).to(self.dtype)
+        return weight_of(self.initializers[name]).to(self.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.initializers)
 
     def __len__(self) -> int:
         return len(self.initializers)
-
-
-def read_initializer(value: ir.Value) -> Tensor:
-    """An initializer of a graph, mapped copy on write where it lies in a file."""
-    tensor = value.const_value
-    assert tensor is not None
-    if not isinstance(tensor, ir.ExternalTensor):
-        return torch.from_numpy(np.array(tensor.numpy()))
-    shape = tuple(tensor.shape.numpy())
-    return torch.from_numpy(np.memmap(tensor.path, tensor.dtype.numpy(), "c", tensor.offset or 0, shape))

@@ -149,6 +149,27 @@ def _clean(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
+def load(path: Path) -> ir.Model:
+    """A graph whose weights are memory-mapped, copy on write, from files beside it: hard links too, which onnx_ir
+    refuses. Raises ValueError where a weight lies in another folder."""
+    model = ir.load(path)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            if Path(tensor.location).name != tensor.location:
+                raise ValueError(f"{path}: {tensor.name} lies in {tensor.location!r}, expected a file beside the graph")
+            shape = tuple(tensor.shape.numpy())
+            mapped = np.memmap(path.parent / tensor.location, tensor.dtype.numpy(), "c", tensor.offset or 0, shape)
+            value.const_value = ir.Tensor(mapped, dtype=tensor.dtype, name=tensor.name)
+    return model
+
+
+def weight_of(value: ir.Value) -> Tensor:
+    """A weight of a graph that `load` gave, not copied where it lies in a file."""
+    assert value.const_value is not None
+    return torch.from_numpy(np.require(value.const_value.numpy(), requirements="W"))
+
+
 def save(
     model: ir.Model, path: Path, shared: Mapping[str, ir.ExternalTensor] | None = None
 ) -> dict[str, ir.ExternalTensor]:

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from export.onnx_graph import save
+from export.onnx_graph import load, save, weight_of
 from export.rounding import Blocks, Storage, quantize_columns, to_nearest
 from export.variants import Variant
 
@@ -26,7 +26,7 @@ class Calibrated:
 
 def rewrite(source: Path, target: Path, variant: Variant, calibrated: Calibrated) -> None:
     """Write a variant of a traced graph. What has not been rounded in calibration is rounded to the nearest code."""
-    model = ir.load(source)
+    model = load(source)
     for node in list(model.graph):
         weight = node.inputs[1] if node.op_type == "MatMul" else node.inputs[0] if node.op_type == "Gather" else None
         if weight is None or weight.const_value is None or len(weight.shape or ()) != 2:
@@ -50,7 +50,7 @@ def _blocks(graph: ir.Graph, node: ir.Node, weight: ir.Value, storage: Storage, 
     (rows, columns), name = _shape(weight), weight.name or ""
     storage = calibrated.others.get(name, storage).fit(rows)
     file = None if name in calibrated.others else calibrated.rounded.get(name)
-    parts = once(lambda: _packed(Blocks.load(file) if file else to_nearest(_tensor(weight), storage)))
+    parts = once(lambda: _packed(Blocks.load(file) if file else to_nearest(weight_of(weight).float(), storage)))
     count, bits, codes = -(-rows // storage.block), storage.bits, ir.DataType.UINT8
     packed, packed_zeros = storage.block * bits // 8, -(-count * bits // 8)
     inputs = [
@@ -73,7 +73,7 @@ def _packed(blocks: Blocks) -> list[Tensor]:
 def _dynamic(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
     """MatMul -> the activations' scale, MatMulInteger, and both scales on its result."""
     rows, columns = _shape(weight)
-    parts = once(lambda: quantize_columns(_tensor(weight)))
+    parts = once(lambda: quantize_columns(weight_of(weight).float()))
     codes = _lazy(graph, f"{weight.name}.int8", (rows, columns), ir.DataType.UINT8, lambda: parts(0))
     scales = _lazy(graph, f"{weight.name}.scale", (columns,), ir.DataType.FLOAT, lambda: parts(1))
     zero = _lazy(graph, "zero", (), ir.DataType.UINT8, lambda: torch.tensor(128, dtype=torch.uint8))
@@ -89,7 +89,7 @@ def _embedding(graph: ir.Graph, node: ir.Node, table: ir.Value, variant: Variant
     """Gather -> the same on int8 codes, and their scales."""
     rows, columns = _shape(table)
     if variant.dynamic:
-        parts = once(lambda: _dynamic_table(_tensor(table)))
+        parts = once(lambda: _dynamic_table(weight_of(table).float()))
         codes = _lazy(graph, f"{table.name}.int8", (rows, columns), ir.DataType.UINT8, lambda: parts(0))
         scales = _lazy(graph, f"{table.name}.scale", (rows, 1), ir.DataType.FLOAT, lambda: parts(1))
         zero = _lazy(graph, "middle", (), ir.DataType.FLOAT, lambda: torch.tensor(128.0))
@@ -101,7 +101,7 @@ def _embedding(graph: ir.Graph, node: ir.Node, table: ir.Value, variant: Variant
         return
     block = 16 if columns < 32 else 32
     count = -(-columns // block)
-    parts = once(lambda: _block_table(_tensor(table), block))
+    parts = once(lambda: _block_table(weight_of(table).float(), block))
     codes = _lazy(graph, f"{table.name}.int8", (rows, columns), ir.DataType.UINT8, lambda: parts(0))
     scales = _lazy(graph, f"{table.name}.scale", (rows, count), table.dtype, lambda: parts(1))
     attributes = {"bits": 8, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
@@ -184,8 +184,3 @@ def _shape(weight: ir.Value) -> tuple[int, int]:
     assert weight.const_value is not None
     rows, columns = weight.const_value.shape.numpy()
     return rows, columns
-
-
-def _tensor(weight: ir.Value) -> Tensor:
-    assert weight.const_value is not None
-    return torch.from_numpy(np.array(weight.const_value.numpy())).float()

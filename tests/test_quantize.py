@@ -1,6 +1,7 @@
 """Variants: codes and scales, the rewritten graphs beside the arithmetic that they stand for, quality, the manifest."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -621,6 +622,28 @@ def test_the_default_stays_where_none_that_is_added_is_within_the_bounds(copied,
     measured(monkeypatch, 1.0)
     assert add(copied, ["int4"])[-1] == "int4 is worse than the bounds: the default is fp32"
     assert (manifest(copied)["variant"], list(manifest(copied)["variants"])) == (FP32, [FP32, "int4"])
+
+
+def test_hard_links(music, tmp_path):
+    """A copy that shares its files with the original: read as it is, and the original stays as it was."""
+    original, linked = music("text", True), tmp_path / "linked"
+    shutil.copytree(original, linked, copy_function=os.link)
+    add(linked, ["int8"])
+    assert set(manifest(linked)["variants"]) == {FP32, "int8"}
+    assert set(manifest(original)["variants"]) == {FP32}
+    assert Manifest.read(original)
+
+
+def test_a_weight_in_another_folder_is_refused(tmp_path):
+    path = graph_of(tmp_path, "MatMul", np.ones((64, 64), np.float32))
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="w.data", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    (weight,) = model.graph.initializer
+    next(entry for entry in weight.external_data if entry.key == "location").value = "../w.data"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"lies in '../w.data', expected a file beside the graph"):
+        rewrite(path, tmp_path / "small.onnx", VARIANTS["int8"], Calibrated())
 
 
 def test_every_backend_has_its_variants(variants):
