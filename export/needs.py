@@ -14,7 +14,7 @@ from clean_lm import memory
 from clean_lm.memory import size
 from clean_lm.models.config import LMConfig
 from export.commands import ExportError, progress, require_new
-from export.quality import FRAMES, PROMPT, SAMPLE_FRAMES, SAMPLER, SAMPLES
+from export.quality import FRAMES, PROMPT, SAMPLER, SAMPLES
 from export.variants import FP32, ONCE, VARIANTS, Variant
 
 BASE = 900 * 10**6  # bytes that Python, PyTorch, ONNX Runtime and a traced graph take
@@ -50,10 +50,10 @@ def of_export(c: LMConfig, parameters: int, names: Sequence[str], others: int = 
     rounded = {variant.storage for variant in made if variant.calibrated}
     sampler = stored(SAMPLER, parameters - once) if made else 0
     disk += sampler + sum(stored(Variant(bits=8, block=storage.block), parameters - once) for storage in rounded)
-    columns = SAMPLE_FRAMES if rounded else PROMPT + FRAMES
+    columns = max(SAMPLES) if rounded else PROMPT + FRAMES
     cache = 2 * c.layers * c.dim * columns * ROWS * 4
     drawing = sampler + cache if made else 0
-    rounding = GPTQ * c.hidden**2 + READ * c.dim * columns * ROWS * (SAMPLES - 1) if rounded else 0
+    rounding = GPTQ * c.hidden**2 + READ * c.dim * sum(SAMPLES[:-1]) * ROWS if rounded else 0
     measuring = max((held(variant, parameters - once) for variant in made), default=0) + cache // 4
     working = max(8 * (layer + 2 * matrix), COPIES * 4 * matrix, drawing, rounding, measuring)
     return Needs(disk, BASE + GRAPH * c.layers + working + 4 * others)

@@ -37,7 +37,7 @@ from export.variants import Variant
 from weights.mapping import fill
 
 FRAMES = 100  # of own samples that are measured on
-SAMPLES, SAMPLE_FRAMES = 3, 400  # draws that matrices are rounded on, and frames of each
+SAMPLES = (400, 400, 200)  # frames of the draws that matrices are rounded on, and last of the one for what that costs
 PROMPT, CLIP = 50, 250  # frames of a clip that the calibration continues, and that are measured
 GREEDY = 100  # frames that are generated greedily
 OWN, LONGEST = "own samples", 100  # characters of the names of clips
@@ -158,16 +158,19 @@ def scales_of_caches(peaks: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def own_samples(sampler: LanguageModel, bundle: Bundle) -> list[Codes]:
-    """What the model draws without a prompt, several times, to round its matrices on; none of it is measured."""
+    """What the model draws without a prompt, to round its matrices on, and last for what that costs; none of it is
+    measured."""
     texts, self_wav = example_conditions(sampler, bundle)
-    seeds = [draw * len(texts) for draw in range(1, SAMPLES + 1)]  # row b is drawn with seed + b
-    drawn = [generate(sampler, None, texts, self_wav, SAMPLE_FRAMES, seed) for seed in seeds]
+    drawn = [
+        generate(sampler, None, texts, self_wav, frames, seed=draw * len(texts))  # row b is drawn with seed + b
+        for draw, frames in enumerate(SAMPLES, 1)
+    ]
     return [Codes(codes, texts, self_wav, OWN) for codes in drawn]
 
 
 def clip_samples(bundle: Bundle, clips: Sequence[Path]) -> list[Codes]:
     """The codes of clips, to round matrices on: what follows the part that is measured, or where nothing does, all."""
-    rows = clip_codes(bundle, clips, CLIP + SAMPLE_FRAMES)
+    rows = clip_codes(bundle, clips, CLIP + SAMPLES[0])
     parts = [row[:, CLIP:] if row.shape[1] >= CLIP + FRAMES else row for row in rows]
     return [Codes(part[None], [None], None, clip.name) for part, clip in zip(parts, clips, strict=True)]
 

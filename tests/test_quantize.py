@@ -23,7 +23,7 @@ from clean_lm.models.lm import LM, Condition
 from clean_lm.models.transformer import StandardAttention
 from clean_lm.musicgen import MusicGen
 from demo.checkpoint import TINY
-from export import quality, quantize, sensitivity
+from export import quality, quantize, rounding, sensitivity
 from export.bundle_weights import BundleWeights
 from export.bundle_writer import preferred
 from export.commands import ExportError
@@ -48,8 +48,7 @@ QUANTIZED = tuple(name for name, variant in VARIANTS.items() if variant.bits)
 def short_samples() -> Iterator[None]:
     """Tiny models have little to say: fewer and shorter draws to round them on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "SAMPLES", 2)
-        patch.setattr(quality, "SAMPLE_FRAMES", 50)
+        patch.setattr(quality, "SAMPLES", (50, 50))
         yield
 
 
@@ -155,6 +154,16 @@ def test_gptq_is_the_definition():
         left[i:] -= torch.outer(inverse[:, 0] / inverse[0, 0], left[i] - expected[i])
     ours = gptq(weight, hessian, storage).weight(32)
     assert ((ours - expected).abs() < 1e-4).float().mean() > 0.98  # float32 decides a few ties otherwise
+
+
+@pytest.mark.parametrize("rows", [3, 1101])
+def test_the_factor_of_a_hessian(rows):
+    x = normal(2 * rows, rows).double()
+    hessian = x.T @ x
+    upper = rounding._inverse_factor(hessian).double()
+    damped = hessian + 0.1 * hessian.diagonal().mean() * torch.eye(rows)
+    torch.testing.assert_close(upper.T @ upper @ damped, torch.eye(rows).double(), rtol=0, atol=1e-5)
+    assert torch.equal(upper, upper.triu())
 
 
 def test_blocks_in_a_file(tmp_path):
