@@ -1,6 +1,7 @@
 """What runs of the float32 model say of how to store the matrices and caches of variants."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from clean_lm.manifest import Manifest
 from export import sensitivity
 from export.commands import progress
 from export.layerwise import Sequences, hessians
-from export.quality import KL_BOUND, Exact, Reference, clip_samples, drawn_codes, measured_codes, own_samples
+from export.quality import KL_BOUND, SAMPLER, Exact, Reference, clip_samples, drawn_codes, measured_codes, own_samples
 from export.rewrite import Calibrated
 from export.rounding import Blocks, Storage, gptq
 from export.sensitivity import most_sensitive
@@ -42,7 +43,8 @@ class Calibration:
             costs = sensitivity.costs(self.sequences[-1:], self.read_back(rounded))
             sizes = {name: matrix.numel() for name, matrix in self.exact.module.named_parameters()}
             others = dict.fromkeys(most_sensitive(costs, sizes, COST_BOUND), variant.sensitive)
-        return Calibrated(rounded, others, self.reference.scales if variant.cache == "int8" else None)
+        stored = self.exact.sampler_file(self.scratch) if replace(variant, cache=SAMPLER.cache) == SAMPLER else None
+        return Calibrated(rounded, others, self.reference.scales if variant.cache == "int8" else None, stored)
 
     @cached_property
     def sequences(self) -> list[Sequences]:

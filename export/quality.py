@@ -97,6 +97,10 @@ class Codes:
     self_wav: PerRow | None  # melody and style models: of each row, what stands in the prefix before the text
     source: str
 
+    def last_row(self) -> "Codes":
+        """The last row of the batch."""
+        return Codes(self.codes[-1:], self.texts[-1:], self.self_wav and self.self_wav[-1:], self.source)
+
 
 @dataclass(frozen=True)
 class Exact:
@@ -121,12 +125,19 @@ class Exact:
     def sampler(self, scratch: Path) -> LanguageModel:
         """The same model with int8 weights and a float cache, to draw with: nearly the same in a third of the time.
 
-        Its file in the folder `scratch` is written once; its session is closed with the last reference to the result.
+        Its session is closed with the last reference to the result.
         """
-        path, info = scratch / "samples.onnx", self.manifest.require_graph("lm_inference")
+        graph = Graph(self.sampler_file(scratch), self.manifest.require_graph("lm_inference"), {})
+        return LanguageModel(self.manifest, graph, self.lm.conditioner.condition, self.lm.self_wav)
+
+    def sampler_file(self, scratch: Path) -> Path:
+        """The sampler's graph in the folder `scratch`, written once."""
+        path = scratch / "samples.onnx"
         if not path.exists():
-            rewrite(self.manifest.folder / info.file, path, SAMPLER, Calibrated())
-        return LanguageModel(self.manifest, Graph(path, info, {}), self.lm.conditioner.condition, self.lm.self_wav)
+            rewrite(
+                self.manifest.folder / self.manifest.require_graph("lm_inference").file, path, SAMPLER, Calibrated()
+            )
+        return path
 
 
 # Calibration
@@ -251,9 +262,10 @@ class Reference:
         self.logits = [log_probabilities(by_column(exact, s.logits(x))) for s, x in list(read)[: len(codes)]]
 
     def greedy_frames(self, variant: LanguageModel) -> int:
-        """How many frames a variant draws greedily before a column that float32 has otherwise, having read the same."""
-        ours = greedy(variant, self.codes[0])
-        s = self.exact.sequences(replace(self.codes[0], codes=ours))
+        """How many frames a variant draws greedily before a column that float32 has otherwise, having read the same:
+        of the last text that was measured with, or null text."""
+        row = self.codes[0].last_row()
+        s = self.exact.sequences(replace(row, codes=greedy(variant, row)))
         (x,), _ = read_all(self.exact.module, [s])
         differs = (s.logits(x).argmax(dim=-1) != s.targets) & s.known
         columns = differs.any(dim=2).any(dim=0).nonzero()

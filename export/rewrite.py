@@ -22,6 +22,7 @@ class Calibrated:
     rounded: Mapping[str, Path] = field(default_factory=dict)  # files of Blocks by the names of matrices
     others: Mapping[str, Storage] = field(default_factory=dict)  # of the matrices that are not stored as most are
     scales: Mapping[str, np.ndarray] | None = None  # where the cache becomes int8: [H * D] by each cache input's name
+    stored: Path | None = None  # a graph that has these weights already, and a float cache
 
 
 def rewrite(source: Path, target: Path, variant: Variant, calibrated: Calibrated) -> None:

@@ -52,7 +52,7 @@ def quantize_graphs(
 ) -> None:
     """Write the language model's graphs of `source` with rounded weights to `files`; one that is there stays."""
     condition, inference = (source / f"{graph}.onnx" for graph in LM_GRAPHS)
-    rewrite(inference, files["lm_inference"], variant, calibrated)
+    rewrite(calibrated.stored or inference, files["lm_inference"], variant, calibrated)
     if not files["lm_condition"].exists():
         rewrite(condition, files["lm_condition"], ONCE[once], Calibrated())
 

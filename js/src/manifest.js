@@ -79,6 +79,7 @@ import { FieldError, isObject, printable, shown } from './typed_json.js'
  */
 
 const [FORMAT, VERSION] = ['clean_lm', 1]
+const OLDEST = [1, 29] // of onnxruntime-node
 
 /** A bundle with one of its variants chosen. */
 export class Manifest {
@@ -235,12 +236,27 @@ function named(path, error) {
 }
 
 /**
+ * Throw an Error for a version of onnxruntime-node that ends the process, by a division by zero, where cross-attention
+ * has no rows: without a text, that is.
+ *
+ * @param {string | undefined} version undefined: another package
+ */
+function requireVersion(version) {
+  if (version === undefined) return
+  const [major, minor] = version.split('.').map(Number)
+  if (major > OLDEST[0] || (major === OLDEST[0] && minor >= OLDEST[1])) return
+  const oldest = OLDEST.join('.')
+  throw new Error(`onnxruntime-node ${version} found, expected ${oldest} or newer: npm install onnxruntime-node@latest`)
+}
+
+/**
  * The backend that runs the graphs; the manifest prefers variants by it.
  *
  * @param {LoadOptions} options
  * @returns {Backend}
  */
 function backendOf({ ort, executionProviders }) {
+  requireVersion(ort.env?.versions?.node)
   const first = executionProviders?.[0]
   const name = typeof first === 'object' ? first.name : first
   if (name === 'webgpu' || name === 'wasm') return name

@@ -126,6 +126,18 @@ test('a variant has no graph that the bundle lacks', async () => {
   await refused(Manifest.open(files, { ort }), "variants.other.graphs has text_encoder, which the bundle's graphs lack")
 })
 
+test('a version of onnxruntime-node that would end the process is refused', async () => {
+  for (const version of ['1.27.0', '1.28.0-dev.1', '0.30.0']) {
+    const old = { ...ort, env: { versions: { common: '1.30.0', node: version } } }
+    await assert.rejects(Manifest.open(BUNDLE, { ort: old }), {
+      message: /^onnxruntime-node .* found, expected 1.29 or/,
+    })
+  }
+  for (const versions of [{ common: '1.20.0', node: '1.29.0' }, { common: '1.20.0', 'react-native': '1.24.3' }, {}]) {
+    await Manifest.open(BUNDLE, { ort: { ...ort, env: { versions } } })
+  }
+})
+
 test('a keyword that the validator does not know is no promise', () => {
   assert.throws(() => validate({ type: 'string', format: 'date' }, 'x'), /the schema has the keyword format/)
   assert.throws(() => validate(SCHEMA, []), FieldError)
