@@ -64,6 +64,9 @@ class Initializers(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return weight_of(self.initializers[name]).to(self.dtype)
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own reads the tensor
+        return name in self.initializers
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.initializers)
 

@@ -338,6 +338,13 @@ def test_check_table(monkeypatch: pytest.MonkeyPatch, capsys: Output):
     assert ["dropped:", "nothing"] in words
 
 
+def test_whether_a_tensor_is_there_is_known_without_reading_it(monkeypatch: pytest.MonkeyPatch):
+    weights = load(GOLDEN / "text").weights("lm")
+    monkeypatch.setattr(weights, "read", None)
+    assert "layers.0.qkv" in weights
+    assert "layers.9.qkv" not in weights
+
+
 def test_check_finds_values_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output):
     state = package("finetune_fp16")["best_state"]
     state["linears.3.weight"][5, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])

@@ -96,6 +96,9 @@ class Weights(Mapping[str, Tensor]):
         tensor = self.read(piece.name)
         return tensor if piece.rows is None else tensor[piece.rows]
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own reads the tensor
+        return name in self.rows
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.rows)
 
