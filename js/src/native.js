@@ -1,0 +1,609 @@
+/**
+ * A session of ONNX Runtime whose KV cache is really written in place, for Node and Electron.
+ *
+ * onnxruntime-node returns a copy of every output that it is given memory for: with a full cache a step takes two to
+ * four times as long as in Python, and the event loop stands still meanwhile. This session calls the C API of the same
+ * library through koffi, a foreign function interface, and binds the arrays once:
+ *
+ *     OrtGetApiBase() -> GetApi(17) -> table of functions      entry i of ORT_API is the table's i-th pointer
+ *     CreateSession(path)                                      weights stay mapped from their file
+ *     CreateIoBinding, BindInput, BindOutput                   once; later only what changed
+ *     RunWithBinding                                           on a thread of libuv: the event loop goes on
+ *
+ * Remove this file when onnxruntime-node no longer copies: https://github.com/microsoft/onnxruntime/pull/32346.
+ */
+
+/**
+ * @typedef {import('onnxruntime-common').Tensor} Tensor
+ * @typedef {import('onnxruntime-common').InferenceSession.ValueMetadata} ValueMetadata
+ * @typedef {bigint | null} Pointer
+ * @typedef {ArrayBufferView & { length: number }} TypedArray
+ * @typedef {(type: any, data: any, dims: number[]) => Tensor} CreateTensor
+ * @typedef {{ data: TypedArray, bytes: number, type: string, dims: readonly number[] }} Memory what a name is bound to
+ */
+
+const VERSION = 17 // of the C API; later ones only append entries
+const STACK = 2 ** 23 // bytes of a call on another thread: graph optimizers and kernels overflow koffi's 128 KiB
+const LIBRARY = { linux: 'libonnxruntime.so.1', darwin: 'libonnxruntime.1.dylib', win32: 'onnxruntime.dll' }
+const LEVELS = { verbose: 0, info: 1, warning: 2, error: 3, fatal: 4 }
+const DEFAULT_ALLOCATOR = { device: 0, memory: 0 } // OrtDeviceAllocator, OrtMemTypeDefault
+
+/** Of onnxruntime_c_api.h: each function's place in OrtApi, and its signature. PATH: ORTCHAR_T. @type {Record<string, [number, string]>} */
+export const ORT_API = {
+  GetErrorMessage: [2, 'const char *(const void *status)'],
+  CreateEnv: [3, 'void *(int level, const char *id, _Out_ void **env)'],
+  CreateSession: [7, 'void *(const void *env, const PATH *path, const void *options, _Out_ void **session)'],
+  CreateSessionOptions: [10, 'void *(_Out_ void **options)'],
+  SetSessionExecutionMode: [13, 'void *(void *options, int mode)'],
+  EnableMemPattern: [16, 'void *(void *options)'],
+  DisableMemPattern: [17, 'void *(void *options)'],
+  EnableCpuMemArena: [18, 'void *(void *options)'],
+  DisableCpuMemArena: [19, 'void *(void *options)'],
+  SetSessionLogId: [20, 'void *(void *options, const char *id)'],
+  SetSessionLogVerbosityLevel: [21, 'void *(void *options, int level)'],
+  SetSessionLogSeverityLevel: [22, 'void *(void *options, int level)'],
+  SetSessionGraphOptimizationLevel: [23, 'void *(void *options, int level)'],
+  SetIntraOpNumThreads: [24, 'void *(void *options, int threads)'],
+  SetInterOpNumThreads: [25, 'void *(void *options, int threads)'],
+  SessionGetInputCount: [30, 'void *(const void *session, _Out_ size_t *count)'],
+  SessionGetOutputCount: [31, 'void *(const void *session, _Out_ size_t *count)'],
+  SessionGetInputTypeInfo: [33, 'void *(const void *session, size_t index, _Out_ void **info)'],
+  SessionGetOutputTypeInfo: [34, 'void *(const void *session, size_t index, _Out_ void **info)'],
+  SessionGetInputName: [36, 'void *(const void *session, size_t index, void *allocator, _Out_ void **name)'],
+  SessionGetOutputName: [37, 'void *(const void *session, size_t index, void *allocator, _Out_ void **name)'],
+  CreateRunOptions: [39, 'void *(_Out_ void **options)'],
+  CreateTensorWithDataAsOrtValue: [
+    49,
+    'void *(const void *memory, void *data, size_t bytes, const int64_t *dims, size_t rank, int type, _Out_ void **value)',
+  ],
+  GetTensorMutableData: [51, 'void *(void *value, _Out_ void **data)'],
+  CastTypeInfoToTensorInfo: [55, 'void *(const void *info, _Out_ void **tensor)'],
+  GetTensorElementType: [60, 'void *(const void *tensor, _Out_ int *type)'],
+  GetDimensionsCount: [61, 'void *(const void *tensor, _Out_ size_t *rank)'],
+  GetDimensions: [62, 'void *(const void *tensor, _Out_ int64_t *dims, size_t rank)'],
+  GetSymbolicDimensions: [63, 'void *(const void *tensor, void *names, size_t rank)'],
+  GetTensorTypeAndShape: [65, 'void *(const void *value, _Out_ void **tensor)'],
+  CreateCpuMemoryInfo: [69, 'void *(int allocator, int memory, _Out_ void **info)'],
+  AllocatorFree: [76, 'void *(void *allocator, void *pointer)'],
+  GetAllocatorWithDefaultOptions: [78, 'void *(_Out_ void **allocator)'],
+  ReleaseEnv: [92, 'void (void *env)'],
+  ReleaseStatus: [93, 'void (void *status)'],
+  ReleaseMemoryInfo: [94, 'void (void *info)'],
+  ReleaseSession: [95, 'void (void *session)'],
+  ReleaseValue: [96, 'void (void *value)'],
+  ReleaseRunOptions: [97, 'void (void *options)'],
+  ReleaseTypeInfo: [98, 'void (void *info)'],
+  ReleaseTensorTypeAndShapeInfo: [99, 'void (void *tensor)'],
+  ReleaseSessionOptions: [100, 'void (void *options)'],
+  AddSessionConfigEntry: [130, 'void *(void *options, const char *key, const char *value)'],
+  RunWithBinding: [133, 'void *(void *session, const void *options, const void *binding)'],
+  CreateIoBinding: [134, 'void *(void *session, _Out_ void **binding)'],
+  ReleaseIoBinding: [135, 'void (void *binding)'],
+  BindInput: [136, 'void *(void *binding, const char *name, const void *value)'],
+  BindOutput: [137, 'void *(void *binding, const char *name, const void *value)'],
+  BindOutputToDevice: [138, 'void *(void *binding, const char *name, const void *memory)'],
+  GetBoundOutputValues: [140, 'void *(const void *binding, void *allocator, _Out_ void **values, _Out_ size_t *count)'],
+  ClearBoundOutputs: [142, 'void (void *binding)'],
+}
+
+/** Of onnxruntime_c_api.h: the number of a type, and the arrays that hold it; float16 as bits. */
+const TYPES = {
+  float32: { id: 1, Array: Float32Array },
+  uint8: { id: 2, Array: Uint8Array },
+  int8: { id: 3, Array: Int8Array },
+  uint16: { id: 4, Array: Uint16Array },
+  int16: { id: 5, Array: Int16Array },
+  int32: { id: 6, Array: Int32Array },
+  int64: { id: 7, Array: BigInt64Array },
+  bool: { id: 9, Array: Uint8Array },
+  float16: { id: 10, Array: Uint16Array },
+  float64: { id: 11, Array: Float64Array },
+  uint32: { id: 12, Array: Uint32Array },
+  uint64: { id: 13, Array: BigUint64Array },
+}
+const NAMES = Object.fromEntries(Object.entries(TYPES).map(([name, { id }]) => [id, name]))
+
+/** @param {string} setter @param {number} [most] */
+const level = (setter, most = 2 ** 31 - 1) => (/** @type {any} */ n) =>
+  Number.isInteger(n) && n >= 0 && n <= most && [[setter, n]]
+/** @param {string} setter @param {Record<string, number>} values */
+const choice = (setter, values) => (/** @type {any} */ name) =>
+  Object.hasOwn(values, name) && [[setter, values[name]]]
+/** @param {string} what */
+const toggle = (what) => (/** @type {any} */ on) => typeof on === 'boolean' && [[`${on ? 'Enable' : 'Disable'}${what}`]]
+
+/** Entries of a session's configuration, `extra: { session: { a: '1' } }` as session.a. @param {any} extra @param {string} [prefix] @returns {any[][] | false} */
+function configEntries(extra, prefix = '') {
+  if (typeof extra === 'string') return [['AddSessionConfigEntry', prefix.slice(0, -1), extra]]
+  if (typeof extra !== 'object' || extra === null) return false
+  const nested = Object.entries(extra).map(([key, value]) => configEntries(value, `${prefix}${key}.`))
+  return !nested.includes(false) && /** @type {any[][][]} */ (nested).flat()
+}
+
+/** Session options as calls of setters; false where a value is not theirs. @type {Record<string, (value: any) => any[][] | false>} */
+const SESSION_OPTIONS = {
+  intraOpNumThreads: level('SetIntraOpNumThreads'),
+  interOpNumThreads: level('SetInterOpNumThreads'),
+  graphOptimizationLevel: choice('SetSessionGraphOptimizationLevel', {
+    disabled: 0,
+    basic: 1,
+    extended: 2,
+    layout: 3,
+    all: 99,
+  }),
+  executionMode: choice('SetSessionExecutionMode', { sequential: 0, parallel: 1 }),
+  enableCpuMemArena: toggle('CpuMemArena'),
+  enableMemPattern: toggle('MemPattern'),
+  logId: (id) => typeof id === 'string' && [['SetSessionLogId', id]],
+  logSeverityLevel: level('SetSessionLogSeverityLevel', 4),
+  logVerbosityLevel: level('SetSessionLogVerbosityLevel'),
+  extra: configEntries,
+}
+
+/**
+ * The C API that lm_inference runs on; null: onnxruntime-node's own session runs it.
+ *
+ * @param {import('./manifest.js').Manifest} manifest
+ * @returns {OrtApi | null} throws where the option `native` is true, with the reason why it cannot be
+ */
+export function nativeApi({ backend, files, options, tree }) {
+  const { native, executionProviders, sessionOptions = {}, ort, koffi } = options
+  if (native === false) return null
+  try {
+    if (backend !== 'cpu' || typeof process === 'undefined' || !process.versions?.node) throw new Error('needs Node')
+    if (files.folder === null) throw new Error('the bundle is not on a disk')
+    if (tree.cache_update === 'new_columns') throw new Error('the variant does not write its KV cache in place')
+    if (executionProviders) throw new Error('executionProviders are chosen')
+    const foreign = Object.entries(sessionOptions).find(([name, value]) => !SESSION_OPTIONS[name]?.(value))
+    if (foreign) throw new Error(`the session option ${foreign[0]} is not translated`)
+    return openApi(ort, koffi ?? ownRequire()('koffi'))
+  } catch (error) {
+    if (!native) return null
+    throw new Error(`native: cannot run here: ${/** @type {Error} */ (error).message}`)
+  }
+}
+
+/** Node's require, in place of import: bundlers for the web try to resolve every import. */
+const ownRequire = () => process.getBuiltinModule('node:module').createRequire(import.meta.url)
+
+/** @type {Map<any, OrtApi>} by the ort that they belong to; a thread has its own */
+const opened = new Map()
+
+/**
+ * ONNX Runtime's C API, of the library that onnxruntime-node has loaded. Throws where koffi cannot call it.
+ *
+ * @param {any} ort onnxruntime-node
+ * @param {any} given koffi, or its namespace
+ */
+function openApi(ort, given) {
+  const { env } = ort
+  const known = opened.get(env)
+  if (known) return known
+  const version = env?.versions?.node
+  if (!version) throw new Error('ort is not onnxruntime-node')
+  const koffi = given.load ? given : given.default
+  if (koffi.config().async_stack_size < STACK) koffi.config({ async_stack_size: STACK }) // throws after koffi.load
+  const api = new OrtApi(koffi, libraryPath(), version, LEVELS[/** @type {'info'} */ (env.logLevel)] ?? LEVELS.warning)
+  opened.set(env, api)
+  return api
+}
+
+/** Where the library lies whose binding this process has loaded: beside it, outside of Electron's archive. */
+function libraryPath() {
+  const { dirname, join, sep } = process.getBuiltinModule('node:path')
+  const { existsSync, readdirSync } = process.getBuiltinModule('node:fs')
+  const require = ownRequire()
+  const file = LIBRARY[/** @type {'linux'} */ (process.platform)]
+  const outside = (/** @type {string} */ path) => path.replace(`app.asar${sep}`, `app.asar.unpacked${sep}`)
+  const binding = Object.keys(require.cache).find((path) => path.endsWith('onnxruntime_binding.node'))
+  if (binding) return outside(join(dirname(binding), file))
+  const bin = outside(join(dirname(require.resolve('onnxruntime-node')), '..', 'bin'))
+  const folders = readdirSync(bin).map((napi) => join(bin, napi, process.platform, process.arch, file))
+  const found = folders.find(existsSync)
+  if (!found) throw new Error(`${file}: not found in ${bin}`)
+  return found
+}
+
+/** ONNX Runtime's C API in one thread: its functions, and what must be freed. */
+class OrtApi {
+  /**
+   * @param {any} koffi
+   * @param {string} path of the library
+   * @param {string} version of onnxruntime-node
+   * @param {number} logLevel
+   */
+  constructor(koffi, path, version, logLevel) {
+    this.koffi = koffi
+    const base = koffi.load(path).func('OrtGetApiBase', 'void *', [])()
+    const entry = (/** @type {Pointer} */ table, /** @type {number} */ i) => koffi.decode(table, 8 * i, 'void *')
+    const found = koffi.call(entry(base, 1), koffi.proto('const char *()'))
+    if (found !== version) throw new Error(`${path} is ONNX Runtime ${found}, onnxruntime-node is ${version}`)
+    const table = koffi.call(entry(base, 0), koffi.proto('void *(uint32_t version)'), VERSION)
+    if (!table) throw new Error(`ONNX Runtime ${found} has no C API ${VERSION}`)
+    const ortchar = process.platform === 'win32' ? 'char16_t' : 'char'
+    /** @type {Record<string, any>} */
+    this.functions = {}
+    /** @type {Record<string, Pointer>} */
+    this.pointers = {}
+    for (const [name, [index, signature]] of Object.entries(ORT_API)) {
+      this.pointers[name] = entry(table, index)
+      this.functions[name] = koffi.decode(this.pointers[name], koffi.proto(signature.replace('PATH', ortchar)))
+    }
+    this.hooks = cleanupHooks(koffi)
+    this.registry = new FinalizationRegistry((/** @type {() => void} */ free) => free())
+    this.env = this.create('CreateEnv', logLevel, 'clean-lm')
+    this.own('Env', this.env)
+    this.memory = this.create('CreateCpuMemoryInfo', DEFAULT_ALLOCATOR.device, DEFAULT_ALLOCATOR.memory)
+    this.own('MemoryInfo', this.memory)
+    this.allocator = this.create('GetAllocatorWithDefaultOptions')
+  }
+
+  /** Call a function that returns a status. Throws ONNX Runtime's error. @param {string} name @param {any[]} args */
+  call(name, ...args) {
+    this._check(this.functions[name](...args))
+  }
+
+  /** The same on another thread. @param {string} name @param {any[]} args @returns {Promise<void>} */
+  callAsync(name, ...args) {
+    return new Promise((resolve, reject) => {
+      this.functions[name].async(...args, (/** @type {Error | null} */ error, /** @type {Pointer} */ status) => {
+        try {
+          if (error) throw error
+          resolve(this._check(status))
+        } catch (reason) {
+          reject(reason)
+        }
+      })
+    })
+  }
+
+  /** What a function puts into its last argument. @param {string} name @param {any[]} args @returns {any} */
+  create(name, ...args) {
+    const out = [null]
+    this.call(name, ...args, out)
+    return out[0]
+  }
+
+  /** @param {Pointer} status */
+  _check(status) {
+    if (!status) return
+    const message = this.functions.GetErrorMessage(status)
+    this.functions.ReleaseStatus(status)
+    throw new Error(message)
+  }
+
+  /**
+   * Free an object with the thread at the latest, however it ends: not even a terminated worker leaves it.
+   *
+   * @param {string} kind of OrtApi's Release functions
+   * @param {Pointer} pointer
+   * @param {object} [holder] frees it when it is collected
+   * @param {() => void} [freed] called afterwards; what it holds stays alive until then
+   * @returns {() => void} frees it now, once
+   */
+  own(kind, pointer, holder, freed) {
+    const release = this.pointers[`Release${kind}`]
+    let isFree = false
+    const free = () => {
+      if (isFree) return
+      isFree = true
+      this.hooks?.remove(release, pointer)
+      this.functions[`Release${kind}`](pointer)
+      freed?.()
+    }
+    this.hooks?.add(release, pointer)
+    if (holder) this.registry.register(holder, free)
+    return free
+  }
+}
+
+/**
+ * Node's clean-up hooks of this thread, which call a C function with a pointer when the thread ends. Node runs no
+ * JavaScript then, and koffi has none, so they are called by their C++ names. Throws where a worker has none; the main
+ * thread ends with the process and needs none.
+ *
+ * @param {any} koffi
+ */
+function cleanupHooks(koffi) {
+  const types = process.platform === 'win32' ? 'YAXPEAVIsolate@v8@@P6AXPEAX@Z1@Z' : 'EPN2v87IsolateEPFvPvES3_'
+  const name = (/** @type {string} */ verb) =>
+    process.platform === 'win32'
+      ? `?${verb}EnvironmentCleanupHook@node@@${types}`
+      : `_ZN4node${verb.length + 22}${verb}EnvironmentCleanupHook${types}`
+  try {
+    const node = koffi.load(null)
+    const current = process.platform === 'win32' ? '?GetCurrent@Isolate@v8@@SAPEAV12@XZ' : '_ZN2v87Isolate10GetCurrentEv'
+    const isolate = node.func(current, 'void *', [])()
+    const [add, remove] = ['Add', 'Remove'].map((verb) =>
+      node.func(name(verb), 'void', ['void *', 'void *', 'void *']),
+    )
+    return {
+      add: (/** @type {Pointer} */ call, /** @type {Pointer} */ pointer) => add(isolate, call, pointer),
+      remove: (/** @type {Pointer} */ call, /** @type {Pointer} */ pointer) => remove(isolate, call, pointer),
+    }
+  } catch (error) {
+    if (process.getBuiltinModule('node:worker_threads').isMainThread) return null
+    throw error
+  }
+}
+
+/** A session with the interface of onnxruntime's. Tensors are on the CPU. */
+export class NativeSession {
+  /**
+   * @param {OrtApi} api
+   * @param {Pointer} pointer
+   * @param {CreateTensor} createTensor of float16 it gets the bits
+   */
+  constructor(api, pointer, createTensor) {
+    this.api = api
+    this.pointer = pointer
+    this.createTensor = createTensor
+    this.free = api.own('Session', pointer, this)
+    this.options = api.create('CreateRunOptions')
+    this.freeOptions = api.own('RunOptions', this.options, this)
+    /** @type {Set<() => void>} free the bindings, before the session */
+    this.bindings = new Set()
+    /** @type {WeakMap<Tensor, Binding>} by a tensor that outputs are written to: a decoder's cache */
+    this.byOutput = new WeakMap()
+    /** @type {Map<Binding, Promise<unknown>>} */
+    this.running = new Map()
+    this.isReleased = false
+    this.inputMetadata = this._metadata('Input')
+    this.outputMetadata = this._metadata('Output')
+    this.inputNames = this.inputMetadata.map(({ name }) => name)
+    this.outputNames = this.outputMetadata.map(({ name }) => name)
+  }
+
+  /**
+   * Open a graph. ONNX Runtime maps its weights. Throws ONNX Runtime's error.
+   *
+   * @param {OrtApi} api
+   * @param {string} path
+   * @param {Record<string, any>} settings session options, which SESSION_OPTIONS has
+   * @param {CreateTensor} createTensor
+   */
+  static async create(api, path, settings, createTensor) {
+    const options = api.create('CreateSessionOptions')
+    try {
+      for (const [name, value] of Object.entries(settings)) {
+        for (const [setter, ...args] of SESSION_OPTIONS[name](value) || []) api.call(setter, options, ...args)
+      }
+      const session = [null]
+      await api.callAsync('CreateSession', api.env, path, options, session)
+      return new NativeSession(api, session[0], createTensor)
+    } finally {
+      api.functions.ReleaseSessionOptions(options)
+    }
+  }
+
+  /** @param {'Input' | 'Output'} half @returns {ValueMetadata[]} */
+  _metadata(half) {
+    const { api, pointer } = this
+    return Array.from({ length: api.create(`SessionGet${half}Count`, pointer) }, (_, i) => {
+      const text = api.create(`SessionGet${half}Name`, pointer, i, api.allocator)
+      const name = api.koffi.decode.string(text)
+      api.call('AllocatorFree', api.allocator, text)
+      const info = api.create(`SessionGet${half}TypeInfo`, pointer, i)
+      try {
+        const tensor = api.create('CastTypeInfoToTensorInfo', info)
+        const type = tensor && NAMES[api.create('GetTensorElementType', tensor)]
+        return type ? { name, isTensor: true, type, shape: this._shape(tensor) } : { name, isTensor: false }
+      } finally {
+        api.functions.ReleaseTypeInfo(info)
+      }
+    })
+  }
+
+  /** @param {Pointer} tensor its type and shape @returns {(number | string)[]} a string is a symbolic size */
+  _shape(tensor) {
+    const { api } = this
+    const rank = api.create('GetDimensionsCount', tensor)
+    const [sizes, names] = [new BigInt64Array(rank), new BigUint64Array(rank)]
+    api.call('GetDimensions', tensor, sizes, rank)
+    api.call('GetSymbolicDimensions', tensor, names, rank)
+    return Array.from(sizes, (size, i) => (size < 0n ? api.koffi.decode.string(names[i]) : Number(size)))
+  }
+
+  /**
+   * Run the graph. Outputs are written into the tensors of `fetches`; what is null there gets a new one.
+   *
+   * @param {Record<string, Tensor>} feeds
+   * @param {readonly string[] | Record<string, Tensor | null>} [fetches] default: all
+   * @returns {Promise<Record<string, Tensor>>} throws ONNX Runtime's error
+   */
+  async run(feeds, fetches = this.outputNames) {
+    if (this.isReleased) throw new Error('the session has been released')
+    /** @type {Record<string, Tensor | null>} */
+    const wanted = Array.isArray(fetches) ? Object.fromEntries(fetches.map((name) => [name, null])) : { ...fetches }
+    requireNames('input', this.inputNames, Object.keys(feeds), this.inputNames)
+    requireNames('output', this.outputNames, Object.keys(wanted))
+    const key = Object.values(wanted).find((tensor) => tensor)
+    const binding = (key && this.byOutput.get(key)) ?? new Binding(this)
+    if (this.running.has(binding)) throw new Error('a run writes to these outputs already: await it first')
+    let isDone = false
+    try {
+      binding.bind(feeds, wanted)
+      const run = this.api.callAsync('RunWithBinding', this.pointer, this.options, binding.pointer)
+      this.running.set(binding, run) // holds the arrays that ONNX Runtime reads and writes
+      await run
+      const results = binding.results(wanted)
+      isDone = true
+      return results
+    } finally {
+      this.running.delete(binding)
+      if (isDone && key) this.byOutput.set(key, binding)
+      else {
+        if (key) this.byOutput.delete(key)
+        binding.free()
+      }
+    }
+  }
+
+  /** Free the session, after the runs that are under way. */
+  async release() {
+    this.isReleased = true
+    await Promise.allSettled(this.running.values())
+    for (const free of [...this.bindings]) free()
+    this.freeOptions()
+    this.free()
+  }
+}
+
+/** What the inputs and outputs of a session are bound to. */
+class Binding {
+  /** @param {NativeSession} session */
+  constructor(session) {
+    const { api, bindings } = session
+    this.api = api
+    this.createTensor = session.createTensor
+    this.pointer = api.create('CreateIoBinding', session.pointer)
+    const free = api.own('IoBinding', this.pointer, this, () => bindings.delete(free) && void session)
+    bindings.add(free)
+    this.free = free
+    /** @type {Map<string, Memory>} */
+    this.inputs = new Map()
+    /** @type {Map<string, Memory | null>} in ONNX Runtime's order; null: it allocates */
+    this.outputs = new Map()
+  }
+
+  /**
+   * Bind what is not bound already.
+   *
+   * @param {Record<string, Tensor>} feeds
+   * @param {Record<string, Tensor | null>} fetches
+   */
+  bind(feeds, fetches) {
+    const { api, inputs, outputs, pointer } = this
+    const names = Object.keys(fetches)
+    if (names.length !== outputs.size || !names.every((name) => outputs.has(name))) {
+      api.functions.ClearBoundOutputs(pointer)
+      outputs.clear()
+    }
+    for (const name of Object.keys(feeds)) this._bind('BindInput', inputs, name, feeds[name])
+    for (const name of names) {
+      const tensor = fetches[name]
+      if (tensor) this._bind('BindOutput', outputs, name, tensor)
+      else {
+        api.call('BindOutputToDevice', pointer, name, api.memory)
+        outputs.set(name, null)
+      }
+    }
+  }
+
+  /**
+   * @param {'BindInput' | 'BindOutput'} call
+   * @param {Map<string, Memory | null>} bound
+   * @param {string} name
+   * @param {Tensor} tensor
+   */
+  _bind(call, bound, name, tensor) {
+    const { api, pointer } = this
+    const before = bound.get(name)
+    if (before && isSame(before, tensor)) return
+    const memory = memoryOf(name, tensor)
+    const { data, bytes, type, dims } = memory
+    // of a view of few bytes, V8 allocates the buffer that native code may hold only when it is asked for
+    const address = bytes ? api.koffi.address(data.buffer) + BigInt(data.byteOffset) : null
+    const { id } = TYPES[/** @type {'int8'} */ (type)]
+    const shape = BigInt64Array.from(dims, BigInt)
+    const value = api.create('CreateTensorWithDataAsOrtValue', api.memory, address, bytes, shape, shape.length, id)
+    try {
+      api.call(call, pointer, name, value)
+    } finally {
+      api.functions.ReleaseValue(value) // the binding has its own reference
+    }
+    bound.set(name, memory)
+  }
+
+  /**
+   * The outputs after a run.
+   *
+   * @param {Record<string, Tensor | null>} fetches
+   * @returns {Record<string, Tensor>}
+   */
+  results(fetches) {
+    const { api, inputs, outputs } = this
+    for (const [name, memory] of [...inputs, ...outputs]) if (memory) requireAttached(name, memory)
+    const [values, count] = [[null], [0]]
+    api.call('GetBoundOutputValues', this.pointer, api.allocator, values, count)
+    /** @type {BigUint64Array} */
+    const pointers = api.koffi.decode(values[0], 'uint64_t', count[0])
+    try {
+      const tensors = [...outputs.keys()].map((name, i) => [name, fetches[name] ?? this._read(pointers[i])])
+      return Object.fromEntries(tensors)
+    } finally {
+      for (const value of pointers) api.functions.ReleaseValue(value)
+      api.call('AllocatorFree', api.allocator, values[0])
+    }
+  }
+
+  /** A copy of an output that ONNX Runtime allocated. @param {bigint} value */
+  _read(value) {
+    const { api } = this
+    const info = api.create('GetTensorTypeAndShape', value)
+    try {
+      const type = /** @type {keyof typeof TYPES} */ (NAMES[api.create('GetTensorElementType', info)])
+      const rank = api.create('GetDimensionsCount', info)
+      const shape = new BigInt64Array(rank)
+      api.call('GetDimensions', info, shape, rank)
+      const dims = Array.from(shape, Number)
+      const { Array: Typed } = TYPES[type]
+      const size = dims.reduce((product, n) => product * n, 1)
+      const from = size ? api.create('GetTensorMutableData', value) : null
+      const bytes = from ? api.koffi.decode(from, 'uint8_t', size * Typed.BYTES_PER_ELEMENT) : new Uint8Array(0)
+      return this.createTensor(type, new Typed(bytes.buffer, bytes.byteOffset, size), dims)
+    } finally {
+      api.functions.ReleaseTensorTypeAndShapeInfo(info)
+    }
+  }
+}
+
+/**
+ * @param {'input' | 'output'} half
+ * @param {readonly string[]} known
+ * @param {string[]} given
+ * @param {readonly string[]} [required]
+ */
+function requireNames(half, known, given, required = []) {
+  const unknown = given.find((name) => !known.includes(name))
+  const missing = required.find((name) => !given.includes(name))
+  if (unknown === undefined && missing === undefined && given.length) return
+  const found = unknown ?? (missing === undefined ? 'none' : `no ${missing}`)
+  throw new Error(`${half}s: got ${found}, expected ${known.join(', ')}`)
+}
+
+/** Whether a tensor is what is bound. @param {Memory} bound @param {Tensor} tensor */
+function isSame({ data, bytes, type, dims }, tensor) {
+  if (tensor?.data !== /** @type {any} */ (data) || data.byteLength !== bytes || tensor.type !== type) return false
+  return dims.length === tensor.dims.length && dims.every((size, i) => size === tensor.dims[i])
+}
+
+/**
+ * The memory of a tensor. Throws where native code must not hold it.
+ *
+ * @param {string} name in messages
+ * @param {Tensor} tensor
+ * @returns {Memory}
+ */
+function memoryOf(name, tensor) {
+  const { type, dims, location } = tensor ?? {}
+  const held = TYPES[/** @type {'int8'} */ (type)]
+  if (!held || location !== 'cpu') {
+    const found = tensor ? `${type} on ${location}` : String(tensor)
+    throw new TypeError(`${name}: got ${found}, expected a tensor on cpu of ${Object.keys(TYPES).join(', ')}`)
+  }
+  const data = /** @type {TypedArray} */ (/** @type {unknown} */ (tensor.data))
+  const bytes = dims.reduce((product, n) => product * n, held.Array.BYTES_PER_ELEMENT)
+  const memory = { data, bytes, type, dims: [...dims] }
+  requireAttached(name, memory)
+  const { buffer } = data
+  const isOwn = Object.prototype.toString.call(buffer) === '[object ArrayBuffer]'
+  if (isOwn && !(/** @type {any} */ (buffer).resizable)) return memory
+  throw new TypeError(`${name}: got memory that is shared or resizable, expected an ArrayBuffer of fixed length`)
+}
+
+/** Throw where memory is not there any more, because its buffer was transferred. @param {string} name @param {Memory} memory */
+function requireAttached(name, { data, bytes }) {
+  if (data.byteLength === bytes) return
+  throw new TypeError(`${name}: got ${data.byteLength} bytes, expected ${bytes}; was its ArrayBuffer transferred?`)
+}
