@@ -19,7 +19,7 @@
  * @typedef {bigint | null} Pointer
  * @typedef {ArrayBufferView & { length: number }} TypedArray
  * @typedef {(type: any, data: any, dims: number[]) => Tensor} CreateTensor
- * @typedef {{ data: TypedArray, bytes: number, type: string, dims: readonly number[] }} Memory what a name is bound to
+ * @typedef {{ tensor: Tensor, data: TypedArray, bytes: number }} Memory what a name is bound to
  */
 
 const VERSION = 17 // of the C API; later ones only append entries
@@ -104,11 +104,12 @@ const TYPES = {
 const NAMES = Object.fromEntries(Object.entries(TYPES).map(([name, { id }]) => [id, name]))
 
 /** @param {string} setter @param {number} [most] */
-const level = (setter, most = 2 ** 31 - 1) => (/** @type {any} */ n) =>
-  Number.isInteger(n) && n >= 0 && n <= most && [[setter, n]]
+const level =
+  (setter, most = 2 ** 31 - 1) =>
+  (/** @type {any} */ n) =>
+    Number.isInteger(n) && n >= 0 && n <= most && [[setter, n]]
 /** @param {string} setter @param {Record<string, number>} values */
-const choice = (setter, values) => (/** @type {any} */ name) =>
-  Object.hasOwn(values, name) && [[setter, values[name]]]
+const choice = (setter, values) => (/** @type {any} */ name) => Object.hasOwn(values, name) && [[setter, values[name]]]
 /** @param {string} what */
 const toggle = (what) => (/** @type {any} */ on) => typeof on === 'boolean' && [[`${on ? 'Enable' : 'Disable'}${what}`]]
 
@@ -312,11 +313,10 @@ function cleanupHooks(koffi) {
       : `_ZN4node${verb.length + 22}${verb}EnvironmentCleanupHook${types}`
   try {
     const node = koffi.load(null)
-    const current = process.platform === 'win32' ? '?GetCurrent@Isolate@v8@@SAPEAV12@XZ' : '_ZN2v87Isolate10GetCurrentEv'
+    const current =
+      process.platform === 'win32' ? '?GetCurrent@Isolate@v8@@SAPEAV12@XZ' : '_ZN2v87Isolate10GetCurrentEv'
     const isolate = node.func(current, 'void *', [])()
-    const [add, remove] = ['Add', 'Remove'].map((verb) =>
-      node.func(name(verb), 'void', ['void *', 'void *', 'void *']),
-    )
+    const [add, remove] = ['Add', 'Remove'].map((verb) => node.func(name(verb), 'void', ['void *', 'void *', 'void *']))
     return {
       add: (/** @type {Pointer} */ call, /** @type {Pointer} */ pointer) => add(isolate, call, pointer),
       remove: (/** @type {Pointer} */ call, /** @type {Pointer} */ pointer) => remove(isolate, call, pointer),
@@ -352,6 +352,7 @@ export class NativeSession {
     this.outputMetadata = this._metadata('Output')
     this.inputNames = this.inputMetadata.map(({ name }) => name)
     this.outputNames = this.outputMetadata.map(({ name }) => name)
+    this.names = { input: new Set(this.inputNames), output: new Set(this.outputNames) }
   }
 
   /**
@@ -415,28 +416,40 @@ export class NativeSession {
     if (this.isReleased) throw new Error('the session has been released')
     /** @type {Record<string, Tensor | null>} */
     const wanted = Array.isArray(fetches) ? Object.fromEntries(fetches.map((name) => [name, null])) : { ...fetches }
-    requireNames('input', this.inputNames, Object.keys(feeds), this.inputNames)
-    requireNames('output', this.outputNames, Object.keys(wanted))
-    const key = Object.values(wanted).find((tensor) => tensor)
-    const binding = (key && this.byOutput.get(key)) ?? new Binding(this)
+    requireNames('input', this.names.input, Object.keys(feeds), this.names.input.size)
+    requireNames('output', this.names.output, Object.keys(wanted))
+    const given = Object.values(wanted).filter((tensor) => tensor !== null)
+    const binding = this._bindingOf(given)
     if (this.running.has(binding)) throw new Error('a run writes to these outputs already: await it first')
-    let isDone = false
     try {
       binding.bind(feeds, wanted)
       const run = this.api.callAsync('RunWithBinding', this.pointer, this.options, binding.pointer)
       this.running.set(binding, run) // holds the arrays that ONNX Runtime reads and writes
       await run
       const results = binding.results(wanted)
-      isDone = true
+      if (!given.length) binding.free()
       return results
+    } catch (error) {
+      binding.free()
+      throw error
     } finally {
       this.running.delete(binding)
-      if (isDone && key) this.byOutput.set(key, binding)
-      else {
-        if (key) this.byOutput.delete(key)
-        binding.free()
-      }
     }
+  }
+
+  /**
+   * The binding that has written to one of these outputs, or a new one.
+   *
+   * @param {Tensor[]} outputs
+   */
+  _bindingOf(outputs) {
+    for (const tensor of outputs) {
+      const known = this.byOutput.get(tensor)
+      if (known && !known.isFree) return known
+    }
+    const binding = new Binding(this)
+    for (const tensor of outputs) if (typeof tensor === 'object') this.byOutput.set(tensor, binding)
+    return binding
   }
 
   /** Free the session, after the runs that are under way. */
@@ -453,17 +466,24 @@ export class NativeSession {
 class Binding {
   /** @param {NativeSession} session */
   constructor(session) {
-    const { api, bindings } = session
+    const { api } = session
     this.api = api
     this.createTensor = session.createTensor
     this.pointer = api.create('CreateIoBinding', session.pointer)
-    const free = api.own('IoBinding', this.pointer, this, () => bindings.delete(free) && void session)
-    bindings.add(free)
-    this.free = free
+    // no closure in here may hold `this`, which would never be collected; this one holds the session for as long
+    const free = api.own('IoBinding', this.pointer, this, () => session.bindings.delete(free))
+    session.bindings.add(free)
+    this.isFree = false
+    this._free = free
     /** @type {Map<string, Memory>} */
     this.inputs = new Map()
     /** @type {Map<string, Memory | null>} in ONNX Runtime's order; null: it allocates */
     this.outputs = new Map()
+  }
+
+  free() {
+    this.isFree = true
+    this._free()
   }
 
   /**
@@ -499,13 +519,15 @@ class Binding {
   _bind(call, bound, name, tensor) {
     const { api, pointer } = this
     const before = bound.get(name)
-    if (before && isSame(before, tensor)) return
+    if (before && before.tensor === tensor && tensor.data === /** @type {any} */ (before.data)) {
+      return requireAttached(name, before)
+    }
     const memory = memoryOf(name, tensor)
-    const { data, bytes, type, dims } = memory
+    const { data, bytes } = memory
     // of a view of few bytes, V8 allocates the buffer that native code may hold only when it is asked for
     const address = bytes ? api.koffi.address(data.buffer) + BigInt(data.byteOffset) : null
-    const { id } = TYPES[/** @type {'int8'} */ (type)]
-    const shape = BigInt64Array.from(dims, BigInt)
+    const { id } = TYPES[/** @type {'int8'} */ (tensor.type)]
+    const shape = BigInt64Array.from(tensor.dims, BigInt)
     const value = api.create('CreateTensorWithDataAsOrtValue', api.memory, address, bytes, shape, shape.length, id)
     try {
       api.call(call, pointer, name, value)
@@ -522,15 +544,23 @@ class Binding {
    * @returns {Record<string, Tensor>}
    */
   results(fetches) {
-    const { api, inputs, outputs } = this
-    for (const [name, memory] of [...inputs, ...outputs]) if (memory) requireAttached(name, memory)
+    for (const bound of [this.inputs, this.outputs]) {
+      for (const [name, memory] of bound) if (memory) requireAttached(name, memory)
+    }
+    const given = /** @type {Record<string, Tensor>} */ (fetches)
+    return Object.values(fetches).includes(null) ? { ...given, ...this._allocated() } : given
+  }
+
+  /** Copies of the outputs that ONNX Runtime allocated. @returns {Record<string, Tensor>} */
+  _allocated() {
+    const { api, outputs } = this
     const [values, count] = [[null], [0]]
     api.call('GetBoundOutputValues', this.pointer, api.allocator, values, count)
-    /** @type {BigUint64Array} */
-    const pointers = api.koffi.decode(values[0], 'uint64_t', count[0])
+    const pointers = [...api.koffi.decode(values[0], 'uint64_t', count[0])]
     try {
-      const tensors = [...outputs.keys()].map((name, i) => [name, fetches[name] ?? this._read(pointers[i])])
-      return Object.fromEntries(tensors)
+      const named = [...outputs].map(([name, memory], i) => ({ name, memory, value: pointers[i] }))
+      const allocated = named.filter(({ memory }) => memory === null)
+      return Object.fromEntries(allocated.map(({ name, value }) => [name, this._read(value)]))
     } finally {
       for (const value of pointers) api.functions.ReleaseValue(value)
       api.call('AllocatorFree', api.allocator, values[0])
@@ -560,22 +590,16 @@ class Binding {
 
 /**
  * @param {'input' | 'output'} half
- * @param {readonly string[]} known
+ * @param {Set<string>} known
  * @param {string[]} given
- * @param {readonly string[]} [required]
+ * @param {number} [least] how many of them are needed
  */
-function requireNames(half, known, given, required = []) {
-  const unknown = given.find((name) => !known.includes(name))
-  const missing = required.find((name) => !given.includes(name))
-  if (unknown === undefined && missing === undefined && given.length) return
-  const found = unknown ?? (missing === undefined ? 'none' : `no ${missing}`)
-  throw new Error(`${half}s: got ${found}, expected ${known.join(', ')}`)
-}
-
-/** Whether a tensor is what is bound. @param {Memory} bound @param {Tensor} tensor */
-function isSame({ data, bytes, type, dims }, tensor) {
-  if (tensor?.data !== /** @type {any} */ (data) || data.byteLength !== bytes || tensor.type !== type) return false
-  return dims.length === tensor.dims.length && dims.every((size, i) => size === tensor.dims[i])
+function requireNames(half, known, given, least = 1) {
+  if (given.length >= least && given.every((name) => known.has(name))) return
+  const unknown = given.filter((name) => !known.has(name))
+  const missing = [...known].filter((name) => !given.includes(name))
+  const found = unknown.length ? unknown.join(', ') : `none for ${missing.join(', ')}`
+  throw new Error(`${half}s: got ${found}, expected ${[...known].join(', ')}`)
 }
 
 /**
@@ -594,7 +618,7 @@ function memoryOf(name, tensor) {
   }
   const data = /** @type {TypedArray} */ (/** @type {unknown} */ (tensor.data))
   const bytes = dims.reduce((product, n) => product * n, held.Array.BYTES_PER_ELEMENT)
-  const memory = { data, bytes, type, dims: [...dims] }
+  const memory = { tensor, data, bytes }
   requireAttached(name, memory)
   const { buffer } = data
   const isOwn = Object.prototype.toString.call(buffer) === '[object ArrayBuffer]'
