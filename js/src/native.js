@@ -157,7 +157,7 @@ export function nativeApi({ backend, files, options, tree }) {
     if (executionProviders) throw new Error('executionProviders are chosen')
     const foreign = Object.entries(sessionOptions).find(([name, value]) => !SESSION_OPTIONS[name]?.(value))
     if (foreign) throw new Error(`the session option ${foreign[0]} is not translated`)
-    return openApi(ort, koffi ?? ownRequire()('koffi'))
+    return openApi(ort, koffi ?? installedKoffi())
   } catch (error) {
     if (!native) return null
     throw new Error(`native: cannot run here: ${/** @type {Error} */ (error).message}`)
@@ -166,6 +166,16 @@ export function nativeApi({ backend, files, options, tree }) {
 
 /** Node's require, in place of import: bundlers for the web try to resolve every import. */
 const ownRequire = () => process.getBuiltinModule('node:module').createRequire(import.meta.url)
+
+/** koffi, where it is installed. */
+function installedKoffi() {
+  try {
+    return ownRequire()('koffi')
+  } catch (error) {
+    const [reason] = /** @type {Error} */ (error).message.split('\n')
+    throw new Error(`koffi is not there (${reason}); install it: npm install koffi`)
+  }
+}
 
 /** @type {Map<any, OrtApi>} by the ort that they belong to; a thread has its own */
 const opened = new Map()
@@ -183,6 +193,9 @@ function openApi(ort, given) {
   const version = env?.versions?.node
   if (!version) throw new Error('ort is not onnxruntime-node')
   const koffi = given.load ? given : given.default
+  const [major, minor, patch] = String(koffi?.version).split('.').map(Number)
+  const isKnown = major === 3 && (minor > 3 || (minor === 3 && patch >= 4)) // older ones do not refuse a late config()
+  if (!isKnown) throw new Error(`koffi: got version ${koffi?.version}, expected 3.3.4 or a later 3`)
   if (koffi.config().async_stack_size < STACK) koffi.config({ async_stack_size: STACK }) // throws after koffi.load
   const api = new OrtApi(koffi, libraryPath(), version, LEVELS[/** @type {'info'} */ (env.logLevel)] ?? LEVELS.warning)
   opened.set(env, api)
