@@ -1,6 +1,6 @@
 /**
- * A thread or process that is always in the middle of a run on the C API, so that a test can end it there. As a worker it
- * says 'running'; as a program it ends itself as its argument says.
+ * A thread or process that is always in the middle of a run on the C API, so that a test can end it there. As a worker
+ * it says 'running'; as a program it ends itself as its argument says.
  */
 
 import { isMainThread, parentPort } from 'node:worker_threads'

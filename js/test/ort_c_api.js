@@ -1,6 +1,6 @@
 /**
- * Facts of ONNX Runtime's public header onnxruntime_c_api.h (version 1.29), read from its struct OrtApi: the place of each
- * function that src/native.js calls, and how many parameters it has. Entries are append-only: places never change.
+ * Facts of ONNX Runtime's public header onnxruntime_c_api.h (version 1.29), read from its struct OrtApi: the place of
+ * each function that src/c_api.js calls, and how many parameters it has. Entries are append-only: places never change.
  *
  * @type {Record<string, [place: number, parameters: number]>}
  */
