@@ -74,18 +74,29 @@ export const ORT_API = {
   ClearBoundOutputs: [142, 'void (void *binding)'],
 }
 
-/** Node's require, in place of import: bundlers for the web try to resolve every import. */
-const ownRequire = () => process.getBuiltinModule('node:module').createRequire(import.meta.url)
+/**
+ * The file of onnxruntime-node's binding, which this process has loaded with it. It says where the library and koffi lie:
+ * import.meta would, too, but React Native cannot read it.
+ */
+function bindingPath() {
+  const { cache } = process.getBuiltinModule('node:module').createRequire(process.execPath) // of all modules
+  const path = Object.keys(cache).find((path) => path.endsWith('onnxruntime_binding.node'))
+  if (path) return path
+  throw new Error("onnxruntime-node's binding is not among the loaded modules: it must not be bundled")
+}
 
-/** koffi, where it is installed. */
-function installedKoffi() {
+/** koffi, where it is installed beside onnxruntime-node. @param {string} binding */
+function installedKoffi(binding) {
   try {
-    return ownRequire()('koffi')
+    return process.getBuiltinModule('node:module').createRequire(binding)('koffi')
   } catch (error) {
     const [reason] = /** @type {Error} */ (error).message.split('\n')
     throw new Error(`koffi is not there (${reason}); install it: npm install koffi`)
   }
 }
+
+/** A path that Electron finds in its archive, as the system finds it. @param {string} path */
+export const unpacked = (path) => path.replace(/app\.asar(?=[\\/])/, 'app.asar.unpacked')
 
 /** @type {Map<any, OrtApi>} by the ort that they belong to; a thread has its own */
 const opened = new Map()
@@ -96,38 +107,26 @@ const opened = new Map()
  * @param {any} ort onnxruntime-node
  * @param {any} [given] koffi, or its namespace; default: as it is installed
  */
-export function openApi(ort, given = installedKoffi()) {
+export function openApi(ort, given) {
   const { env } = ort
   const known = opened.get(env)
   if (known) return known
   const version = env?.versions?.node
   if (!version) throw new Error('ort is not onnxruntime-node')
-  const koffi = given.load ? given : given.default
+  const binding = bindingPath()
+  const found = given ?? installedKoffi(binding)
+  const koffi = found.load ? found : found.default
   const [major, minor, patch] = String(koffi?.version).split('.').map(Number)
   const isKnown = major === 3 && (minor > 3 || (minor === 3 && patch >= 4)) // older ones do not refuse a late config()
   if (!isKnown) throw new Error(`koffi: got version ${koffi?.version}, expected 3.3.4 or a later 3`)
   if (koffi.config().async_stack_size < STACK) koffi.config({ async_stack_size: STACK }) // throws after koffi.load
-  const api = new OrtApi(koffi, libraryPath(), version, LEVELS[/** @type {'info'} */ (env.logLevel)] ?? LEVELS.warning)
+  const library = process
+    .getBuiltinModule('node:path')
+    .join(binding, '..', LIBRARY[/** @type {'linux'} */ (process.platform)])
+  const logLevel = LEVELS[/** @type {'info'} */ (env.logLevel)] ?? LEVELS.warning
+  const api = new OrtApi(koffi, unpacked(library), version, logLevel)
   opened.set(env, api)
   return api
-}
-
-/** A path that Electron finds in its archive, as the system finds it. @param {string} path */
-export const unpacked = (path) => path.replace(/app\.asar(?=[\\/])/, 'app.asar.unpacked')
-
-/** Where the library lies: beside the binding that this process has loaded. */
-function libraryPath() {
-  const { dirname, join } = process.getBuiltinModule('node:path')
-  const { existsSync, readdirSync } = process.getBuiltinModule('node:fs')
-  const require = ownRequire()
-  const file = LIBRARY[/** @type {'linux'} */ (process.platform)]
-  const binding = Object.keys(require.cache).find((path) => path.endsWith('onnxruntime_binding.node'))
-  if (binding) return unpacked(join(dirname(binding), file))
-  const bin = unpacked(join(dirname(require.resolve('onnxruntime-node')), '..', 'bin'))
-  const folders = readdirSync(bin).map((napi) => join(bin, napi, process.platform, process.arch, file))
-  const found = folders.find(existsSync)
-  if (!found) throw new Error(`${file}: not found in ${bin}`)
-  return found
 }
 
 /** ONNX Runtime's C API in one thread: its functions, and what must be freed. */

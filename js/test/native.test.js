@@ -4,12 +4,13 @@ import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync } from 'node:fs'
-import { cp, mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises'
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import Module from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath, pathToFileURL } from 'node:url'
+import { fileURLToPath } from 'node:url'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { Worker } from 'node:worker_threads'
@@ -147,18 +148,24 @@ test('it is used where it can be, and says why it is not', async () => {
 })
 
 test('without koffi, onnxruntime-node runs the model', async () => {
-  const modules = here('../node_modules')
-  await mkdir(join(folder, 'node_modules'))
-  await cp(here('../src'), join(folder, 'src'), { recursive: true })
-  await writeFile(join(folder, 'package.json'), '{ "type": "module" }')
-  for (const name of ['onnxruntime-node', 'onnxruntime-common', '@huggingface'])
-    await symlink(join(modules, name), join(folder, 'node_modules', name))
-  const ours = await import(pathToFileURL(join(folder, 'src/index.js')).href)
-  assert.equal((await ours.MusicGen.load(BUNDLE, { ort })).lm.native, false)
-  await assert.rejects(
-    ours.MusicGen.load(BUNDLE, { ort, native: true }),
-    /native: cannot run here: koffi is not there \(Cannot find module 'koffi'\); install it/,
-  )
+  const { _resolveFilename } = /** @type {any} */ (Module)
+  const load = (/** @type {any} */ native) => MusicGen.load(BUNDLE, { ort: { ...ort, env: { ...ort.env } }, native })
+  try {
+    Object.assign(Module, {
+      _resolveFilename: (/** @type {string} */ name, /** @type {any[]} */ ...more) => {
+        if (name === 'koffi') throw new Error("Cannot find module 'koffi'\nRequire stack:")
+        return _resolveFilename(name, ...more)
+      },
+    })
+    assert.equal((await load(undefined)).lm.native, false)
+    await assert.rejects(
+      load(true),
+      /native: cannot run here: koffi is not there \(Cannot find module 'koffi'\); install it/,
+    )
+  } finally {
+    Object.assign(Module, { _resolveFilename })
+  }
+  assert.equal((await load(undefined)).lm.native, true)
 })
 
 test('session options are those of the session', async () => {
