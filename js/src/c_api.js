@@ -54,7 +54,6 @@ export const ORT_API = {
   CreateCpuMemoryInfo: [69, 'void *(int allocator, int memory, _Out_ void **info)'],
   AllocatorFree: [76, 'void *(void *allocator, void *pointer)'],
   GetAllocatorWithDefaultOptions: [78, 'void *(_Out_ void **allocator)'],
-  ReleaseEnv: [92, 'void (void *env)'],
   ReleaseStatus: [93, 'void (void *status)'],
   ReleaseMemoryInfo: [94, 'void (void *info)'],
   ReleaseSession: [95, 'void (void *session)'],
@@ -75,8 +74,8 @@ export const ORT_API = {
 }
 
 /**
- * The file of onnxruntime-node's binding, which this process has loaded with it. It says where the library and koffi lie:
- * import.meta would, too, but React Native cannot read it.
+ * The file of onnxruntime-node's binding, which this process has loaded with it. The library lies beside it, koffi in a
+ * folder above. import.meta would give a path, too, but React Native cannot read it.
  */
 function bindingPath() {
   const { cache } = process.getBuiltinModule('node:module').createRequire(process.execPath) // of all modules
@@ -156,8 +155,8 @@ export class OrtApi {
     }
     this.hooks = cleanupHooks(koffi)
     this.registry = new FinalizationRegistry((/** @type {() => void} */ free) => free())
+    // one for the whole process, counted; Node ends the process where one pointer has two clean-up hooks
     this.env = this.create('CreateEnv', logLevel, 'clean-lm')
-    this.own('Env', this.env)
     this.memory = this.create('CreateCpuMemoryInfo', DEFAULT_ALLOCATOR.device, DEFAULT_ALLOCATOR.memory)
     this.own('MemoryInfo', this.memory)
     this.allocator = this.create('GetAllocatorWithDefaultOptions')

@@ -148,13 +148,13 @@ test('it is used where it can be, and says why it is not', async () => {
 })
 
 test('without koffi, onnxruntime-node runs the model', async () => {
-  const { _resolveFilename } = /** @type {any} */ (Module)
+  const { _load } = /** @type {any} */ (Module)
   const load = (/** @type {any} */ native) => MusicGen.load(BUNDLE, { ort: { ...ort, env: { ...ort.env } }, native })
   try {
     Object.assign(Module, {
-      _resolveFilename: (/** @type {string} */ name, /** @type {any[]} */ ...more) => {
+      _load: (/** @type {string} */ name, /** @type {any[]} */ ...more) => {
         if (name === 'koffi') throw new Error("Cannot find module 'koffi'\nRequire stack:")
-        return _resolveFilename(name, ...more)
+        return _load(name, ...more)
       },
     })
     assert.equal((await load(undefined)).lm.native, false)
@@ -163,7 +163,7 @@ test('without koffi, onnxruntime-node runs the model', async () => {
       /native: cannot run here: koffi is not there \(Cannot find module 'koffi'\); install it/,
     )
   } finally {
-    Object.assign(Module, { _resolveFilename })
+    Object.assign(Module, { _load })
   }
   assert.equal((await load(undefined)).lm.native, true)
 })

@@ -15,7 +15,7 @@ export const HEADER = {
   SessionGetOutputName: [37, 4], CreateRunOptions: [39, 1], CreateTensorWithDataAsOrtValue: [49, 7],
   GetTensorMutableData: [51, 2], CastTypeInfoToTensorInfo: [55, 2], GetTensorElementType: [60, 2],
   GetDimensionsCount: [61, 2], GetDimensions: [62, 3], GetSymbolicDimensions: [63, 3], GetTensorTypeAndShape: [65, 2],
-  CreateCpuMemoryInfo: [69, 3], AllocatorFree: [76, 2], GetAllocatorWithDefaultOptions: [78, 1], ReleaseEnv: [92, 1],
+  CreateCpuMemoryInfo: [69, 3], AllocatorFree: [76, 2], GetAllocatorWithDefaultOptions: [78, 1],
   ReleaseStatus: [93, 1], ReleaseMemoryInfo: [94, 1], ReleaseSession: [95, 1], ReleaseValue: [96, 1],
   ReleaseRunOptions: [97, 1], ReleaseTypeInfo: [98, 1], ReleaseTensorTypeAndShapeInfo: [99, 1],
   ReleaseSessionOptions: [100, 1], AddSessionConfigEntry: [130, 3], RunWithBinding: [133, 3], CreateIoBinding: [134, 2],
