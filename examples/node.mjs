@@ -6,7 +6,8 @@
  *     node examples/node.mjs [bundle] [loop.wav] [out.wav]
  *
  * On Linux, onnxruntime-node's installer downloads CUDA libraries; ONNXRUNTIME_NODE_INSTALL=skip in the environment
- * prevents that. In a project of your own, `npm install path/to/clean_lm/js onnxruntime-node`, and import both by name:
+ * prevents that. In a project of your own, `npm install path/to/clean_lm/js onnxruntime-node koffi` (koffi for Python's
+ * speed), and import the first two by name:
  *
  *     import * as ort from 'onnxruntime-node'
  *     import { decodeWav, encodeWav, MusicGen } from 'clean-lm'

@@ -1,7 +1,9 @@
 /**
  * Run the conformance kit in the JavaScript runtime: prints a row for every output, and exits with 1 if one is wrong.
  *
- *     node js/conformance.js                     the kit in tests/golden/conformance, in onnxruntime-node
+ *     node js/conformance.js                     the kit in tests/golden/conformance, in onnxruntime-node; with koffi,
+ *                                                the language model on its C API
+ *     node js/conformance.js --ep cpu            without the C API
  *     node js/conformance.js folder --ep wasm    a copy of the kit elsewhere, in onnxruntime-web
  *
  * In a page, call conformance(path => fetch(...), { ort }). tests/conformance/run.py does the same in Python.
@@ -12,12 +14,14 @@ import { convertAudio, delay, MusicGen, undelay, uniforms, windows } from './src
 
 /**
  * @typedef {{ data: Float32Array | Int32Array, shape: number[] }} Stored an array of the kit
- * @typedef {{ case: string, what: string, error: number, within: number, passed: boolean }} Row the result of one output
- *   of a case; error: the largest difference as a share of the largest expected number, or how many codes or ids differ
+ * @typedef {{ case: string, what: string, error: number, within: number, passed: boolean, native: boolean }} Row the result of one output
+ *   of a case; error: the largest difference as a share of the largest expected number, or how many codes or ids differ;
+ *   native: whether the language model ran on the C API
  *
  * @typedef {object} Options and those of MusicGen.load
  * @property {any} ort
  * @property {any[]} [executionProviders]
+ * @property {boolean} [native] as MusicGen.load has it
  * @property {(bundle: string) => any} [source] a bundle's source by its folder in the kit; default: read by fetchFile
  * @property {(row: Row) => void} [onRow] called with each row
  */
@@ -51,7 +55,7 @@ export async function conformance(fetchFile, { source, onRow, ...loadOptions }) 
       const found = await RUN[one.do](given, model)
       for (const what of Object.keys(expected)) {
         const [error, within] = [difference(found[what], expected[what]), one.within[what]]
-        rows.push({ case: name, what, error, within, passed: error <= within })
+        rows.push({ case: name, what, error, within, passed: error <= within, native: Boolean(model?.lm.native) })
         onRow?.(rows[rows.length - 1])
       }
     }
@@ -256,15 +260,15 @@ async function main() {
   const { fileURLToPath } = await import('node:url')
   const { parseArgs } = await import('node:util')
   const { values, positionals } = parseArgs({
-    options: { ep: { type: 'string', default: 'cpu' } },
+    options: { ep: { type: 'string' } },
     allowPositionals: true,
   })
   const folder = positionals[0] ?? fileURLToPath(new URL('../tests/golden/conformance', import.meta.url))
-  const node = values.ep === 'cpu'
+  const node = values.ep === undefined || values.ep === 'cpu'
   const ort = await import(node ? 'onnxruntime-node' : 'onnxruntime-web')
   const rows = await conformance((path) => readFile(join(folder, path)), {
     ort,
-    executionProviders: [values.ep],
+    ...(values.ep && { executionProviders: [values.ep] }),
     ...(node && { source: (bundle) => join(folder, bundle) }),
     onRow: (row) => {
       const error = `${row.error && row.error.toExponential(1)} of ${row.within}`
@@ -272,7 +276,8 @@ async function main() {
     },
   })
   const failed = rows.filter((row) => !row.passed).length
-  console.log(failed ? `${failed} failed` : 'all passed')
+  const native = rows.filter((row) => row.native).length
+  console.log(`${failed ? `${failed} failed` : 'all passed'}; ${native} of ${rows.length} rows on the C API`)
   process.exitCode = Math.min(failed, 1)
 }
 

@@ -1,9 +1,11 @@
 /**
- * Compare Node with Python: milliseconds per step of the same bundle on the same machine, measured in turn.
+ * Compare Node with Python: milliseconds per step of the same bundle on the same machine, measured in turn. Node runs
+ * the language model on ONNX Runtime's C API (native, which needs koffi) and on the session of onnxruntime-node.
  *
  *     node js/bench/node.js bundle [--variant fp32 int4 ...] [--python .venv/bin/python] [--rounds 9]
  *
- * Every round runs some steps in one, then in the other. Printed are medians over all steps of all rounds.
+ * Every round runs some steps in one after the other. Printed are medians over all steps of all rounds, and the longest
+ * time for which the event loop stood still.
  */
 
 import { spawn } from 'node:child_process'
@@ -19,6 +21,7 @@ const { values, positionals } = parseArgs({
     rounds: { type: 'string', default: '9' },
   },
 })
+const [bundle, ...variants] = positionals // node:util gives an option one value; the others stand behind it
 const [CAPACITY, STEPS] = [1504, 6]
 const here = (/** @type {string} */ name) => fileURLToPath(new URL(name, import.meta.url))
 
@@ -44,23 +47,37 @@ function timer(command, args) {
 /** @param {number[]} times */
 const median = (times) => times.sort((a, b) => a - b)[Math.floor(times.length / 2)]
 
-console.log('variant   rows    columns   Node ms   Python ms   Node / Python')
-for (const variant of values.variant) {
-  const timers = [
-    timer(process.execPath, [here('steps.js'), positionals[0], variant]),
-    timer(values.python, [here('steps.py'), positionals[0], variant]),
-  ]
+const RUNTIMES = /** @type {const} */ (['python', 'native', 'onnxruntime-node'])
+const heads = ['rows', 'columns', 'Python ms', 'native ms', '/ Python', 'gap ms', 'o.-node ms', '/ Python', 'gap ms']
+const widths = heads.map((head) => head.length + 3)
+/** @param {string} variant @param {unknown[]} cells */
+const print = (variant, cells) =>
+  console.log(variant.padEnd(9), ...cells.map((cell, i) => String(cell).padStart(widths[i])))
+
+print('variant', heads)
+for (const variant of [...values.variant, ...variants]) {
+  const timers = RUNTIMES.map((runtime) =>
+    runtime === 'python'
+      ? timer(values.python, [here('steps.py'), bundle, variant])
+      : timer(process.execPath, [here('steps.js'), bundle, variant, runtime]),
+  )
   for (const guided of [false, true]) {
     for (const columns of [100, 750, 1490]) {
       const request = { guided, columns, capacity: CAPACITY, steps: STEPS }
       for (const { time } of timers) await time(request) // warm-up
-      const times = /** @type {number[][]} */ ([[], []])
+      const times = timers.map(() => /** @type {number[]} */ ([]))
+      const gaps = timers.map(() => 0)
       for (let round = 0; round < Number(values.rounds); round++) {
-        for (const i of round % 2 ? [1, 0] : [0, 1]) times[i].push(...(await timers[i].time(request)))
+        for (let i = 0; i < timers.length; i++) {
+          const at = (i + round) % timers.length
+          const { times: steps, gap } = await timers[at].time(request)
+          times[at].push(...steps)
+          gaps[at] = Math.max(gaps[at], gap ?? 0)
+        }
       }
-      const [node, python] = times.map(median)
-      const cells = [guided ? 2 : 1, columns, node.toFixed(1), python.toFixed(1), (node / python).toFixed(2)]
-      console.log(variant.padEnd(9), ...cells.map((cell, i) => String(cell).padStart([5, 10, 9, 11, 15][i])))
+      const [python, ...node] = times.map(median)
+      const cells = node.flatMap((ms, i) => [ms.toFixed(1), (ms / python).toFixed(2), gaps[i + 1].toFixed(0)])
+      print(variant, [guided ? 2 : 1, columns, python.toFixed(1), ...cells])
     }
   }
   timers.forEach(({ end }) => end())

@@ -26,4 +26,4 @@ for line in sys.stdin:
         start = time.perf_counter()
         decoder.step(codes, uniform)
         times.append(1000 * (time.perf_counter() - start))
-    print(json.dumps(times), flush=True)
+    print(json.dumps({"times": times}), flush=True)

@@ -2,13 +2,14 @@
  * The KV cache of a generation: where lm_inference finds the keys and values of earlier columns, and where it puts new
  * ones. How much is copied depends on the runtime and on the graph:
  *
- *     InPlaceCache     Node      the graph writes new columns into the arrays that it reads
+ *     NativeCache      Node      the graph writes new columns into the arrays that it reads: nothing is copied
+ *     InPlaceCache     Node      the same, but onnxruntime-node returns a copy of every output
  *     GpuCache         WebGPU    the same in GPU buffers: nothing is copied
  *     FeedbackCache    WASM      every run copies all inputs and outputs: each call's outputs are the next one's inputs
  *     AppendCache      any       graphs with cache_update "new_columns" output the new columns only; they are copied in
  *
  * A copy costs more the larger the arrays are, so they start with BLOCK columns and grow by BLOCK, up to the capacity.
- * In Node too: onnxruntime-node returns a copy of every output, also of those that it wrote in place.
+ * Where nothing is copied, they have the whole capacity at once.
  */
 
 /**
@@ -31,6 +32,7 @@ export function createCache(graph, sizes) {
   const isNode = typeof process !== 'undefined' && Boolean(process.versions?.node)
   if (graph.manifest.tree.cache_update === 'new_columns') return new AppendCache(graph, sizes)
   if (graph.backend === 'webgpu') return new GpuCache(graph, sizes)
+  if (graph.native) return new NativeCache(graph, sizes)
   return graph.backend === 'cpu' && isNode ? new InPlaceCache(graph, sizes) : new FeedbackCache(graph, sizes)
 }
 
@@ -92,6 +94,13 @@ class InPlaceCache {
 
   /** Free what the garbage collector does not. */
   release() {}
+}
+
+class NativeCache extends InPlaceCache {
+  /** @returns {Tensors} */
+  allocate() {
+    return super.allocate(this.sizes.capacity)
+  }
 }
 
 class GpuCache extends InPlaceCache {

@@ -66,6 +66,11 @@ export class LanguageModel {
     this.conditioning = new ConditioningBuilder(this.graph, this.conditionGraph, this.selfWavGraph, this.textDim)
   }
 
+  /** Whether ONNX Runtime's C API runs the language model, and not the session of onnxruntime-node. */
+  get native() {
+    return this.graph.native !== null
+  }
+
   /**
    * Generate codes up to `frames` or `duration` in all; they begin with the prompt.
    *

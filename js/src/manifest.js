@@ -3,6 +3,7 @@
 import { BundleError, Files } from './files.js'
 import { HubFiles, isHub } from './hub.js'
 import { checkManifest } from './manifest_checks.js'
+import { nativeApi } from './native.js'
 import { LOAD, validateOptions } from './options.js'
 import { Graph } from './session.js'
 import { FieldError, isObject, printable, shown } from './typed_json.js'
@@ -76,6 +77,9 @@ import { FieldError, isObject, printable, shown } from './typed_json.js'
  * @property {string} [endpoint] of the hub; default: https://huggingface.co, in Node HF_ENDPOINT
  * @property {string} [cacheFolder] Node: where bundles from the hub are kept; default: clean-lm in the user's cache
  * @property {Partial<import('onnxruntime-common').InferenceSession.SessionOptions>} [sessionOptions]
+ * @property {boolean} [native] Node: whether the language model runs on ONNX Runtime's C API, with a KV cache that is not
+ *   copied; true: throw where it cannot; default: where it can, which LanguageModel.native says
+ * @property {object} [koffi] what calls the C API; default: the package koffi, where it is installed
  */
 
 const [FORMAT, VERSION] = ['clean_lm', 1]
@@ -150,7 +154,8 @@ export class Manifest {
       const available = Object.keys(graphs).join(', ') || 'none'
       throw new BundleError(`${this.path}: expected the graph ${name}, the bundle contains ${available}`)
     }
-    return new Graph(this, graphs[name], backend ?? this.backend)
+    const native = name === 'lm_inference' ? nativeApi(this) : null // the other graphs update nothing in place
+    return new Graph(this, graphs[name], backend ?? this.backend, native)
   }
 
   /**

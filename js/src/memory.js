@@ -32,8 +32,8 @@ export function requireCaches(name, graph, request) {
   const sizes = { rows: batch * passes, texts: batch, text, capacity, batch, prefix: 0 }
   const caches = Object.keys(graph.inputs).filter((input) => /^(past|cross)_key_values\./.test(input))
   const bytes = caches.map((input) => tensorBytes(graph, input, sizes))
-  // all runtimes but a GPU's return a copy of what they wrote in place
-  const copies = graph.backend === 'webgpu' ? 1 : 2
+  // a GPU and the C API write in place; the other sessions return a copy of what they wrote
+  const copies = graph.backend === 'webgpu' || graph.native ? 1 : 2
   const total = copies * bytes.reduce((sum, n) => sum + n, 0)
   const words = `KV caches of ${batch * passes} rows and ${capacity} columns`
   if (graph.backend === 'wasm') requireBytes(name, total, words, WASM)

@@ -229,6 +229,8 @@ export const LOAD = {
   endpoint: string,
   token: string,
   sessionOptions: object,
+  native: flag,
+  koffi: object,
   tokenizer: callback,
 }
 

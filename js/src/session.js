@@ -2,6 +2,7 @@
 
 import { BundleError } from './files.js'
 import { fromFloat16, toFloat16 } from './float16.js'
+import { NativeSession } from './native.js'
 import { printable, shown } from './typed_json.js'
 
 /**
@@ -22,11 +23,13 @@ export class Graph {
    * @param {Manifest} manifest
    * @param {import('./manifest.js').GraphEntry} entry
    * @param {import('./manifest.js').Backend} backend
+   * @param {ReturnType<typeof import('./native.js').nativeApi>} [native] the C API that runs it; null: ort does
    */
-  constructor(manifest, entry, backend) {
+  constructor(manifest, entry, backend, native = null) {
     this.manifest = manifest
     this.entry = entry
     this.backend = backend
+    this.native = native
     this.ort = manifest.options.ort
     this.inputs = Object.fromEntries(entry.inputs.map((spec) => [spec.name, spec]))
     this.outputs = Object.fromEntries(entry.outputs.map((spec) => [spec.name, spec]))
@@ -74,7 +77,9 @@ export class Graph {
   async _fromDisk(path, settings) {
     for (const name of this.manifest.filesOf(this.entry)) await this.manifest.verify(name)
     await this._requireListed()
-    return this.ort.InferenceSession.create(path, settings)
+    if (!this.native) return this.ort.InferenceSession.create(path, settings)
+    const session = await NativeSession.create(this.native, path, settings, this._tensor.bind(this))
+    return /** @type {Session} */ (/** @type {unknown} */ (session))
   }
 
   /** Throw BundleError if ONNX Runtime would read weights that manifest.json does not list. */
