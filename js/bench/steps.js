@@ -12,7 +12,7 @@ const lm = new LanguageModel(await Manifest.open(bundle, options))
 const codes = [lm.delays.map(() => new Int32Array(1))]
 const uniform = new Float32Array(lm.codebooks).fill(0.5)
 const text = new Float32Array(8 * lm.textDim)
-/** @type {Record<string, import('../src/index.js').Decoder>} */
+/** @type {Record<string, any>} Decoders */
 const decoders = {}
 for await (const line of createInterface({ input: process.stdin })) {
   const { guided, capacity, columns, steps } = JSON.parse(line)
