@@ -497,16 +497,13 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
       assertTake(await takeResult(gpu, 1), GREEDY, 0)
       await shot(gpu, 'webgpu')
       const { origin } = new URL(server.url)
-      const source = `(${takesOfPrompts})`
-      const codes = await gpu.evaluate(
-        async ({ origin, source }) => {
-          const ort = await import(`${origin}/vendor/ort/ort.webgpu.min.mjs`)
-          const { MusicGen } = await import(`${origin}/src/index.js`)
-          ort.env.wasm.wasmPaths = `${origin}/vendor/ort/`
-          return (0, eval)(source)(MusicGen, `${origin}/bundles/text/`, { ort, executionProviders: ['webgpu'] })
-        },
-        { origin, source },
-      )
+      const codes = await gpu.evaluate(`(async () => {
+        const ort = await import('${origin}/vendor/ort/ort.webgpu.min.mjs')
+        const { MusicGen } = await import('${origin}/src/index.js')
+        ort.env.wasm.wasmPaths = '${origin}/vendor/ort/'
+        const takes = ${takesOfPrompts}
+        return takes(MusicGen, '${origin}/bundles/text/', { ort, executionProviders: ['webgpu'] })
+      })()`)
       assert.deepEqual(codes, await takesOfPrompts(MusicGen, bundles[0], { ort: /** @type {any} */ (node) }))
     } finally {
       await own.close()
