@@ -10,7 +10,7 @@
  * tests/golden/conformance/README.md describes the kit for ports to other languages.
  */
 
-import { convertAudio, delay, MusicGen, undelay, uniforms, windows } from './src/index.js'
+import { convertAudio, delay, matchLevel, MusicGen, splice, toSource, undelay, uniforms, windows } from './src/index.js'
 
 /**
  * @typedef {{ data: Float32Array | Int32Array, shape: number[] }} Stored an array of the kit
@@ -137,6 +137,7 @@ const samplingOptions = (s) => ({
   topP: s.top_p,
   cfgCoef: s.cfg_coef,
   cfgCoefBeta: s.cfg_coef_beta,
+  twoStepCfg: s.two_step_cfg,
 })
 
 /** @param {any} length */
@@ -168,6 +169,18 @@ const RUN = {
 
   convert: ({ audio, from_rate, to_rate, channels }) => ({
     audio: convertAudio(nested(audio), from_rate, to_rate, channels),
+  }),
+
+  to_source: ({ audio, rate, source_rate, source_channels }) => ({
+    audio: toSource(nested(audio), rate, source_rate, source_channels),
+  }),
+
+  splice: ({ source, generated, seam, crossfade, lead }) => ({
+    audio: splice(nested(source), nested(generated), seam, crossfade, lead),
+  }),
+
+  match_level: ({ source, generated, seam, lead, rate }) => ({
+    gain: Float64Array.of(matchLevel(nested(source), nested(generated), seam, lead, rate)),
   }),
 
   // Text and audio
@@ -217,19 +230,9 @@ const RUN = {
     return { logits }
   },
 
-  generate: async ({ prompt, texts, self_wav, batch, frames, sampling, seed, uniform, ...length }, { lm }) => ({
-    codes: await lm.generateCodes({
-      prompt: prompt && nested(prompt),
-      texts: perRow(texts),
-      selfWav: self_wav && (() => perRow(self_wav)),
-      batch,
-      frames,
-      ...lengthOptions(length),
-      sampling: samplingOptions(sampling),
-      seed: seed === null ? undefined : BigInt(seed),
-      uniform: uniform?.data,
-    }),
-  }),
+  generate: (given, model) => generateCodes(given, model),
+
+  generate_takes: (given, model) => generateCodes(given, model),
 
   continue: async (
     { audio, sample_rate, description, melody, melody_sample_rate, takes, seed, sampling, ...length },
@@ -251,6 +254,50 @@ const RUN = {
       audio: generated.takes.map((/** @type {any} */ take) => take.audio),
     }
   },
+
+  continue_batch: async (given, model) => {
+    const { descriptions, negatives, melodies, style_features: features, seed, sampling } = given
+    const options = {
+      description: descriptions,
+      takes: given.takes,
+      seed: Array.isArray(seed) ? seed.map(BigInt) : BigInt(seed),
+      ...(negatives && { negativeDescription: negatives }),
+      ...(melodies && {
+        melody: melodies.map((/** @type {Stored | null} */ one) => one && nested(one)),
+        melodySampleRate: given.melody_sample_rate,
+      }),
+      ...(features && { styleFeatures: perRow(features) }),
+      ...lengthOptions(given),
+      ...samplingOptions(sampling),
+    }
+    const { audio, codes } = given
+    const { takes } = await (audio || codes
+      ? model.generateContinuation(audio && nested(audio), given.sample_rate, {
+          ...options,
+          promptCodes: codes && nested(codes),
+        })
+      : model.generate(options))
+    return { codes: takes.map((/** @type {any} */ take) => take.codes) }
+  },
+}
+
+/** @param {any} given @param {any} model */
+async function generateCodes(given, { lm }) {
+  const { prompt, texts, negatives, self_wav, batch, takes, frames, sampling, seed, uniform, ...length } = given
+  const codes = await lm.generateCodes({
+    prompt: prompt && nested(prompt),
+    texts: perRow(texts),
+    negatives: perRow(negatives ?? null),
+    selfWav: self_wav && (() => perRow(self_wav)),
+    batch,
+    takes,
+    frames,
+    ...lengthOptions(length),
+    sampling: samplingOptions(sampling),
+    seed: seed === null ? undefined : BigInt(seed),
+    uniform: uniform?.data,
+  })
+  return { codes }
 }
 
 /** The command line. onnxruntime-node opens bundles on the disk, onnxruntime-web in memory. */

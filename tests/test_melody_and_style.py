@@ -1,6 +1,7 @@
 """What melody and style models are given beside a text: from a sound to upstream's tokens, by command too."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ from clean_lm.conditioning import Excerpt
 from clean_lm.manifest import BundleError
 from export.bundle import export
 from export.bundle_writer import ExportError
-from tests.support import GOLDEN, GoldenTexts
+from tests.conformance import make as make_conformance
+from tests.support import GOLDEN, ROOT, GoldenTexts
 from tests.tiny_models import hubert, mert_folder
 
 pytestmark = [pytest.mark.parity, pytest.mark.runtime]
@@ -103,6 +105,40 @@ def test_the_shorter_melody_of_a_batch_is_padded(golden, melody):
     alone = melody._wavs([None], [padded], 32_000, None)(0.0)
     np.testing.assert_array_equal(together[0], alone[0])
     assert (together[0] != melody._wavs([None], [short], 32_000, None)(0.0)[0]).any()
+
+
+def test_styles_in_javascript(style_bundle, tmp_path):
+    """Of features and of a sound, one prompt with and one without: a kit of these cases, for js/conformance.js."""
+    if not shutil.which("node") or not (ROOT / "js" / "node_modules").exists():
+        pytest.skip("needs node and js/node_modules: ONNXRUNTIME_NODE_INSTALL=skip npm ci --prefix js")
+    bundles = tmp_path / "bundles"
+    bundles.mkdir()
+    (bundles / "style").symlink_to(style_bundle)
+    features = np.random.default_rng(0).standard_normal((224, 768)).astype(np.float32)
+    sampling = make_conformance.DRAWN | {"top_k": 20, "two_step_cfg": False}
+    nothing = {
+        "audio": None, "sample_rate": None, "codes": None, "descriptions": [None, None], "negatives": None,
+        "melodies": None, "melody_sample_rate": None, "style_features": None, "takes": 2, "seed": "3", "duration": 0.6,
+        "max_duration": 30.0, "extend_stride": 18.0, "sampling": sampling,
+    }  # fmt: skip
+    cases = {
+        "features": {"style_features": [features, None]},
+        "features, guidance in two calls": {
+            "style_features": [features, None],
+            "sampling": sampling | {"two_step_cfg": True},
+        },
+        "a sound": {"melodies": [sound(4.0), None], "melody_sample_rate": 44_100},
+    }
+    made = [
+        make_conformance.complete(
+            make_conformance.case(name, "continue_batch", nothing | given, None, ["style"]), bundles
+        )
+        for name, given in cases.items()
+    ]
+    make_conformance.write(tmp_path, made)
+    program = ["node", ROOT / "js" / "conformance.js", tmp_path]
+    done = subprocess.run(program, check=False, capture_output=True, text=True)
+    assert (done.stdout.count(" ok "), done.returncode) == (len(cases), 0), done.stdout + done.stderr
 
 
 def test_a_style_from_features(golden, style):

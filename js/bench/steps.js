@@ -14,7 +14,7 @@ const codes = [lm.delays.map(() => new Int32Array(1))]
 const uniform = new Float32Array(lm.codebooks).fill(0.5)
 const text = new Float32Array(8 * lm.textDim)
 const delay = monitorEventLoopDelay({ resolution: 1 })
-/** @type {Record<string, import('../src/index.js').Decoder>} */
+/** @type {Record<string, any>} Decoders */
 const decoders = {}
 for await (const line of createInterface({ input: process.stdin })) {
   const { guided, capacity, columns, steps } = JSON.parse(line)

@@ -245,7 +245,7 @@ function newTake({ prompt, sampleRate: rate, options }, { sampleRate, channels, 
   const take = {
     number: ++number,
     seed: Number(seed),
-    text: description ?? '',
+    text: String(description ?? ''),
     loop: loop?.name ?? '',
     samples: Array.from({ length: channels }, () => new Float32Array(samples)),
     filled: 0,

@@ -1,6 +1,6 @@
 /** Reads audio from files and the microphone: one Float32Array a channel, and the sample rate. */
 
-import { decodeWav } from '../src/audio.js'
+import { decodeWav } from '../src/wav.js'
 
 const RATE = 44100 // to which browsers resample what is not a WAV file
 

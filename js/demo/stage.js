@@ -1,6 +1,6 @@
 /** Plays and draws the loop or a take, and manages the list of takes. */
 
-import { encodeWav } from '../src/audio.js'
+import { encodeWav } from '../src/wav.js'
 import { $, calm } from './page.js'
 import { Player } from './player.js'
 import { aboutTake, clock, pace, TakeList } from './takes.js'

@@ -27,7 +27,7 @@
  * @property {boolean} kept whether the browser has kept its files for offline use
  *
  * @typedef {Load | Generate | { type: 'cancel' }} ToWorker
- * @typedef {{ type: 'loading', done: number, total: number, file: string }} Loading
+ * @typedef {{ type: 'loading', done: number, total: number, file: string | null }} Loading
  * @typedef {{ type: 'progress', done: number, total: number, ms: number }} Progress done and total in columns, ms
  *   of a step
  * @typedef {{ type: 'chunk', audio: Float32Array[] }} Chunk
@@ -72,7 +72,7 @@ async function load({ source, backend, threads, variant, secure }) {
     ...(cache && { cache: cache.cache }),
     ...(typeof source === 'string' && { confine: new URL('..', source).href }), // bundles side by side may share files
     tokenizer: async (json) => new (await import(new URL('tokenizers.mjs', VENDOR).href)).Tokenizer(json, {}),
-    onProgress: (done, total, file) => send({ type: 'loading', done, total, file }),
+    onProgress: (done, total, { file }) => send({ type: 'loading', done, total, file }),
   })
   const { sampleRate, channels, frameRate, manifest } = model
   const kept = typeof source === 'string' && Boolean(cache?.complete)

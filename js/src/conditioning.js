@@ -9,9 +9,9 @@ import { floatsOf } from './session.js'
  * @typedef {import('./session.js').Graph} Graph
  * @typedef {import('./session.js').Tensor} Tensor
  * @typedef {import('./generation.js').Sampling} Sampling
- * @typedef {(Float32Array | null)[]} PerRow [N x width] for each row of a batch, without padding; null: unconditional
+ * @typedef {(Float32Array | null)[]} PerRow [N x width] for each prompt of a batch, without padding; null: unconditional
  * @typedef {(start: number) => PerRow | Promise<PerRow>} SelfWav melody or style as the prefix's first part [F x dim]
- *   per row, in the window that starts at so many seconds
+ *   per prompt, in the window that starts at so many seconds
  *
  * @typedef {object} Conditioning what lm_inference is conditioned on
  * @property {number} rows R: conditioned rows, then unconditional ones. B without guidance, 2B with it; 3B with double
@@ -42,18 +42,26 @@ export class ConditioningBuilder {
    * @param {PerRow} texts text states [N x E]
    * @param {PerRow | null} selfWav melody or style [F x dim]
    * @param {Sampling} sampling guidance decides which unconditional rows are needed
+   * @param {PerRow | null} [negatives] texts of the unconditional rows; default: no text
    * @returns {Promise<Conditioning>}
    */
-  async build(texts, selfWav, sampling) {
+  async build(texts, selfWav, sampling, negatives) {
     this._validate(texts, selfWav, sampling)
-    const groups = rowGroups(texts, selfWav ?? none(texts.length), sampling)
+    if (negatives) this._validateTexts('negatives', negatives)
+    const groups = rowGroups(texts, selfWav ?? none(texts.length), sampling, negatives ?? none(texts.length))
     const rows = groups.length * texts.length
-    if ('prefix' in this.graph.inputs) {
+    if (this.isPrefixed) {
       const [allTexts, allWavs] = [groups.flatMap((group) => group.texts), groups.flatMap((group) => group.wavs)]
       return { rows, cross: {}, prefix: await this._prefix(allWavs, allTexts) }
     }
-    const cross = texts.some(Boolean) ? await this._runCondition(texts) : this._noCross(rows)
+    const attending = groups.length > 1 && negatives?.some(Boolean) ? [...texts, ...negatives] : texts
+    const cross = attending.some(Boolean) ? await this._runCondition(attending) : this._noCross(rows)
     return { rows, cross, prefix: null }
+  }
+
+  /** Whether conditions are a prefix, as in melody and style models. */
+  get isPrefixed() {
+    return 'prefix' in this.graph.inputs
   }
 
   /**
@@ -73,15 +81,23 @@ export class ConditioningBuilder {
         `selfWav: got ${selfWav.length} melodies or styles, expected one for each of ${texts.length} rows`,
       )
     }
-    for (const text of texts) {
-      if (!text) continue
-      requireFloats('texts', text)
-      if (text.length % this.textDim) {
-        throw new RangeError(`texts: got ${text.length} numbers, expected N x ${this.textDim} with N > 0`)
-      }
-      validateTokens('texts', text.length / this.textDim)
-    }
+    this._validateTexts('texts', texts)
     for (const wav of selfWav ?? []) if (wav) requireFloats('selfWav', wav)
+  }
+
+  /**
+   * @param {'texts' | 'negatives'} name
+   * @param {PerRow} rows
+   */
+  _validateTexts(name, rows) {
+    for (const text of rows) {
+      if (!text) continue
+      requireFloats(name, text)
+      if (text.length % this.textDim) {
+        throw new RangeError(`${name}: got ${text.length} numbers, expected N x ${this.textDim} with N > 0`)
+      }
+      validateTokens(name, text.length / this.textDim)
+    }
   }
 
   /**
@@ -179,16 +195,54 @@ export class ConditioningBuilder {
  * @param {PerRow} texts
  * @param {PerRow} wavs
  * @param {Sampling} sampling
+ * @param {PerRow} negatives texts of the unconditional rows
  */
-function rowGroups(texts, wavs, { cfgCoef, cfgCoefBeta }) {
+function rowGroups(texts, wavs, { cfgCoef, cfgCoefBeta }, negatives) {
   const nothing = none(texts.length)
   const [conditioned, unconditional] = [
     { texts, wavs },
-    { texts: nothing, wavs: nothing },
+    { texts: negatives, wavs: nothing },
   ]
   if (cfgCoefBeta !== null && texts.some(Boolean)) return [conditioned, { texts: nothing, wavs }, unconditional]
-  if (cfgCoef !== 1 && [...texts, ...wavs].some(Boolean)) return [conditioned, unconditional]
+  if ((cfgCoef !== 1 || cfgCoefBeta !== null) && [...texts, ...wavs, ...negatives].some(Boolean))
+    return [conditioned, unconditional]
   return [conditioned]
+}
+
+/**
+ * The conditioning of each prompt's takes: those of the first prompt, those of the second, ... in every group of rows.
+ *
+ * @param {Graph} graph lm_inference
+ * @param {Conditioning} conditioning of the prompts
+ * @param {number} takes
+ * @returns {Conditioning}
+ */
+export function repeatConditioning(graph, { rows, cross, prefix }, takes) {
+  const repeat = (/** @type {Tensor} */ tensor) => repeatRows(graph, tensor, takes)
+  return {
+    rows: rows * takes,
+    cross: Object.fromEntries(Object.entries(cross).map(([name, tensor]) => [name, repeat(tensor)])),
+    prefix: prefix && repeat(prefix),
+  }
+}
+
+/**
+ * Every row of a tensor so many times in a row.
+ *
+ * @param {Graph} graph
+ * @param {Tensor} tensor
+ * @param {number} times
+ * @returns {Tensor}
+ */
+function repeatRows({ ort }, { type, data, dims }, times) {
+  const values = /** @type {any} */ (data)
+  const repeated = new values.constructor(values.length * times)
+  const size = values.length / (dims[0] || 1)
+  for (let row = 0; row < dims[0] * times; row++) {
+    const from = Math.floor(row / times) * size
+    repeated.set(values.subarray(from, from + size), row * size)
+  }
+  return new ort.Tensor(type, repeated, [dims[0] * times, ...dims.slice(1)])
 }
 
 /**
@@ -214,23 +268,32 @@ const none = (batch) => Array(batch).fill(null)
 const longest = (rows, width) => Math.max(1, ...rows.map((row) => (row ? row.length / width : 0)))
 
 /**
- * A melody for lm_melody, the same for all takes.
+ * Melodies for lm_melody.
  *
  * @param {Graph} graph lm_melody
- * @param {Float32Array} wav mono, at the model's rate
- * @param {number} takes
+ * @param {(Float32Array | null)[]} wavs of each prompt, mono, at the model's rate; null: none
  * @param {number} sampleRate
- * @param {number | null} window seconds of a window; in each, the melody goes on where it was, and starts again where it
- *   ends, as in audiocraft. null: there is one window only, and lm_melody repeats a short melody
+ * @param {number | null} window seconds of a window; in each, a melody goes on where it was, and starts again where it
+ *   ends, as in audiocraft. null: there is one window only; lm_melody repeats a short melody, and in a batch silence
+ *   fills the shorter ones up to the longest
  * @returns {SelfWav}
  */
-export function melodyConditioning(graph, wav, takes, sampleRate, window) {
+export function melodyConditioning(graph, wavs, sampleRate, window) {
+  const melodies = [...new Set(wavs.filter((wav) => wav !== null))]
+  const samples =
+    window === null ? melodies.reduce((most, wav) => Math.max(most, wav.length), 0) : Math.trunc(window * sampleRate)
   return async (start) => {
     const first = Math.trunc(start * sampleRate)
-    const samples = window === null ? wav.length : Math.trunc(window * sampleRate)
-    const audio = window === null ? wav : repeated(wav, first, samples)
-    const { self_wav } = await graph.run({ audio: graph.tensor('audio', audio, { melodies: 1, samples }) })
-    return Array(takes).fill(await floatsOf(self_wav))
+    const audio = new Float32Array(melodies.length * samples)
+    melodies.forEach((wav, row) => audio.set(window === null ? wav : repeated(wav, first, samples), row * samples))
+    const sizes = { melodies: melodies.length, samples }
+    const { self_wav } = await graph.run({ audio: graph.tensor('audio', audio, sizes) })
+    const values = await floatsOf(self_wav)
+    const size = values.length / melodies.length
+    return wavs.map((wav) => {
+      const at = wav ? melodies.indexOf(wav) * size : 0
+      return wav && values.subarray(at, at + size)
+    })
   }
 }
 
@@ -252,28 +315,50 @@ function repeated(wav, first, samples) {
 }
 
 /**
- * A style for lm_style, the same for all takes and windows; encoded once.
+ * Styles for lm_style, the same for all windows; each is encoded once.
  *
  * @param {Graph} graph lm_style
- * @param {Float32Array} features MERT's [F x width]
- * @param {number} takes
+ * @param {PerRow} features MERT's [F x width] of each prompt; null: no style
  * @param {number} evalQ how many levels of quantization are kept: fewer leave the model more freedom
  * @returns {SelfWav}
  */
-export function styleConditioning(graph, features, takes, evalQ) {
+export function styleConditioning(graph, features, evalQ) {
   const spec = graph.inputs.features
-  const frames = features.length / Number(spec.shape[2])
-  const sizes = Object.fromEntries(spec.shape.slice(0, 2).map((size, axis) => [size, axis ? frames : 1]))
-  const encode = async () => {
+  const encode = async (/** @type {Float32Array} */ row) => {
+    const frames = row.length / Number(spec.shape[2])
+    const sizes = Object.fromEntries(spec.shape.slice(0, 2).map((size, axis) => [size, axis ? frames : 1]))
     const { self_wav } = await graph.run({
-      features: graph.tensor('features', features, sizes),
+      features: graph.tensor('features', row, sizes),
       eval_q: graph.tensor('eval_q', [evalQ]),
     })
-    return Array(takes).fill(await floatsOf(self_wav))
+    return floatsOf(self_wav)
+  }
+  const encodeAll = async () => {
+    /** @type {Map<Float32Array, Float32Array>} */
+    const encoded = new Map()
+    for (const row of features) if (row && !encoded.has(row)) encoded.set(row, await encode(row))
+    return features.map((row) => row && /** @type {Float32Array} */ (encoded.get(row)))
   }
   /** @type {Promise<PerRow> | undefined} */
   let rows
-  return () => (rows ??= encode())
+  return () => (rows ??= encodeAll())
+}
+
+/**
+ * Throw unless there are MERT's features [F x width], or null, for each prompt.
+ *
+ * @param {Graph} graph lm_style
+ * @param {PerRow} features
+ */
+export function validateFeatures(graph, features) {
+  const width = Number(graph.inputs.features.shape[2])
+  for (const row of features) {
+    if (row === null) continue
+    requireFloats('styleFeatures', row)
+    if (row.length % width) {
+      throw new RangeError(`styleFeatures: got ${row.length} numbers, expected F x ${width} with F > 0`)
+    }
+  }
 }
 
 /**

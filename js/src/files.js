@@ -4,7 +4,9 @@
  * @typedef {string | Uint8Array | ArrayBuffer | Blob} FileLike a string: a URL, which is fetched
  * @typedef {string | URL | Map<string, FileLike> | Record<string, FileLike> | ((name: string) => FileLike | Response | Promise<FileLike | Response>)} Source
  *   a folder's path (Node) or URL, hf:user/repo, files by name, or a function that returns a file by its name
- * @typedef {(done: number, total: number, file: string) => void} LoadProgress done and total in bytes
+ * @typedef {{ unit: 'bytes' | 'columns', file: string | null }} Counted what is counted: the bytes of a download, or the
+ *   columns of a generation; file: the one that is read
+ * @typedef {(done: number, total: number, counted: Counted) => void} OnProgress
  * @typedef {import('./manifest.js').FileEntry} FileEntry
  */
 
@@ -183,8 +185,8 @@ export class Files {
       return this._collect(file, name, expected, onProgress)
     }
     this._compareSize(name, file instanceof Blob ? file.size : file.byteLength, expected)
-    const buffer = file instanceof Blob ? await file.arrayBuffer() : file
-    const bytes = buffer instanceof Uint8Array ? buffer : new Uint8Array(buffer)
+    if (file instanceof Blob) return this._collect(new Response(file.stream()), name, expected, onProgress)
+    const bytes = file instanceof Uint8Array ? file : new Uint8Array(file)
     onProgress?.(bytes.length)
     return bytes
   }

@@ -12,6 +12,8 @@
  */
 
 import { join } from './arrays.js'
+import { copyRows } from './cache_rows.js'
+import { repeatConditioning } from './conditioning.js'
 import { delay, prefillLength, undelay, UNKNOWN } from './delay_pattern.js'
 import { createCache } from './kv_cache.js'
 import { codesOf, floatsOf } from './session.js'
@@ -28,24 +30,45 @@ import { codesOf, floatsOf } from './session.js'
  * @property {number} topP keep the most probable codes up to this sum of probabilities; 0: off, above 0 topK is ignored
  * @property {number} cfgCoef classifier-free guidance; without any conditioning it changes nothing
  * @property {number | null} cfgCoefBeta double guidance: how much more the text counts than melody or style; null: off
+ * @property {boolean} twoStepCfg the unconditional pass apart: other logits in melody and style models, see two_step.js
+ *
+ * @typedef {object} Steps what a generation drives: a Decoder, or TwoStep, which has two of them
+ * @property {Graph} graph
+ * @property {(conditioning: Conditioning) => void} restart
+ * @property {(codes: Codes, uniform: Float32Array) => Promise<Codes>} call
+ * @property {(codes: Codes) => Promise<Float32Array>} logits
+ * @property {() => void} release
  */
 
-/** Runs lm_inference on the columns of one generation, with its KV cache. */
+/**
+ * Runs lm_inference on the columns of one generation, with its KV cache.
+ *
+ * P prompts of T takes each are B = P x T rows: the takes of the first prompt, those of the second, ...
+ *
+ * @implements {Steps}
+ */
 export class Decoder {
   /**
    * @param {Graph} graph lm_inference
-   * @param {number} batch
+   * @param {number} prompts P
    * @param {number} capacity columns, without the prefix
-   * @param {Conditioning} conditioning
+   * @param {Conditioning} conditioning of the prompts
    * @param {Sampling} sampling
+   * @param {number} [takes] T
    */
-  constructor(graph, batch, capacity, conditioning, sampling) {
+  constructor(graph, prompts, capacity, conditioning, sampling, takes = 1) {
+    const batch = prompts * takes
     this.graph = graph
+    this.prompts = prompts
+    this.takes = takes
     this.batch = batch
+    this.capacity = capacity
+    this.sampling = sampling
     this.conditioning = conditioning
-    this.prefixLength = conditioning.prefix?.dims[1] ?? 0
+    this.repeated = this._repeat(conditioning)
     this.filled = 0 // places of the cache in use, by the prefix and by columns
-    this.sizes = { batch, rows: conditioning.rows, capacity: this.prefixLength + capacity, prefix: 0 }
+    this.prefixLength = conditioning.prefix?.dims[1] ?? 0
+    this.sizes = { batch, rows: this.repeated.rows, capacity: this.prefixLength + capacity, prefix: 0 }
     this.cache = createCache(graph, this.sizes)
     this.settings = {
       cfg_coef: graph.tensor('cfg_coef', [sampling.cfgCoef]),
@@ -63,13 +86,20 @@ export class Decoder {
    */
   restart(conditioning) {
     this.conditioning = conditioning
+    this.repeated = this._repeat(conditioning)
     this.filled = 0
+  }
+
+  /** The conditioning of all takes. @param {Conditioning} conditioning */
+  _repeat(conditioning) {
+    return this.takes === 1 ? conditioning : repeatConditioning(this.graph, conditioning, this.takes)
   }
 
   /**
    * Read S columns [B][K] and sample the next one with uniform numbers [B x K].
    *
-   * The first call takes any number of columns, later calls take one.
+   * The first call takes any number of columns, later calls take one. The first one may be given the columns [P][K] of
+   * the prompts: all but the last column are then read once for all takes.
    *
    * @param {Codes} codes
    * @param {Float32Array} uniform
@@ -87,8 +117,33 @@ export class Decoder {
    * @returns {Promise<Float32Array>}
    */
   async logits(codes) {
-    const results = await this._run(codes, new Float32Array(codes.length * codes[0].length), 'logits')
+    const results = await this._run(codes, new Float32Array(this.batch * codes[0].length), 'logits')
     return floatsOf(results.logits)
+  }
+
+  /**
+   * Read the prefix and all columns [P][K] but the last for all takes; gives the last one of each take [B][K].
+   *
+   * A decoder of P rows reads them, and its cache is copied: ONNX Runtime's CPU kernel takes several new columns only
+   * into an empty cache.
+   *
+   * @param {Codes} codes
+   * @returns {Promise<Codes>}
+   */
+  async _readOnce(codes) {
+    const { graph, prompts, conditioning, sampling, takes, cache } = this
+    const columns = codes[0][0].length
+    const last = codes.flatMap((row) => Array(takes).fill(slice(row, columns - 1, columns)))
+    if (this.prefixLength + columns === 1) return last
+    const one = new Decoder(graph, prompts, columns, conditioning, sampling)
+    try {
+      await one.logits(codes.map((row) => slice(row, 0, columns - 1)))
+      copyRows(graph, one.cache, cache, one.filled, takes)
+      this.filled = one.filled
+    } finally {
+      one.release()
+    }
+    return last
   }
 
   /**
@@ -97,8 +152,9 @@ export class Decoder {
    * @param {'next_codes' | 'logits'} output
    */
   async _run(codes, uniform, output) {
-    const { graph, cache, conditioning, sizes } = this
-    const { rows, cross, prefix } = conditioning
+    const { graph, cache, prompts, takes, sizes } = this
+    if (takes > 1 && this.filled === 0 && codes.length === prompts) codes = await this._readOnce(codes)
+    const { rows, cross, prefix } = this.repeated
     const columns = codes[0][0].length
     const allRows = Array.from({ length: rows / this.batch }, () => codes).flat(2) // conditioned and unconditional alike
     const isFirst = this.filled === 0
@@ -135,17 +191,19 @@ export class Decoder {
 /** A generation in progress. Iterating samples one column after the other: this is the loop that a port writes. */
 export class Generation {
   /**
-   * @param {Decoder} decoder
-   * @param {ArrayLike<ArrayLike<number>>[]} prompt [B][K] -> P
+   * @param {Steps} decoder
+   * @param {ArrayLike<ArrayLike<number>>[]} prompt [P][K] -> frames
    * @param {Iterable<Window>} windows at least one; iterated over twice
    * @param {{ delays: number[], special: number }} pattern
    * @param {(step: number) => Float32Array} uniform the numbers [B x K] of each column that is sampled, 0 .. total - 1
    * @param {(window: Window) => Conditioning | Promise<Conditioning>} conditioningOf called for all windows but the
    *   first, whose conditioning the decoder has
    * @param {AbortSignal} [signal]
+   * @param {number} [takes] of each prompt
    */
-  constructor(decoder, prompt, windows, pattern, uniform, conditioningOf, signal) {
+  constructor(decoder, prompt, windows, pattern, uniform, conditioningOf, signal, takes = 1) {
     this.decoder = decoder
+    this.takes = takes
     this.pattern = pattern
     this.windows = windows
     this.uniform = uniform
@@ -153,12 +211,14 @@ export class Generation {
     this.signal = signal
     const extent = extentOf(windows, pattern.delays)
     /** @type {Codes} */
-    this.all = prompt.map((row) =>
-      pattern.delays.map((_, k) => {
-        const frames = new Int32Array(extent.frames)
-        frames.set(row[k])
-        return frames
-      }),
+    this.all = prompt.flatMap((row) =>
+      Array.from({ length: takes }, () =>
+        pattern.delays.map((_, k) => {
+          const frames = new Int32Array(extent.frames)
+          frames.set(row[k])
+          return frames
+        }),
+      ),
     )
     this.frames = prompt[0][0].length // complete ones, the prompt's among them
     this.total = extent.steps
@@ -176,7 +236,9 @@ export class Generation {
         const { start, known, frames } = window
         const columns = this.all.map((row) => delay(slice(row, start, start + known), delays, frames, special))
         const prefill = prefillLength(known, delays)
-        let unread = columns.map((row) => slice(row, 0, prefill))
+        // in the first window takes begin alike, and one of each prompt is enough
+        const begin = columns.filter((_, row) => done || row % this.takes === 0)
+        let unread = begin.map((row) => slice(row, 0, prefill))
         for (let s = prefill; s < frames + latest + 1; s++) {
           if (this.decoder.graph.backend !== 'cpu') await this._pause()
           this.signal?.throwIfAborted()

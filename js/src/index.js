@@ -12,11 +12,13 @@
  * @typedef {import('./musicgen.js').Take} Take
  * @typedef {import('./manifest.js').LoadOptions} LoadOptions
  * @typedef {import('./files.js').Source} Source
+ * @typedef {import('./files.js').OnProgress} OnProgress
+ * @typedef {import('./wav.js').WavFormat} WavFormat
  * @typedef {import('./generation.js').Sampling} Sampling
  * @typedef {import('./language_model.js').GenerationOptions} GenerationOptions
  */
 
-export { convertAudio, convertChannels, decodeWav, encodeWav, resample } from './audio.js'
+export { convertAudio, convertChannels, resample } from './audio.js'
 export { Codec } from './audio_codec.js'
 export { delay, prefillLength, undelay } from './delay_pattern.js'
 export { BundleError } from './files.js'
@@ -25,5 +27,7 @@ export { LanguageModel } from './language_model.js'
 export { Manifest } from './manifest.js'
 export { MusicGen } from './musicgen.js'
 export { uniforms } from './philox.js'
+export { amplify, fadeOut, matchLevel, mixLoss, pickChannel, splice, toSource, wholeFrames } from './splice.js'
 export { TextConditioner } from './text_encoder.js'
+export { decodeWav, encodeWav } from './wav.js'
 export { windows } from './windows.js'

@@ -70,7 +70,7 @@ import { FieldError, isObject, printable, shown } from './typed_json.js'
  * @property {string} [variant] "fp32", "int4", ...; default: the one that the bundle prefers for the backend
  * @property {boolean} [hashes] compare every file's SHA-256 before it is opened; default true
  * @property {string} [confine] a folder, or a URL, that no file of the bundle may lie outside of; default: none
- * @property {import('./files.js').LoadProgress} [onProgress] called with the bytes read so far and their total
+ * @property {import('./files.js').OnProgress} [onProgress] called with the bytes read so far and their total
  * @property {AbortSignal} [signal] cancels loading
  * @property {Cache} [cache] a cache of the browser, where downloads are kept
  * @property {string} [token] of the Hugging Face hub, for private and gated repositories; default in Node: HF_TOKEN
@@ -201,7 +201,10 @@ export class Manifest {
   reportProgress(bytes, name) {
     this.options.signal?.throwIfAborted()
     this.bytesRead += bytes
-    this.options.onProgress?.(this.bytesRead, Math.max(this.bytesRead, this.bytesTotal), name)
+    this.options.onProgress?.(this.bytesRead, Math.max(this.bytesRead, this.bytesTotal), {
+      unit: 'bytes',
+      file: name,
+    })
   }
 }
 

@@ -2,11 +2,11 @@
 
 import { convertAudio, convertAudioInPieces, validateAudio } from './audio.js'
 import { Codec } from './audio_codec.js'
-import { melodyConditioning, mertFeatures, styleConditioning } from './conditioning.js'
+import { melodyConditioning, mertFeatures, styleConditioning, validateFeatures } from './conditioning.js'
 import { BundleError } from './files.js'
 import { yieldToEventLoop } from './generation.js'
 import { HubFiles } from './hub.js'
-import { LanguageModel, randomSeed } from './language_model.js'
+import { COLUMNS, LanguageModel, randomSeed, seedsOf } from './language_model.js'
 import { Manifest } from './manifest.js'
 import { requireAudio } from './memory.js'
 import { CONTINUE, GENERATE, STREAM, STREAM_CONTINUATION, validateCodes, validateOptions } from './options.js'
@@ -16,40 +16,56 @@ import { TextConditioner } from './text_encoder.js'
 /**
  * @typedef {import('./audio.js').AudioChannels} AudioChannels
  * @typedef {import('./generation.js').Generation} Generation
- * @typedef {{ generation: Generation, seed: number | bigint }} Started
+ * @typedef {number | bigint | (number | bigint)[]} Seed
+ * @typedef {{ generation: Generation, seed: Seed, takes: number }} Started
+ * @typedef {{ prompts: number | null, frames: number, codes: () => Promise<Int32Array[][] | null> }} Prompt what is
+ *   continued, not yet encoded: how many prompts of how many frames, and what gives their codes
+ * @typedef {Float32Array | AudioChannels} Audio mono, or one array a channel
+ * @typedef {Int32Array[] | number[][]} Codes one array a codebook
+ * @typedef {string | null} Text null or "": none
  *
- * @typedef {object} GenerateOptions
- * @property {string | null} [description] null or "": none
+ * @typedef {object} GenerateOptions what is given per prompt is one value for all of them, or a list of one for each
+ * @property {Text | Text[]} [description] per prompt
+ * @property {Text | Text[]} [negativeDescription] per prompt, a text that guidance leads away from; default: none
  * @property {number} [duration] seconds in all, the prompt included; default: the bundle's
  * @property {number} [topK] sample from the k most probable codes; 0: from all
  * @property {number} [topP] sample from the most probable codes up to this sum of probabilities; 0: off
  * @property {number} [temperature] 0: always the most probable code
  * @property {number} [cfgCoef] classifier-free guidance; 1: none
  * @property {number | null} [cfgCoefBeta] double guidance of melody and style models
+ * @property {boolean} [twoStepCfg] the unconditional pass apart, as audiocraft's two_step_cfg: other logits in melody and
+ *   style models
  * @property {number} [extendStride] seconds from one window to the next, where the duration is longer than one
  * @property {number} [maxDuration] seconds of a window; default: what the model was trained on
- * @property {number | bigint} [seed] the same seed gives the same take in every language; default: a random one
- * @property {number} [takes] how many are generated at once; take b has seed + b
- * @property {Float32Array | AudioChannels} [melody] the melody that melody models follow, or the audio whose style style
- *   models take on
+ * @property {Seed} [seed] the same seed gives the same take in every language: take b of the result has seed + b, or the
+ *   list's; default: a random one
+ * @property {number} [takes] how many are generated of each prompt, which is read once for all of them
+ * @property {Audio | (Audio | null)[]} [melody] per prompt, the melody that melody models follow, or the audio whose
+ *   style style models take on; in a list, the channels of one are a list too, and null is none
  * @property {number} [melodySampleRate] required with a melody
+ * @property {Float32Array | (Float32Array | null)[]} [styleFeatures] per prompt, in style models: MERT's features
+ *   [F x width] of a style, in place of its audio
  * @property {number} [evalQ] style models: how many levels of quantization are kept, fewer are freer; default 3
  * @property {number} [excerptLength] style models: seconds of the melody that are used; default 3
  * @property {number} [excerptStart] style models: where they begin; default: chosen by the seed
- * @property {Int32Array[] | number[][] | null} [promptCodes] continuations: codes of an earlier one, one array a
- *   codebook, in place of audio
+ * @property {Codes | Codes[] | null} [promptCodes] continuations: codes of earlier ones, in place of audio
  * @property {AbortSignal} [signal] cancels: the promise is rejected with the signal's reason
- * @property {(done: number, total: number) => void} [onProgress] called with the columns sampled so far and their total
- * @property {(codes: Int32Array[]) => void} [onCodes] streams: called with the codes of the next frames, the prompt's
- *   first
+ * @property {import('./files.js').OnProgress} [onProgress] called with the columns sampled so far and their total
+ * @property {(codes: Int32Array[], rows: Int32Array[][]) => void} [onCodes] streams: called with the codes of the next
+ *   frames, the prompt's first: of the first take, and of all
  *
  * @typedef {object} Take
  * @property {AudioChannels} audio
  * @property {Int32Array[]} codes one array a codebook
  * @property {number | bigint} seed
+ * @property {number} prompt which prompt it is a take of: 0, 1, ...
  *
- * @typedef {Take & { sampleRate: number, takes: Take[] }} Generated the first take, and all of them
+ * @typedef {Take & { sampleRate: number, takes: Take[] }} Generated the first take, and all of them: those of the first
+ *   prompt, those of the second, ...
  */
+
+/** No prompt. @type {Prompt} */
+const NOTHING = { prompts: null, frames: 0, codes: async () => null }
 
 /**
  * Generates and continues audio. What is longer than maxDuration is generated in windows, each of which begins with what
@@ -126,14 +142,15 @@ export class MusicGen {
   /**
    * Continue audio up to `duration` seconds in all. The result begins with the prompt, as the codec decodes it.
    *
-   * @param {Float32Array | AudioChannels | null} audio the prompt: mono, or one array a channel; null with promptCodes
+   * @param {Audio | Audio[] | null} audio the prompt: mono, or one array a channel; a list of lists of channels: several
+   *   prompts of equal length. null with promptCodes
    * @param {number | null} sampleRate of the prompt, any; null with promptCodes
    * @param {GenerateOptions} [options]
    * @returns {Promise<Generated>}
    */
   async generateContinuation(audio, sampleRate, options = {}) {
     this._validate('generateContinuation', options, CONTINUE)
-    return this._complete(await this._continue(audio, sampleRate, options), options)
+    return this._complete(await this._begin(options, this._prompt(audio, sampleRate, options)), options)
   }
 
   /**
@@ -144,7 +161,7 @@ export class MusicGen {
    */
   async generate(options = {}) {
     this._validate('generate', options, GENERATE)
-    return this._complete(await this._begin(options, null), options)
+    return this._complete(await this._begin(options, NOTHING), options)
   }
 
   /**
@@ -152,14 +169,16 @@ export class MusicGen {
    *
    * Generation does not wait for the consumer. It ends when the consumer leaves the loop, or when the signal aborts.
    *
-   * @param {Float32Array | AudioChannels | null} audio
+   * @param {Audio | null} audio
    * @param {number | null} sampleRate
    * @param {GenerateOptions & { chunkSeconds?: number }} [options] chunkSeconds: length of a chunk; default 1
    * @returns {AsyncGenerator<AudioChannels, void, void>}
    */
   async *streamContinuation(audio, sampleRate, options = {}) {
     this._validate('streamContinuation', options, STREAM_CONTINUATION)
-    yield* this._stream(() => this._continue(audio, sampleRate, options, true), options)
+    const prompt = this._prompt(audio, sampleRate, options)
+    this._requireOneTake(prompt, options)
+    yield* firstOf(this._stream(prompt, options))
   }
 
   /**
@@ -170,7 +189,32 @@ export class MusicGen {
    */
   async *stream(options = {}) {
     this._validate('stream', options, STREAM)
-    yield* this._stream(() => this._begin(options, null, 0, true), options)
+    this._requireOneTake(NOTHING, options)
+    yield* firstOf(this._stream(NOTHING, options))
+  }
+
+  /**
+   * streamContinuation with several prompts or takes: each chunk is that of all takes, in generateContinuation's order.
+   *
+   * @param {Audio | Audio[] | null} audio
+   * @param {number | null} sampleRate
+   * @param {GenerateOptions & { chunkSeconds?: number }} [options]
+   * @returns {AsyncGenerator<AudioChannels[], void, void>}
+   */
+  async *streamContinuationTakes(audio, sampleRate, options = {}) {
+    this._validate('streamContinuationTakes', options, STREAM_CONTINUATION)
+    yield* this._stream(this._prompt(audio, sampleRate, options), options)
+  }
+
+  /**
+   * stream with several descriptions or takes: each chunk is that of all takes, in generate's order.
+   *
+   * @param {GenerateOptions & { chunkSeconds?: number }} [options]
+   * @returns {AsyncGenerator<AudioChannels[], void, void>}
+   */
+  async *streamTakes(options = {}) {
+    this._validate('streamTakes', options, STREAM)
+    yield* this._stream(NOTHING, options)
   }
 
   /**
@@ -185,40 +229,67 @@ export class MusicGen {
   }
 
   /**
-   * @param {() => Promise<Started>} start
+   * @param {Prompt} prompt
    * @param {GenerateOptions & { chunkSeconds?: number }} options
-   * @returns {AsyncGenerator<AudioChannels, void, void>}
+   * @returns {AsyncGenerator<AudioChannels[], void, void>}
    */
-  async *_stream(start, { chunkSeconds = 1, takes = 1, onProgress, onCodes, signal }) {
+  async *_stream(prompt, options) {
+    const { chunkSeconds = 1, onProgress, onCodes, signal } = options
     const size = Math.round(chunkSeconds * this.frameRate)
-    if (takes !== 1) throw new RangeError(`takes: got ${takes}, expected 1: a stream has one take; start one for each`)
-    const { generation } = await start()
+    const { generation } = await this._begin(options, prompt, true)
     const codes = streamCodes(generation, size, onProgress, onCodes)
-    for await (const [audio] of prefetch(this.codec.decodeStream(codes, size, signal))) yield audio
+    yield* prefetch(this.codec.decodeStream(codes, size, signal))
   }
 
   /**
-   * @param {Float32Array | AudioChannels | null} audio
+   * Throw unless a stream has one take.
+   *
+   * @param {Prompt} prompt
+   * @param {GenerateOptions} options
+   */
+  _requireOneTake(prompt, options) {
+    const rows = promptsOf(options, prompt) * (options.takes ?? 1)
+    if (rows === 1) return
+    throw new RangeError(
+      `takes: got ${rows}, expected 1: a stream has one take; for all of them use streamTakes or streamContinuationTakes`,
+    )
+  }
+
+  /**
+   * What is continued, checked and not yet encoded.
+   *
+   * @param {Audio | Audio[] | null} audio
    * @param {number | null} sampleRate
    * @param {GenerateOptions} options
-   * @param {boolean} [streams] its audio is not kept
+   * @returns {Prompt}
    */
-  async _continue(audio, sampleRate, options, streams = false) {
-    const { promptCodes } = options
+  _prompt(audio, sampleRate, options) {
+    const { promptCodes, signal } = options
     if (promptCodes) {
       if (audio) throw new TypeError('promptCodes: got audio too, expected one of them; pass null for audio')
-      validateCodes('promptCodes', promptCodes, this.lm.codebooks, this.lm.card)
-      const frames = promptCodes[0].length
+      const codes = /** @type {Int32Array[][]} */ (isListOfCodes(promptCodes) ? promptCodes : [promptCodes])
+      for (const row of codes) validateCodes('promptCodes', row, this.lm.codebooks, this.lm.card)
+      const lengths = new Set(codes.map((row) => row[0].length))
+      if (lengths.size > 1) throw unequal('promptCodes', [...lengths], 'frames')
+      const frames = codes[0][0].length
       this._validateLength('promptCodes', frames, frames / this.frameRate, options)
-      return this._begin(options, promptCodes, frames, streams)
+      return { prompts: codes.length, frames, codes: async () => codes }
     }
     const rate = /** @type {number} */ (sampleRate)
-    const prompt = validateAudio('audio', audio, rate)
-    const seconds = prompt[0].length / rate
+    const prompts = (isListOfAudio(audio) ? audio : [audio]).map((one) =>
+      validateAudio('audio', one, 'sampleRate', rate),
+    )
+    const lengths = new Set(prompts.map((channels) => channels[0].length))
+    if (lengths.size > 1) throw unequal('audio', [...lengths], 'samples')
+    const seconds = prompts[0][0].length / rate
     const frames = Math.ceil(seconds * this.frameRate)
     this._validateLength('audio', frames, seconds, options)
-    const encode = async () => this.codec.encode(await this._convert('audio', prompt, rate, options.signal))
-    return this._begin(options, encode, frames, streams)
+    const codes = async () => {
+      const encoded = []
+      for (const one of prompts) encoded.push(await this.codec.encode(await this._convert('audio', one, rate, signal)))
+      return encoded
+    }
+    return { prompts: prompts.length, frames, codes }
   }
 
   /**
@@ -260,30 +331,35 @@ export class MusicGen {
 
   /**
    * @param {GenerateOptions} options
-   * @param {ArrayLike<ArrayLike<number>> | null | (() => Promise<Int32Array[]>)} prompt codes, or what encodes them
-   * @param {number} [frames] of the prompt
+   * @param {Prompt} prompt
    * @param {boolean} [streams] its audio is not kept
    * @returns {Promise<Started>}
    */
-  async _begin(options, prompt, frames = 0, streams = false) {
-    const { description, duration = this.duration, takes = 1, seed = randomSeed(), signal } = options
+  async _begin(options, prompt, streams = false) {
+    const { duration = this.duration, takes = 1, seed = randomSeed(), signal } = options
     signal?.throwIfAborted()
-    if (Array.isArray(seed)) throw new TypeError('seed: got a list, expected one: take b has seed + b')
-    this._requireMemory(options, frames, streams)
-    if (description && !this.text) {
+    const prompts = promptsOf(options, prompt)
+    const seeds = seedsOf(seed, prompts * takes)
+    const descriptions = perPrompt(options.description, prompts)
+    const negatives = perPrompt(options.negativeDescription, prompts)
+    this._requireMemory(options, prompt, prompts, streams)
+    if ([...descriptions, ...negatives].some(Boolean) && !this.text) {
       throw new BundleError(
         `${this.manifest.path}: got a description, but the bundle contains no text encoder; export it again with --text`,
       )
     }
-    const selfWav = await this._selfWav(options, takes, duration, seed)
-    const states = (await this.text?.encode(description)) ?? null
+    const selfWav = await this._selfWav(options, prompts, duration, seeds[0])
+    const texts = await this._encodeTexts(descriptions)
+    const negativeTexts = negatives.some(Boolean) ? await this._encodeTexts(negatives) : null
     signal?.throwIfAborted()
-    const codes = typeof prompt === 'function' ? await prompt() : prompt
+    const codes = await prompt.codes()
     signal?.throwIfAborted()
     const generation = await this.lm.begin({
-      prompt: codes && Array(takes).fill(codes),
-      texts: Array(takes).fill(states),
+      prompt: codes,
+      texts,
+      negatives: negativeTexts,
       selfWav,
+      takes,
       duration,
       maxDuration: options.maxDuration,
       extendStride: options.extendStride,
@@ -293,62 +369,117 @@ export class MusicGen {
         topP: options.topP,
         cfgCoef: options.cfgCoef,
         cfgCoefBeta: options.cfgCoefBeta,
+        twoStepCfg: options.twoStepCfg,
       },
-      seed,
+      seed: seeds,
       signal,
     })
-    return { generation, seed }
+    return { generation, seed, takes }
+  }
+
+  /**
+   * The text encoder's states of each text, null for none; equal texts are encoded once.
+   *
+   * @param {(Text | undefined)[]} texts
+   */
+  async _encodeTexts(texts) {
+    /** @type {Map<Text | undefined, Float32Array | null>} */
+    const states = new Map()
+    for (const text of texts) if (!states.has(text)) states.set(text, (await this.text?.encode(text)) ?? null)
+    return texts.map((text) => states.get(text) ?? null)
   }
 
   /**
    * Throw a RangeError if this device cannot hold what is going to be generated, or if there is nothing to generate.
    *
    * @param {GenerateOptions} options
-   * @param {number} frames of the prompt
+   * @param {Prompt} prompt
+   * @param {number} prompts
    * @param {boolean} streams its audio is not kept
    */
-  _requireMemory(options, frames, streams) {
-    const { description, melody, duration = this.duration, takes = 1 } = options
+  _requireMemory(options, prompt, prompts, streams) {
+    const { melody, styleFeatures, duration = this.duration, takes = 1 } = options
     const { maxDuration, extendStride, cfgCoef, cfgCoefBeta } = options
-    const windows = this.lm.windows(frames, { duration, maxDuration, extendStride })
-    this.lm.requireMemory(windows, takes, description ? 1 : 0, melody, { cfgCoef, cfgCoefBeta })
+    const isTexted = [options.description, options.negativeDescription].flat().some(Boolean)
+    const windows = this.lm.windows(prompt.frames, { duration, maxDuration, extendStride })
+    this.lm.requireMemory(windows, prompts, takes, Number(isTexted), melody ?? styleFeatures, { cfgCoef, cfgCoefBeta })
     if (streams) return
-    const samples = takes * this.channels * duration * this.sampleRate
-    requireAudio(takes > 1 ? 'takes' : 'duration', samples, `${duration} s of audio, which a stream does not keep`)
+    const samples = prompts * takes * this.channels * duration * this.sampleRate
+    const name = takes > 1 ? 'takes' : prompts > 1 ? 'prompts' : 'duration'
+    requireAudio(name, samples, `${duration} s of audio, which a stream does not keep`)
   }
 
   /**
    * The melody or style of each window; null where none is given.
    *
    * @param {GenerateOptions} options
-   * @param {number} takes
+   * @param {number} prompts
    * @param {number} duration
-   * @param {number | bigint} seed
+   * @param {bigint} seed
    */
-  async _selfWav(options, takes, duration, seed) {
-    if (!options.melody) return null
+  async _selfWav(options, prompts, duration, seed) {
+    const { melody, styleFeatures, maxDuration = this.maxDuration } = options
+    if (styleFeatures) return this._style(options, perPrompt(styleFeatures, prompts))
+    if (!melody) return null
     const { selfWavGraph, selfWavKind } = this.lm
     if (!selfWavGraph) throw new TypeError('melody: this model takes no melody; load a melody or style model')
     const rate = /** @type {number} */ (options.melodySampleRate)
-    const audio = validateAudio('melody', options.melody, rate)
-    const seconds = audio[0].length / rate
-    requireAudio('melody', this.channels * seconds * this.sampleRate, `${seconds} s of melody`)
-    const converted = await this._convert('melody', audio, rate, options.signal) // to the model's channels first, as audiocraft
-    const [mono] = convertAudio(converted, this.sampleRate, this.sampleRate, 1)
+    const mono = await eachOnce(perPrompt(isListOfAudio(melody) ? melody : [melody], prompts), (one) =>
+      this._mono(one, rate, options.signal),
+    )
+    if (mono.every((wav) => wav === null)) return null
     if (selfWavKind === 'melody') {
-      const { maxDuration = this.maxDuration } = options
       const window = duration > maxDuration ? maxDuration : null
-      return melodyConditioning(selfWavGraph, mono, takes, this.sampleRate, window)
+      return melodyConditioning(selfWavGraph, mono, this.sampleRate, window)
     }
-    const { evalQ = 3, excerptLength = 3, excerptStart } = options
-    const levels = this.manifest.tree.model.style_levels ?? 0
-    if (evalQ > levels) throw new RangeError(`evalQ: got ${evalQ}, expected 1 to ${levels}`)
-    if (!this.mert) {
-      throw new BundleError(`${this.manifest.path}: the bundle contains no MERT; export it again with --mert`)
+    const { excerptLength = 3, excerptStart } = options
+    const { mert } = this
+    if (!mert) {
+      throw new BundleError(
+        `${this.manifest.path}: the bundle contains no MERT; export it again with --mert, or pass styleFeatures`,
+      )
     }
     const excerpt = { seed, excerptLength, excerptStart }
-    const features = await mertFeatures(this.mert, mono, this.sampleRate, excerpt)
-    return styleConditioning(selfWavGraph, features, takes, evalQ)
+    this._requireLevels(options)
+    return this._style(options, await eachOnce(mono, (wav) => mertFeatures(mert, wav, this.sampleRate, excerpt)))
+  }
+
+  /**
+   * @param {GenerateOptions} options
+   * @param {(Float32Array | null)[]} features MERT's, of each prompt
+   */
+  _style(options, features) {
+    const { selfWavGraph, selfWavKind } = this.lm
+    if (options.styleFeatures && options.melody) {
+      throw new TypeError('styleFeatures: got a melody too, expected one of them')
+    }
+    if (!selfWavGraph || selfWavKind !== 'style') {
+      throw new TypeError('styleFeatures: this model takes no style; load a style model')
+    }
+    this._requireLevels(options)
+    validateFeatures(selfWavGraph, features)
+    return features.every((row) => row === null) ? null : styleConditioning(selfWavGraph, features, options.evalQ ?? 3)
+  }
+
+  /** @param {GenerateOptions} options */
+  _requireLevels({ evalQ = 3 }) {
+    const levels = this.manifest.tree.model.style_levels ?? 0
+    if (evalQ > levels) throw new RangeError(`evalQ: got ${evalQ}, expected 1 to ${levels}`)
+  }
+
+  /**
+   * A melody or style as mono audio at the model's rate, by way of its channels, as audiocraft.
+   *
+   * @param {Audio} melody
+   * @param {number} rate
+   * @param {AbortSignal} [signal]
+   */
+  async _mono(melody, rate, signal) {
+    const audio = validateAudio('melody', melody, 'melodySampleRate', rate)
+    const seconds = audio[0].length / rate
+    requireAudio('melody', this.channels * seconds * this.sampleRate, `${seconds} s of melody`)
+    const [mono] = convertAudio(await this._convert('melody', audio, rate, signal), this.sampleRate, this.sampleRate, 1)
+    return mono
   }
 
   /**
@@ -358,24 +489,98 @@ export class MusicGen {
    * @param {GenerateOptions} options
    * @returns {Promise<Generated>}
    */
-  async _complete({ generation, seed }, { onProgress, signal }) {
-    for await (const done of generation) onProgress?.(done, generation.total)
+  async _complete({ generation, seed, takes: each }, { onProgress, signal }) {
+    for await (const done of generation) onProgress?.(done, generation.total, COLUMNS)
     /** @type {Take[]} */
     const takes = []
     for (const codes of generation.codes()) {
-      takes.push({ audio: await this.codec.decode(codes, signal), codes, seed: seedOf(seed, takes.length) })
+      const row = takes.length
+      const audio = await this.codec.decode(codes, signal)
+      takes.push({ audio, codes, seed: seedOf(seed, row), prompt: Math.floor(row / each) })
     }
     return { ...takes[0], sampleRate: this.sampleRate, takes }
   }
 }
 
+/** The first take's chunks. @param {AsyncIterable<AudioChannels[]>} chunks @returns {AsyncGenerator<AudioChannels, void, void>} */
+async function* firstOf(chunks) {
+  for await (const [first] of chunks) yield first
+}
+
 /**
- * The seed of take b: a number, or a BigInt where the first one is, or where a number would be rounded.
+ * How many prompts are asked for: as many as the longest list has. Throws where two lists differ.
  *
- * @param {number | bigint} seed
+ * @param {GenerateOptions} options
+ * @param {Prompt} prompt
+ */
+function promptsOf({ description, negativeDescription, melody, styleFeatures }, { prompts }) {
+  const lists = {
+    prompts: prompts ?? 1,
+    description: Array.isArray(description) ? description.length : 1,
+    negativeDescription: Array.isArray(negativeDescription) ? negativeDescription.length : 1,
+    melody: isListOfAudio(melody) ? melody.length : 1,
+    styleFeatures: Array.isArray(styleFeatures) ? styleFeatures.length : 1,
+  }
+  const several = Object.entries(lists).filter(([, length]) => length !== 1)
+  const most = several.length ? several[0][1] : 1
+  if (most > 0 && several.every(([, length]) => length === most)) return most
+  const found = several.map(([name, length]) => `${length} in ${name}`).join(', ')
+  throw new RangeError(`prompts: got ${found}, expected one number above 0, or one value for all prompts`)
+}
+
+/**
+ * A value for each prompt; null where none is given.
+ *
+ * @template T
+ * @param {T | T[] | undefined} value one for all prompts, or a list
+ * @param {number} prompts
+ * @returns {(T | null)[]}
+ */
+function perPrompt(value, prompts) {
+  if (Array.isArray(value) && value.length === prompts) return value
+  const one = Array.isArray(value) ? value[0] : value
+  return Array(prompts).fill(one ?? null)
+}
+
+/**
+ * What a function makes of each item, null of null; of the same item it is asked once.
+ *
+ * @template {object} T
+ * @template R
+ * @param {(T | null)[]} items
+ * @param {(item: T) => Promise<R>} make
+ * @returns {Promise<(R | null)[]>}
+ */
+async function eachOnce(items, make) {
+  /** @type {Map<T, R>} */
+  const made = new Map()
+  for (const item of items) if (item && !made.has(item)) made.set(item, await make(item))
+  return items.map((item) => (item ? /** @type {R} */ (made.get(item)) : null))
+}
+
+/** Whether audio is a list of several, and not of the channels of one. @param {unknown} audio @returns {audio is (Audio | null)[]} */
+const isListOfAudio = (audio) => Array.isArray(audio) && audio.some((one) => one === null || Array.isArray(one))
+
+/** Whether codes are those of several prompts. @param {any} codes @returns {codes is Codes[]} */
+function isListOfCodes(codes) {
+  const first = Array.isArray(codes) && Array.isArray(codes[0]) ? codes[0][0] : null
+  return Array.isArray(first) || ArrayBuffer.isView(first)
+}
+
+/** @param {string} name @param {number[]} lengths @param {string} unit */
+const unequal = (name, lengths, unit) =>
+  new RangeError(
+    `${name}: got ${lengths.slice(0, 5).join(', ')} ${unit}, expected prompts of equal length; cut them, or call once for each`,
+  )
+
+/**
+ * The seed of row b: a number, or a BigInt where the first one is, or where a number would be rounded.
+ *
+ * @param {Seed} seed
  * @param {number} b
  */
 function seedOf(seed, b) {
+  if (Array.isArray(seed)) return seed[b]
   const exact = typeof seed === 'number' && Number.isSafeInteger(seed + b)
   return exact ? seed + b : BigInt(seed) + BigInt(b)
 }
@@ -393,12 +598,12 @@ async function* streamCodes(generation, size, onProgress, onCodes) {
   const next = () => {
     const codes = generation.codes(start)
     start = generation.frames
-    onCodes?.(codes[0])
+    onCodes?.(codes[0], codes)
     return codes
   }
   if (generation.frames) yield next()
   for await (const done of generation) {
-    onProgress?.(done, generation.total)
+    onProgress?.(done, generation.total, COLUMNS)
     if (generation.frames >= start + size || done === generation.total) {
       yield next()
     }

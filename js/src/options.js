@@ -15,6 +15,7 @@ export const LONGEST = 86_400
 /** Seconds of one window: its KV cache is allocated at once. */
 const LONGEST_WINDOW = 3_600
 const MOST_FRAMES = 180_000 // of a window: LONGEST_WINDOW at 50 frames a second
+const MOST_PROMPTS = 1_000 // of a call
 const MOST_TAKES = 1_000 // each has a KV cache of its own
 /** Characters of a text, so that it is refused before anything is loaded; and tokens, whose square the encoder's scores are. */
 const [MOST_CHARACTERS, MOST_TOKENS] = [10_000, 2_048]
@@ -87,6 +88,21 @@ const seconds = (most, least) => (name, value, frame) => {
 /** @param {Check} check @returns {Check} */
 const orNull = (check) => (name, value, frame) => value === null || check(name, value, frame)
 
+/**
+ * One value, or a list with one for each prompt.
+ *
+ * @param {Check} check of one
+ * @returns {Check}
+ */
+const perPrompt = (check) => (name, value, frame) => {
+  if (!Array.isArray(value)) return check(name, value, frame)
+  const expected = `one for each prompt, 1 to ${MOST_PROMPTS} of them`
+  if (!value.length || value.length > MOST_PROMPTS) {
+    throw new RangeError(`${name}: got a list of ${value.length}, expected ${expected}`)
+  }
+  for (let i = 0; i < value.length; i++) check(`${name}[${i}]`, value[i], frame)
+}
+
 /** A description. @type {Check} */
 export function text(name, value) {
   if (typeof value !== 'string') throw wrongType(name, value, 'a string, or null for none')
@@ -157,6 +173,7 @@ const SAMPLING = {
   topP: between(0, 1, '0 (off) to 1'),
   cfgCoef: between(-MOST_GUIDANCE, MOST_GUIDANCE, `a finite number, ${MOST_GUIDANCE} at most`),
   cfgCoefBeta: orNull(between(-MOST_GUIDANCE, MOST_GUIDANCE, `a finite number, ${MOST_GUIDANCE} at most, or null`)),
+  twoStepCfg: flag,
 }
 
 /** What generations of audio and of codes have in common. @type {Table} */
@@ -173,10 +190,12 @@ const LENGTH = {
 export const GENERATE = {
   ...SAMPLING,
   ...LENGTH,
-  description: orNull(text),
+  description: perPrompt(orNull(text)),
+  negativeDescription: perPrompt(orNull(text)),
   takes: whole(1, MOST_TAKES, `a whole number from 1 to ${MOST_TAKES}`),
   melody: arrays,
   melodySampleRate: (name, value) => sampleRate(name, value),
+  styleFeatures: arrays,
   evalQ: whole(1, 64, 'a whole number of levels, 1 or more'),
   excerptLength: seconds(LONGEST, 0.01),
   excerptStart: seconds(LONGEST, 0),
@@ -196,9 +215,11 @@ export const GENERATE_CODES = {
   ...LENGTH,
   prompt: orNull(list),
   texts: orNull(list),
+  negatives: orNull(list),
   selfWav: orNull(callback),
   frames: whole(1, MOST_FRAMES, `a whole number from 1 to ${MOST_FRAMES}`),
-  batch: whole(1, MOST_TAKES, `a whole number from 1 to ${MOST_TAKES}`),
+  batch: whole(1, MOST_PROMPTS, `a whole number from 1 to ${MOST_PROMPTS}`),
+  takes: GENERATE.takes,
   sampling: (name, value) => validateOptions(name, value, SAMPLING),
   uniform: (name, value) => {
     if (!(value instanceof Float32Array)) throw wrongType(name, value, 'a Float32Array')
@@ -210,6 +231,7 @@ export const DECODER = {
   batch: GENERATE_CODES.batch,
   capacity: whole(1, MOST_FRAMES, `a whole number from 1 to ${MOST_FRAMES}`),
   texts: orNull(list),
+  negatives: orNull(list),
   selfWav: orNull(list),
   sampling: GENERATE_CODES.sampling,
 }
@@ -248,8 +270,10 @@ export function validateOptions(where, options, table, frame = 0) {
   }
   for (const name in options) {
     if (!Object.hasOwn(table, name)) {
+      const nearest = nearestName(name, Object.keys(table))
       throw new TypeError(
-        `${where}: unknown option ${line(name)}, expected one of ${Object.keys(table).sort().join(', ')}`,
+        `${where}: unknown option ${line(name)}, expected one of ${Object.keys(table).sort().join(', ')}` +
+          (nearest ? `; did you mean ${nearest}?` : ''),
       )
     }
   }
@@ -257,6 +281,37 @@ export function validateOptions(where, options, table, frame = 0) {
     const value = options[name] // inherited ones count, as they are read
     if (value !== undefined) check(name, value, frame)
   }
+}
+
+/**
+ * The name that an unknown one was most likely meant to be, Python's among them (top_k); undefined where none is near.
+ *
+ * @param {string} unknown
+ * @param {string[]} names
+ */
+function nearestName(unknown, names) {
+  const plain = (/** @type {string} */ name) => name.slice(0, 60).replaceAll('_', '').toLowerCase()
+  const distances = names.map((name) => editDistance(plain(unknown), plain(name)))
+  const least = Math.min(...distances)
+  return least <= plain(unknown).length / 3 ? names[distances.indexOf(least)] : undefined
+}
+
+/**
+ * How many characters must be added, left out or replaced to make one word of another (Levenshtein).
+ *
+ * @param {string} a
+ * @param {string} b
+ */
+function editDistance(a, b) {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j)
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i]
+    for (let j = 1; j <= b.length; j++) {
+      next.push(Math.min(next[j - 1] + 1, row[j] + 1, row[j - 1] + Number(a[i - 1] !== b[j - 1])))
+    }
+    row = next
+  }
+  return row[b.length]
 }
 
 /**

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
-import { convertAudio, convertAudioInPieces, decodeWav, encodeWav, resample } from '../src/audio.js'
+import { convertAudio, convertAudioInPieces, resample } from '../src/audio.js'
 import { fromFloat16, toFloat16 } from '../src/float16.js'
+import { decodeWav, encodeWav } from '../src/wav.js'
 import { clip } from './kit.js'
 
 test('encodeWav and decodeWav agree within half a 16-bit step', () => {

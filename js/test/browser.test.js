@@ -12,10 +12,11 @@ import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
+import * as node from 'onnxruntime-node'
 import { chromium } from 'playwright-core'
 import { backendFor, explain, memoryNote, variantFor } from '../demo/machine.js'
 import { serve } from '../demo/serve.js'
-import { decodeWav } from '../src/index.js'
+import { decodeWav, MusicGen } from '../src/index.js'
 import { executablePath, FLAGS, skip } from './chromium.js'
 import { KIT } from './kit.js'
 
@@ -125,6 +126,21 @@ function assertTake({ codes, samples }, expected, row) {
   const off = Math.max(...samples[0].map((sample, i) => Math.abs(sample - wanted[i])))
   const loudest = Math.max(...wanted.map(Math.abs))
   assert.ok(off <= 1e-4 * loudest, `sound differs by ${off}, its largest sample is ${loudest}`)
+}
+
+/**
+ * The codes of two takes of two prompts, one of them with a text: the page runs it too.
+ *
+ * @param {typeof MusicGen} Model
+ * @param {string} bundle
+ * @param {import('../src/index.js').LoadOptions} options
+ */
+async function takesOfPrompts(Model, bundle, options) {
+  const model = await Model.load(bundle, { ...options, tokenizer: () => ({ encode: () => ({ ids: [5, 7, 1] }) }) })
+  const tone = (/** @type {number} */ pitch) => [Float32Array.from({ length: 9000 }, (_, i) => Math.sin(i * pitch) / 3)]
+  const greedy = { duration: 0.6, takes: 2, temperature: 0, description: ['a', null] }
+  const { takes } = await model.generateContinuation([tone(0.03), tone(0.06)], 32000, greedy)
+  return takes.map(({ codes }) => codes.map((row) => Array.from(row)))
 }
 
 describe('the demo page', { skip, timeout: 400_000 }, () => {
@@ -480,6 +496,15 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
       await gpu.locator('#generate').click()
       assertTake(await takeResult(gpu, 1), GREEDY, 0)
       await shot(gpu, 'webgpu')
+      const { origin } = new URL(server.url)
+      const codes = await gpu.evaluate(`(async () => {
+        const ort = await import('${origin}/vendor/ort/ort.webgpu.min.mjs')
+        const { MusicGen } = await import('${origin}/src/index.js')
+        ort.env.wasm.wasmPaths = '${origin}/vendor/ort/'
+        const takes = ${takesOfPrompts}
+        return takes(MusicGen, '${origin}/bundles/text/', { ort, executionProviders: ['webgpu'] })
+      })()`)
+      assert.deepEqual(codes, await takesOfPrompts(MusicGen, bundles[0], { ort: /** @type {any} */ (node) }))
     } finally {
       await own.close()
     }

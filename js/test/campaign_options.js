@@ -25,11 +25,14 @@ const CALLS = ['generate', 'generateContinuation', 'stream', 'streamContinuation
 const NAMES = [
   ...['description', 'duration', 'topK', 'topP', 'temperature', 'cfgCoef', 'cfgCoefBeta', 'extendStride'],
   ...['maxDuration', 'seed', 'takes', 'melody', 'melodySampleRate', 'evalQ', 'excerptLength', 'excerptStart'],
+  ...['negativeDescription', 'twoStepCfg', 'styleFeatures'],
   ...['promptCodes', 'chunkSeconds', 'signal', 'onProgress', 'onCodes', '__proto__', 'constructor', 'a\nb\x1b[2J'],
 ]
 /** What may be accepted, so that other options are tried further on. @type {Record<string, any[]>} */
 const FITTING = {
-  description: ['drums', '', 'é\0 \u202e', 'a '.repeat(1_000)],
+  description: ['drums', '', 'é\0 \u202e', 'a '.repeat(1_000), ['drums', null], [], Array(40).fill('a')],
+  negativeDescription: ['flute', [null, 'flute'], Array(3)],
+  twoStepCfg: [true, false],
   duration: [0.02, 0.5, 3, 70, 86_400],
   topK: [0, 1, 2 ** 53 - 1],
   topP: [0, 1e-320, 1],
@@ -38,9 +41,9 @@ const FITTING = {
   cfgCoefBeta: [null, -1e6, 1e6],
   extendStride: [0.02, 0.1, 18],
   maxDuration: [0.1, 1, 30, 3_600],
-  seed: [0, 2 ** 53 - 1, 2n ** 64n - 1n],
+  seed: [0, 2 ** 53 - 1, 2n ** 64n - 1n, [1, 2n]],
   takes: [1, 2, 250],
-  promptCodes: [Array(4).fill([1, 2, 3]), Array(4).fill(new Uint8Array(9))],
+  promptCodes: [Array(4).fill([1, 2, 3]), Array(4).fill(new Uint8Array(9)), Array(2).fill(Array(4).fill([1, 2]))],
   chunkSeconds: [0.02, 0.1, 86_400],
 }
 const STREAMED = ['chunkSeconds', 'onCodes']

@@ -62,6 +62,24 @@ test('files in memory, as a map, as an object, by a function', async () => {
   for (const source of [files, blobs, read]) assert.equal(await codes(await MusicGen.load(source, { ort })), expected)
 })
 
+test('a Blob is read and hashed in parts: one of 2 GB or more cannot be one buffer in every engine', async () => {
+  class Large extends Blob {
+    /** @returns {Promise<ArrayBuffer>} */
+    async arrayBuffer() {
+      throw new Error('The requested file could not be read')
+    }
+  }
+  const blobs = Object.fromEntries([...(await bundleFiles())].map(([name, bytes]) => [name, new Large([bytes])]))
+  /** @type {any[][]} */
+  const reports = []
+  const onProgress = (/** @type {any[]} */ ...report) => reports.push(report)
+  assert.equal(await codes(await MusicGen.load(blobs, { ort, onProgress })), expected)
+  const [done, total, counted] = reports[reports.length - 1]
+  assert.equal(done, total)
+  assert.equal(counted.unit, 'bytes')
+  assert.ok(reports.every(([, , { file }]) => file in blobs))
+})
+
 test('a web server, with progress reports', async () => {
   await served(async (url) => {
     /** @type {number[][]} */

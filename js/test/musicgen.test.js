@@ -110,12 +110,12 @@ test('an empty description is no description', async () => {
 })
 
 test('onProgress counts every column', async () => {
-  /** @type {number[][]} */
+  /** @type {any[][]} */
   const reports = []
   await model.generate({ duration: 0.3, onProgress: (...columns) => reports.push(columns) })
   assert.deepEqual(
     reports,
-    Array.from({ length: 18 }, (_, i) => [i + 1, 18]),
+    Array.from({ length: 18 }, (_, i) => [i + 1, 18, { unit: 'columns', file: null }]),
   )
 })
 
@@ -229,9 +229,15 @@ test('refused: codes and streams out of range', async () => {
   )
   await assert.rejects(model.lm.generateCodes({}), /got frames undefined and duration undefined, expected one of them/)
   await assert.rejects(model.lm.generateCodes({ frames: 9, texts: [new Float32Array(5)] }), /texts: got 5 numbers/)
-  await assert.rejects(model.lm.generateCodes({ frames: 9, batch: 2, texts: [null] }), /rows: got 1, 2/)
+  await assert.rejects(
+    model.lm.generateCodes({ frames: 9, batch: 2, texts: [null] }),
+    /rows: got 1, 2 in prompt, texts, negatives and batch/,
+  )
   await assert.rejects(collect(model.stream({ chunkSeconds: 0 })), /chunkSeconds: got 0 s, expected 0\.02/)
-  await assert.rejects(collect(model.stream({ takes: 2 })), /takes: got 2, expected 1: a stream has one take/)
+  await assert.rejects(
+    collect(model.stream({ takes: 2 })),
+    /takes: got 2, expected 1: a stream has one take; .* streamTakes/,
+  )
 })
 
 test('a description without a text encoder is refused', async () => {

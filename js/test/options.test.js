@@ -33,17 +33,23 @@ const CALLS = {
 
 /** @type {[object, typeof TypeError | typeof RangeError, RegExp][]} */
 const WRONG = [
-  [{ top_k: 5 }, TypeError, /unknown option top_k, expected one of .*topK/],
+  [{ top_k: 5 }, TypeError, /unknown option top_k, expected one of .*topK.*; did you mean topK\?$/],
+  [{ descriptions: ['a'] }, TypeError, /; did you mean description\?$/],
+  [{ two_step_cfg: true }, TypeError, /; did you mean twoStepCfg\?$/],
+  [{ twoStepCfg: 1 }, TypeError, /twoStepCfg: got 1, expected true or false/],
+  [{ styleFeatures: 1 }, TypeError, /styleFeatures: got 1, expected an array/],
+  [{ negativeDescription: 1 }, TypeError, /negativeDescription: got 1, expected a string/],
   [{ constructor: 5 }, TypeError, /unknown option constructor/],
   [{ 'a\nb\x1b[2J': 5 }, TypeError, /unknown option a\\u000ab\\u001b\[2J, expected one of/],
-  [{ ['x'.repeat(99)]: 5 }, TypeError, /unknown option x{57}\.\.\., expected one of/],
+  [{ ['x'.repeat(99)]: 5 }, TypeError, /unknown option x{57}\.\.\., expected one of [^?]*$/],
   [{ topK: Symbol('x\n') }, TypeError, /topK: got Symbol\(x\\u000a\), expected a number/],
   [{ topK: { constructor: { name: 'a\nb' } } }, TypeError, /topK: got an a\\u000ab, expected a number/],
   [{ topK: { constructor: { name: Symbol('x') } } }, TypeError, /topK: got an object, expected a number/],
   [{ description: '\u2028'.repeat(9), topK: '\u2028' }, TypeError, /topK: got "\\u2028", expected a number/],
   [{ seed: 10n ** 9999n }, RangeError, /seed: got 10{56}\.\.\., expected a whole number/],
   [{ description: 5 }, TypeError, /description: got 5, expected a string/],
-  [{ description: ['drums'] }, TypeError, /description: got Array of 1/],
+  [{ description: ['drums', 5] }, TypeError, /description\[1\]: got 5, expected a string/],
+  [{ description: [] }, RangeError, /description: got a list of 0, expected one for each prompt/],
   [
     { description: 'a'.repeat(20_000) },
     RangeError,
@@ -77,7 +83,7 @@ const WRONG = [
   [{ melody: 0 }, TypeError, /melody: got 0/],
   [{ seed: '7' }, TypeError, /seed: got "7", expected a whole number from 0 to 2\^64 - 1/],
   [{ seed: null }, TypeError, /seed: got null/],
-  [{ seed: [7] }, TypeError, /seed: got a list, expected one/],
+  [{ seed: [7, 8] }, RangeError, /seed: got Array of 2, expected .* or a list of 1 seeds/],
   [{ seed: -1 }, RangeError, /seed: got -1/],
   [{ seed: -1n }, RangeError, /seed: got -1/],
   [{ seed: 0.5 }, RangeError, /seed: got 0\.5/],
@@ -156,7 +162,8 @@ test('LanguageModel refuses its options by name', async () => {
   await refuses({ frames: 9, texts: [[1, 2]] }, /texts: got Array of 2, expected a Float32Array or null/)
   await refuses({ frames: 9, texts: [new Float32Array(lm.textDim).fill(NaN)] }, /texts: got \d+ numbers, .* finite/)
   await refuses({ frames: 9, texts: [new Float32Array(lm.textDim * 2049)] }, /texts: got a text of 2049 tokens/)
-  await refuses({ frames: 180_000, batch: 1000 }, /takes: needs \d+ GB of memory/)
+  await refuses({ frames: 180_000, batch: 1000 }, /batch: needs \d+ GB of memory/)
+  await refuses({ frames: 180_000, batch: 2, takes: 500 }, /takes: needs \d+ GB of memory/)
   await refuses({ frames: 9, prompt: 5 }, /prompt: got 5, expected a list/)
   await assert.rejects(lm.decoder(/** @type {any} */ ({})), /capacity: got undefined/)
   await assert.rejects(lm.decoder({ capacity: 1e12 }), /capacity: got 1000000000000/)

@@ -98,6 +98,9 @@ def cases(folder: Path) -> list[Case]:
         *in_windows(text, stereo),
         *drawn(text, stereo, melody),
         *whole(text, stereo, melody),
+        *takes_of_prompts(text, stereo, melody),
+        *batches(text, stereo, melody),
+        *seams(),
     ]
     return [complete(case, folder / "bundles") for case in made]
 
@@ -139,7 +142,7 @@ def complete(case: Case, bundles: Path) -> Case:
     failed = [row for path in paths for row in check(case, path) if not row.passed]
     if failed:
         raise AssertionError(f"the runtime itself fails: {failed}")
-    if case["do"] == "generate" and case["given"]["uniform"] is None:
+    if case["do"] in ("generate", "generate_takes") and case["given"]["uniform"] is None:
         case["margin"] = margin(case, bundles / case["bundles"][0])
     return case
 
@@ -241,6 +244,43 @@ def resampling(text: Golden) -> list[Case]:
             {"audio": audio, "from_rate": before, "to_rate": after, "channels": channels}, expected, audio=SOUND,
         )
         for name, audio, before, after, channels, expected in made
+    ]  # fmt: skip
+
+
+def seams() -> list[Case]:
+    """Back to a track's own rate and channels, and joined to it."""
+    rng = np.random.default_rng(1)
+    track, made = (rng.uniform(-0.5, 0.5, (2, n)).astype(np.float32) for n in (400, 300))
+    rates = [
+        ("32000 mono to 44100 stereo", made[:1], 32000, 44100, 2), ("32000 to 22050", made, 32000, 22050, 1),
+        ("the same rate", made[:, :50], 32000, 32000, 2), ("one sample", made[:, :1], 32000, 48000, 2),
+    ]  # fmt: skip
+    cuts = [("at the end", 400, 20, 100), ("in the middle", 250, 30, 300), ("shorter than a crossfade", 400, 90, 7)]
+    cuts += [("nothing before it", 0, 20, 0)]
+    levels = [("louder", made * np.float32(0.3)), ("quieter", made * np.float32(1.9)), ("at most 12 dB", made * 0.01)]
+    levels += [("silence", made * 0)]
+    return [
+        *(
+            case(
+                f"to source: {name}", "to_source",
+                {"audio": audio, "rate": rate, "source_rate": to, "source_channels": channels}, audio=SOUND,
+            )
+            for name, audio, rate, to, channels in rates
+        ),
+        *(
+            case(
+                f"splice: {name}", "splice",
+                {"source": track, "generated": made, "seam": seam, "crossfade": fade, "lead": lead}, audio=SOUND,
+            )
+            for name, seam, fade, lead in cuts
+        ),
+        *(
+            case(
+                f"match level: {name}", "match_level",
+                {"source": track, "generated": audio, "seam": 380, "lead": 250, "rate": 200}, gain=SOUND,
+            )
+            for name, audio in levels
+        ),
     ]  # fmt: skip
 
 
@@ -387,6 +427,75 @@ def drawn(text: Golden, stereo: Golden, melody: Golden) -> list[Case]:
         ("melody, double guidance", of(melody, "dbl_beta5_p17", sampling=double, seed="2"), ["melody"]),
     ]
     return [case(f"drawn: {name}", "generate", given, None, bundles) for name, given, bundles in made]
+
+
+def takes_of_prompts(text: Golden, stereo: Golden, melody: Golden) -> list[Case]:
+    """Several takes of several prompts, negative texts, and guidance in two calls."""
+
+    def of(g: Golden, name: str, **more: Any) -> dict[str, Any]:
+        return generation(
+            g, g.meta["gen"][name], g.get(f"gen.{name}.prompt"), **{"frames": 30, "negatives": None, **more}
+        )
+
+    two_step = GREEDY | {"two_step_cfg": True}
+    negatives = text.texts([text.meta["gen"]["two"]["descriptions"][1], None])
+    both = DRAWN | {"top_k": 20, "two_step_cfg": False}
+    cut = {"duration": 1.0, "max_duration": 0.5, "extend_stride": 0.3}
+    windows = of(text, "mixed_p9", sampling=both, takes=2, seed="3") | cut
+    del windows["frames"]
+    made = [
+        ("two prompts of two takes", of(text, "mixed_p9", sampling=both, takes=2, seed="3"), BOTH),
+        ("three takes of nothing", of(text, "none", sampling=both, takes=3, seed="2"), BOTH),
+        ("negative texts", of(text, "mixed_p9", sampling=both, takes=2, seed="2", negatives=negatives), BOTH),
+        ("a negative text alone", of(text, "none", sampling=both, takes=1, seed="2", negatives=negatives[:1]), BOTH),
+        ("two prompts of two takes, in windows", windows, BOTH),
+        ("stereo, two prompts of two takes", of(
+            stereo, "mixed_p9", sampling=both, takes=2, seed="3", frames=16), ["stereo"]),
+        ("melody, two prompts of two takes", of(melody, "mixed_p9", sampling=both, takes=2, seed="2"), ["melody"]),
+        ("melody, three takes of nothing", of(melody, "none", sampling=both, takes=3, seed="2"), ["melody"]),
+        ("melody, guidance in two calls, two takes", of(
+            melody, "mixed_p9", sampling=both | {"two_step_cfg": True}, takes=2, seed="2"), ["melody"]),
+        ("melody, guidance in two calls, top_p", of(
+            melody, "two", sampling=both | {"two_step_cfg": True, "top_p": 0.8}, takes=1, seed="2"), ["melody"]),
+    ]  # fmt: skip
+    greedy = of(melody, "twostep", sampling=two_step, takes=1)
+    expected = {"codes": melody["gen.twostep.tokens"]}
+    return [
+        case("takes: melody, guidance in two calls, greedy", "generate_takes", greedy, expected, ["melody"]),
+        *(case(f"takes: {name}", "generate_takes", given, None, bundles) for name, given, bundles in made),
+    ]
+
+
+def batches(text: Golden, stereo: Golden, melody: Golden) -> list[Case]:
+    """Several prompts, descriptions and melodies in one call."""
+    prompt = text["prompt44100"][0]
+    two, codes = np.stack([prompt, prompt[:, ::-1] * np.float32(0.5)]), text["gen.mixed_p9.prompt"]
+    short, long = melody["chroma.wav"][0][:, :12_000], melody["chroma.wav"][0]
+    sampling = DRAWN | {"top_k": 20, "two_step_cfg": False}
+    nothing = {
+        "audio": None, "sample_rate": None, "codes": None, "descriptions": [None], "negatives": None, "melodies": None,
+        "melody_sample_rate": None, "style_features": None, "takes": 1, "seed": "1", "duration": 0.6,
+        "max_duration": 30.0, "extend_stride": 18.0, "sampling": sampling,
+    }  # fmt: skip
+    cut = {"duration": 0.8, "max_duration": 0.4, "extend_stride": 0.25}
+    told = {"descriptions": ["slow café drums 🎸", None]}
+    sound, heard = {"audio": two, "sample_rate": 44100}, {"melodies": [short, long], "melody_sample_rate": 32000}
+    unlike = {"negatives": [None, "fast punk guitar"]}
+    seeds = {"seed": ["5", str(2**64 - 1), "5", "7"], "takes": 2}
+    made = [
+        ("two prompts and descriptions", sound | told, BOTH),
+        ("two prompts and descriptions, two takes", sound | told | {"takes": 2}, BOTH),
+        ("two descriptions, a seed for each take", told | seeds, ["text"]),
+        ("two descriptions and a negative one", told | unlike, BOTH),
+        ("codes of two prompts, two takes, in windows", told | cut | {"codes": codes, "takes": 2}, ["text"]),
+        ("stereo, two prompts", {"audio": np.stack([stereo["e2e.prompt44100"][0]] * 2), "sample_rate": 44100} |
+            {"descriptions": [None, None], "takes": 2}, ["stereo"]),
+        ("two melodies of two lengths", heard | {"descriptions": [None, None], "takes": 2}, ["melody"]),
+        ("a melody and none, guidance in two calls", heard | {"melodies": [None, long], "descriptions": [None, None]} |
+            {"sampling": sampling | {"two_step_cfg": True}}, ["melody"]),
+        ("two melodies, in windows", sound | heard | cut | {"descriptions": [None, None]}, ["melody"]),
+    ]  # fmt: skip
+    return [case(f"batch: {name}", "continue_batch", nothing | given, None, bundles) for name, given, bundles in made]
 
 
 def whole(text: Golden, stereo: Golden, melody: Golden) -> list[Case]:

@@ -8,8 +8,10 @@ js/conformance.js does the same in JavaScript; tests/golden/conformance/README.m
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from clean_lm.audio import convert_audio
+from clean_lm.audio import convert_audio, convert_channels, match_level, resample, splice
 from clean_lm.conditioning import PerRow, SelfWav
 from clean_lm.delay_pattern import delay, undelay
 from clean_lm.generation import Sampling
@@ -139,6 +141,20 @@ def do_convert(audio: np.ndarray, from_rate: int, to_rate: int, channels: int) -
     return {"audio": convert_audio(audio[None], from_rate, to_rate, channels)[0]}
 
 
+def do_to_source(audio: np.ndarray, rate: int, source_rate: int, source_channels: int) -> Any:
+    """audio.to_source as it is without soxr."""
+    length = math.floor(audio.shape[1] * source_rate / rate + 0.5)
+    return {"audio": resample(convert_channels(audio, source_channels), rate, source_rate, length, exact=True)}
+
+
+def do_splice(source: np.ndarray, generated: np.ndarray, seam: int, crossfade: int, lead: int) -> Any:
+    return {"audio": splice(source, generated, seam, crossfade, lead)}
+
+
+def do_match_level(source: np.ndarray, generated: np.ndarray, seam: int, lead: int, rate: int) -> Any:
+    return {"gain": np.array([match_level(source, generated, seam, lead, rate)])}
+
+
 # Text and sound
 
 
@@ -205,6 +221,10 @@ def do_generate(model: MusicGen, **given: Any) -> Any:
     return {"codes": generation.codes()}
 
 
+def do_generate_takes(model: MusicGen, **given: Any) -> Any:
+    return do_generate(model, **given)
+
+
 def begin(
     lm: LanguageModel,
     *,
@@ -215,11 +235,13 @@ def begin(
     seed: str | None,
     uniform: np.ndarray | None,
     batch: int,
+    negatives: PerRow | None = None,
+    takes: int = 1,
     **length: Any,  # frames, or duration, max_duration and extend_stride
 ) -> Any:
     wavs: SelfWav | None = (lambda _: self_wav) if self_wav else None
     how = {"sampling": sampled(sampling), "seed": None if seed is None else int(seed), "uniform": uniform}
-    return lm.begin(prompt, texts, wavs, batch=batch, **how, **length)
+    return lm.begin(prompt, texts, wavs, batch=batch, negative_states=negatives, takes=takes, **how, **length)
 
 
 def do_continue(
@@ -236,23 +258,62 @@ def do_continue(
     extend_stride: float,
     sampling: Mapping[str, Any],
 ) -> Any:
-    before = model.max_duration
-    try:
-        model.max_duration = max_duration
-        model.set_generation_params(duration=duration, extend_stride=extend_stride, **sampling)
-        more: dict[str, Any] = {"return_tokens": True, "seed": int(seed), "takes": takes}
-        descriptions = [description]
-        if melody is not None:
-            more |= {"melody_wavs": [melody], "melody_sample_rate": melody_sample_rate}
+    more: dict[str, Any] = {"return_tokens": True, "seed": int(seed), "takes": takes}
+    descriptions = [description]
+    if melody is not None:
+        more |= {"melody_wavs": [melody], "melody_sample_rate": melody_sample_rate}
+    with settings(model, max_duration, duration=duration, extend_stride=extend_stride, **sampling):
         if audio is not None:
             sound, codes = model.generate_continuation(audio, sample_rate or 0, descriptions, **more)
         elif melody is not None:
             sound, codes = model.generate_with_chroma(descriptions, **more)
         else:
             sound, codes = model.generate(descriptions, **more)
+    return {"codes": codes, "audio": sound}
+
+
+def do_continue_batch(
+    model: MusicGen,
+    audio: np.ndarray | None,
+    sample_rate: int | None,
+    codes: np.ndarray | None,
+    descriptions: list[str | None],
+    negatives: list[str | None] | None,
+    melodies: list[np.ndarray | None] | None,
+    melody_sample_rate: int | None,
+    style_features: PerRow | None,
+    takes: int,
+    seed: str | list[str],
+    duration: float,
+    max_duration: float,
+    extend_stride: float,
+    sampling: Mapping[str, Any],
+) -> Any:
+    seeds = int(seed) if isinstance(seed, str) else [int(one) for one in seed]
+    more: dict[str, Any] = {"return_tokens": True, "seed": seeds, "takes": takes, "negative_descriptions": negatives}
+    wavs = {} if melodies is None else {"melody_wavs": melodies, "melody_sample_rate": melody_sample_rate}
+    with settings(model, max_duration, duration=duration, extend_stride=extend_stride, **sampling):
+        if style_features is not None:
+            _, made = model.generate_with_style(descriptions, style_features, **more)
+        elif audio is None and codes is None:
+            call = model.generate if melodies is None else model.generate_with_chroma
+            _, made = call(descriptions, **wavs, **more)
+        else:
+            given = {"prompt": audio, "prompt_sample_rate": sample_rate, "prompt_codes": codes}
+            _, made = model.generate_continuation(descriptions=descriptions, **given, **wavs, **more)
+    return {"codes": made}
+
+
+@contextmanager
+def settings(model: MusicGen, max_duration: float, **params: Any) -> Iterator[None]:
+    """A model with a case's settings; the length of its windows is put back afterwards."""
+    before = model.max_duration
+    try:
+        model.max_duration = max_duration
+        model.set_generation_params(**params)
+        yield
     finally:
         model.max_duration = before
-    return {"codes": codes, "audio": sound}
 
 
 if __name__ == "__main__":
