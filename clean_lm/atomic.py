@@ -72,6 +72,26 @@ def scratch(path: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """A context in which no other process has the lock of a folder; False where another one has it. Windows and file
+    systems without locks give none: True."""
+    if os.name == "nt":
+        yield True
+        return
+    descriptor, ours = os.open(folder, os.O_RDONLY), True
+    try:
+        try:
+            _lock(descriptor)
+        except BlockingIOError:
+            ours = False
+        except OSError:  # a file system without locks
+            pass
+        yield ours
+    finally:
+        os.close(descriptor)
+
+
 def _claim(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
     """Something new beside `path`, and its descriptor, which holds the lock until it is closed."""
     while True:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from clean_lm.manifest import BundleError
 from clean_lm.models.config import LMConfig
 from clean_lm.models.lm import LM
 from clean_lm.models.transformer import StandardAttention
@@ -37,8 +38,10 @@ class BundleWeights:
     def weights(self, component: str, dtype: torch.dtype = torch.float32) -> "Initializers":
         """The tensors of "lm" or "condition" by the names that its module has for them."""
         module = LM(self.config, StandardAttention()) if component == "lm" else text_module(self.config)
-        values = {name: self.graphs[component][name] for name, _ in module.named_parameters()}
-        return Initializers(values, dtype)
+        names, there = [name for name, _ in module.named_parameters()], self.graphs[component]
+        if missing := [name for name in names if name not in there]:
+            raise BundleError(f"{self.manifest.folder}: fp32 has no weight {missing[0]}; export the bundle again")
+        return Initializers({name: there[name] for name in names}, dtype)
 
     def _config(self) -> LMConfig:
         model = self.manifest.language_model

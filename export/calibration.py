@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from clean_lm.manifest import Manifest
+from clean_lm.manifest import BundleError, Manifest
 from export import sensitivity
 from export.commands import progress
 from export.layerwise import Sequences, hessians
@@ -28,8 +28,9 @@ class Calibration:
 
     def __init__(self, manifest: Manifest, clips: Sequence[Path], source: str, scratch: Path):
         """source: "own" or "clips", what matrices are rounded on. scratch: a folder for what is not kept. Raises
-        FileNotFoundError, BundleError, AudioError."""
-        self.manifest, self.clips, self.source, self.scratch = manifest, clips, source, scratch
+        FileNotFoundError, BundleError, ExportError, AudioError."""
+        self.manifest, self.source, self.scratch = manifest, source, scratch
+        self.clips = clips = list({clip.resolve(): clip for clip in clips}.values())  # twice the same is no more to say
         self.exact = Exact.of(manifest)
         drawn = drawn_codes(self.exact.sampler(scratch), manifest, clips)
         self.reference = Reference(self.exact, measured_codes(drawn, manifest, clips), drawn if clips else ())
@@ -64,6 +65,9 @@ class Calibration:
             folder.mkdir()
             files = self.files[storage] = {}
             for name, matrix, hessian in hessians(self.exact.module, self.sequences[:-1] or self.sequences):
+                if not hessian.isfinite().all():
+                    where = self.manifest.folder
+                    raise BundleError(f"{where}: what {name} reads is not finite: fp32 is damaged; export it again")
                 files[name] = folder / name
                 gptq(matrix, hessian, storage.fit(len(matrix))).save(files[name])
         return self.files[storage]

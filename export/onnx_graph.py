@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 import torch
+from google.protobuf.message import DecodeError
 from onnxscript import optimizer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,6 +20,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from clean_lm.manifest import BundleError
 from export.commands import progress
 from weights.mapping import fill
 
@@ -151,15 +153,23 @@ def _clean(model: ir.Model) -> None:
 
 def load(path: Path) -> ir.Model:
     """A graph whose weights are memory-mapped, copy on write, from files beside it: hard links too, which onnx_ir
-    refuses. Raises ValueError where a weight lies in another folder."""
-    model = ir.load(path)
+    refuses. Raises BundleError for a file that is no graph, and for weights that are not in a file beside it."""
+    try:
+        model = ir.load(path)
+    except DecodeError as error:
+        raise BundleError(f"{path}: no ONNX graph: {error}; export the bundle again") from None
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             if Path(tensor.location).name != tensor.location:
-                raise ValueError(f"{path}: {tensor.name} lies in {tensor.location!r}, expected a file beside the graph")
-            shape = tuple(tensor.shape.numpy())
-            mapped = np.memmap(path.parent / tensor.location, tensor.dtype.numpy(), "c", tensor.offset or 0, shape)
+                raise BundleError(
+                    f"{path}: {tensor.name} lies in {tensor.location!r}, expected a file beside the graph"
+                )
+            data, shape = path.parent / tensor.location, tuple(tensor.shape.numpy())
+            try:
+                mapped = np.memmap(data, tensor.dtype.numpy(), "c", tensor.offset or 0, shape)
+            except (ValueError, OverflowError) as error:
+                raise BundleError(f"{data}: {tensor.name} is not in it: {error}; copy the bundle again") from None
             value.const_value = ir.Tensor(mapped, dtype=tensor.dtype, name=tensor.name)
     return model
 

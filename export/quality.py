@@ -30,6 +30,7 @@ from clean_lm.session import Graph
 from clean_lm.text_encoder import TextEncoder
 from export.bundle_weights import BundleWeights
 from export.bundle_writer import FP32
+from export.commands import ExportError
 from export.layerwise import CFG_COEF, Sequences, read_all
 from export.opened import Bundle, mapped_language_model, opened
 from export.rewrite import Calibrated, rewrite
@@ -153,8 +154,16 @@ def drawn_codes(sampler: LanguageModel, bundle: Bundle, clips: Sequence[Path]) -
 
 
 def measured_codes(drawn: Sequence[Codes], bundle: Bundle, clips: Sequence[Path]) -> list[Codes]:
-    """What variants are measured on: the clips' own codes with null text, or else what the model drew."""
+    """What variants are measured on: the clips' own codes with null text, or else what the model drew.
+
+    Raises ExportError for clips that are too short.
+    """
     rows = clip_codes(bundle, clips, CLIP) if clips else []
+    if clips and (frames := sum(row.shape[1] for row in rows)) < 2 * PIECE:
+        raise ExportError(
+            f"--clip: the clips have {frames} frames of codes in all, expected {2 * PIECE} or more: too few to tell "
+            "how good a variant is; give longer clips"
+        )
     own = [Codes(codes[None], [None], None, clip.name) for codes, clip in zip(rows, clips, strict=True)]
     return own or list(drawn)
 
@@ -259,7 +268,7 @@ class Reference:
         outputs, peaks = read_all(exact.module, sequences)
         read = zip(sequences, outputs, strict=True)
         self.scales = scales_of_caches(peaks)
-        self.logits = [log_probabilities(by_column(exact, s.logits(x))) for s, x in list(read)[: len(codes)]]
+        self.logits = [by_column(exact, s.logits(x)) for s, x in list(read)[: len(codes)]]
 
     def greedy_frames(self, variant: LanguageModel) -> int:
         """How many frames a variant draws greedily before a column that float32 has otherwise, having read the same:
@@ -314,9 +323,10 @@ def sums(variant: LanguageModel, codes: Codes, theirs: np.ndarray) -> np.ndarray
     """Over each piece of some codes: KL divergence, how many most probable codes are equal, cross-entropy, float32's,
     how many codes: float64 [5, pieces].
 
-    theirs: float32's log-probabilities [S, B, K, card].
+    theirs: float32's logits [S, B, K, card].
     """
-    ours, mask, targets = log_probabilities(logits(variant, codes)), *known(variant, codes)
+    ours, theirs = log_probabilities(logits(variant, codes)), log_probabilities(theirs)
+    mask, targets = known(variant, codes)
     at = np.where(mask, targets, 0)[..., None]
     kl = (np.exp(theirs) * (theirs - ours)).sum(axis=-1)
     same = ours.argmax(axis=-1) == theirs.argmax(axis=-1)

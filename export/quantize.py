@@ -20,6 +20,7 @@ nats a code, perplexity at most 1.03 times that of fp32, both at the upper end o
 
 import argparse
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from clean_lm.text_encoder import TextEncoder
 from export.bundle_writer import with_variants, write
 from export.calibration import Calibration
 from export.commands import ExportError, errors_as_one_line, progress
+from export.lm_graphs import LM_GRAPHS
 from export.opened import MANIFEST, opened
 from export.quality import DESCRIPTIONS, KL_BOUND, PERPLEXITY_BOUND, Quality, measure
 from export.variant_graphs import fp32_attention, write_variant
@@ -60,16 +62,25 @@ def add(
     The default becomes the first of `names` that is within the bounds, or stays what it was. The manifest is written
     last: what is interrupted leaves the bundle as it was. Arguments and errors as in `make_variants`.
     """
-    manifest = opened(bundle)
+    with one_at_a_time(opened(bundle).folder):
+        return _add(opened(bundle), names, clips, storing)
+
+
+def _add(manifest: Manifest, names: Sequence[str], clips: Sequence[Path], storing: Storing) -> list[str]:
     if FP32 not in manifest.variants:
         held = ", ".join(manifest.variants) or "no language model"
         raise ExportError(
             f"{manifest.folder}: holds {held}, no fp32 variant to make others from; export it again, with --variant "
             f"fp32 {' '.join(names)}, or with all variants at once"
         )
-    with removed_on_failure(manifest.folder):
+    if set(names) == {FP32}:
+        raise ExportError(f"--variant {FP32}: {manifest.folder} holds it already; choose others")
+    remove_leftovers(manifest.folder)
+    try:
         made, lines = make_variants(manifest, names, clips, storing, keep=True)
         write(made)
+    finally:
+        remove_leftovers(manifest.folder)
     return lines
 
 
@@ -87,20 +98,29 @@ def make_variants(
     FileNotFoundError, AudioError.
     """
     validate(manifest, names)
+    if clips and "compression_encode" not in manifest.graphs:
+        raise ExportError("--clip: this bundle has no codec to read clips with; leave it out, or use export/bundle.py")
     validate_clips(clips)
     storing.validate(clips)
     new = [name for name in dict.fromkeys(names) if name != FP32]
     if not new:
         return manifest, []
-    variants, qualities = dict(manifest.document["variants"]), {}
+    variants, qualities, lost = dict(manifest.document["variants"]), {}, []
     with atomic.scratch(manifest.folder.parent / "rounded") as scratch:
         calibration = Calibration(manifest, clips, storing.calibration, scratch)
         for name in new:
-            variants[name], qualities[name] = make(calibration, name, storing.of(VARIANTS[name]))
+            entry, quality = make(calibration, name, storing.of(VARIANTS[name]))
+            if math.isfinite(quality.kl):
+                variants[name], qualities[name] = entry, quality
+            else:
+                lost.append(f"{name:8} left out: {VARIANTS[name].dtype} is too small for what it computes")
+    names = [name for name in names if name == FP32 or name in qualities]
+    if not names:
+        raise ExportError("; ".join(lost))
     default = default_of(names, qualities, manifest.default_variant if keep else None)
     kept = variants if keep else {name: variants[name] for name in dict.fromkeys(names)}
     lines = [f"{name:8} {quality.line()}" for name, quality in qualities.items()]
-    return with_variants(manifest, kept, default), lines + remarks(names, qualities, default)
+    return with_variants(manifest, kept, default), lines + lost + remarks(names, qualities, default)
 
 
 def make(calibration: Calibration, name: str, variant: Variant) -> tuple[dict[str, Any], Quality]:
@@ -145,18 +165,26 @@ def validate(manifest: Manifest, names: Sequence[str]) -> None:
     validate_attention(names, fp32_attention(manifest))
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files of variants that the manifest does not name: what a run left that was killed, or has failed."""
+    named = set(Manifest.read(folder, hashes=False).files)
+    graphs = [f"{graph}.{name}.onnx" for graph in (*LM_GRAPHS, "text_encoder") for name in VARIANTS if name != FP32]
+    for name in {f"{graph}{end}" for graph in graphs for end in ("", ".data")} - named:
+        (folder / name).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def removed_on_failure(folder: Path) -> Iterator[None]:
-    """Remove what the block wrote into a folder where it does not end well, but for what its manifest names by then."""
-    before = set(folder.iterdir())
-    try:
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Raise ExportError for a bundle that another process adds variants to, or whose manifest is another's."""
+    if (link := folder / MANIFEST).is_symlink():
+        raise ExportError(
+            f"{link}: is a link to {link.resolve()}, whose bundle would be changed; copy the folder with what its "
+            "links name (cp -rL), and add to the copy"
+        )
+    with atomic.locked(folder) as ours:
+        if not ours:
+            raise ExportError(f"{folder}: another export/quantize.py writes to it; wait for its end")
         yield
-    except BaseException:
-        finished = (folder / MANIFEST).exists()
-        kept = before | {folder / name for name in (Manifest.read(folder, hashes=False).files if finished else ())}
-        for path in set(folder.iterdir()) - kept:
-            path.unlink(missing_ok=True)
-        raise
 
 
 def text_error(fp32: Manifest, variant: Manifest) -> float:

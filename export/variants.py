@@ -95,8 +95,8 @@ def add_options(parser: argparse.ArgumentParser, required: bool = False) -> None
     """The options of every command that writes variants."""
     default = None if required else [FP32]
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, required=required, default=default,
-                        help="how weights are stored (default: fp32); the first within the bounds is the default "
-                        "of the bundle")  # fmt: skip
+                        help=f"how weights are stored{'' if required else ' (default: fp32)'}; the first within the "
+                        "bounds is the default of the bundle")  # fmt: skip
     parser.add_argument(
         "--cache", choices=("float", "int8"), help="how keys and values are stored, where a variant has a choice"
     )

@@ -1,6 +1,7 @@
 """Variants: codes and scales, the rewritten graphs beside the arithmetic that they stand for, quality, the manifest."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,9 +13,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import soundfile as sf
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from clean_lm import atomic
 from clean_lm.conditioning import Conditioning
 from clean_lm.generation import Sampling
 from clean_lm.language_model import LanguageModel
@@ -445,7 +448,8 @@ def test_reference_is_what_fp32_computes_step_by_step(variants):
     reference = Reference(Exact.of(variants), [codes])
     stepped = quality.logits(lm, codes)
     tolerance = TOLERANCE * np.abs(stepped).max()
-    np.testing.assert_allclose(reference.logits[0], log_probabilities(stepped), rtol=0, atol=tolerance)
+    ours, theirs = log_probabilities(reference.logits[0]), log_probabilities(stepped)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
     columns = quality.columns_of(lm, codes)
     decoder = lm.decoder(2, columns.shape[2], texts, Sampling(), None)
     decoder.prefill(columns[:, :, :-1], np.zeros((2, 4), np.float32))
@@ -460,7 +464,7 @@ def test_the_numbers(variants, reference):
     found = measure(lm, reference)
     (codes,) = reference.codes
     ours = torch.from_numpy(quality.logits(lm, codes)).double().log_softmax(-1)
-    theirs = torch.from_numpy(reference.logits[0])
+    theirs = torch.from_numpy(log_probabilities(reference.logits[0]))
     inside = torch.zeros(ours.shape[:3], dtype=torch.bool)  # [S, B, K]: frame t of codebook k is predicted at t + k
     targets = torch.zeros(ours.shape[:3], dtype=torch.int64)
     for k in range(4):
@@ -505,7 +509,7 @@ def test_pieces_add_up(variants, reference):
     """A second each, a shorter rest with the last."""
     lm = LanguageModel.load(variants, variant="int8")
     codes = Codes(lm.generate_codes(batch=2, frames=120, seed=0), [None] * 2, None, "test")
-    theirs = log_probabilities(quality.logits(LanguageModel.load(variants, variant=FP32), codes))
+    theirs = quality.logits(LanguageModel.load(variants, variant=FP32), codes)
     pieces = quality.sums(lm, codes, theirs)
     assert pieces.shape == (5, 4)
     assert pieces[-1].sum() == 2 * 4 * 120
@@ -643,6 +647,71 @@ def test_hard_links(music, tmp_path):
     assert Manifest.read(original)
 
 
+def test_what_a_user_has_put_there_stays(copied, monkeypatch):
+    """A run that fails removes the files of variants that no manifest names, an earlier run's too, and no others."""
+    before = {path.name for path in copied.iterdir()}
+    (copied / "lm_condition.int8.onnx.data").write_bytes(b"of a run that was killed")
+
+    def fail(*_: object) -> None:
+        (copied / "takes").mkdir()
+        (copied / "README.md").write_text("mine")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantize, "measure", fail)
+    with pytest.raises(KeyboardInterrupt):
+        add(copied, ["int8"])
+    assert {path.name for path in copied.iterdir()} == before | {"takes", "README.md"}
+
+
+def test_leftovers_are_not_taken_for_ours(copied):
+    (copied / "lm_condition.int8.onnx").write_bytes(b"broken")
+    (copied / "lm_inference.mixed.onnx").write_bytes(b"broken")
+    add(copied, ["int8"])
+    assert not (copied / "lm_inference.mixed.onnx").exists()
+    assert LanguageModel.load(copied, variant="int8").generate_codes(frames=5, seed=0).shape == (1, 4, 5)
+
+
+def test_two_at_once(copied):
+    with atomic.locked(copied), pytest.raises(ExportError, match=r"another export/quantize\.py writes to it"):
+        add(copied, ["int8"])
+
+
+def test_links_into_another_bundle(copied, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in copied.iterdir():
+        (linked / path.name).symlink_to(path)
+    before = (copied / "manifest.json").read_bytes()
+    with pytest.raises(ExportError, match=r"is a link to .*cp -rL"):
+        add(linked, ["int8"])
+    assert (copied / "manifest.json").read_bytes() == before
+
+
+def test_a_variant_that_overflows_is_left_out(copied, monkeypatch):
+    costs = iter([math.nan, 0.01])
+    monkeypatch.setattr(quantize, "measure", lambda *_: Quality(next(costs), 1, 10, 10, 0, 1, ""))
+    lines = add(copied, ["fp16", "int8"])
+    assert any("left out: float16 is too small" in line for line in lines)
+    assert list(manifest(copied)["variants"]) == [FP32, "int8"]
+    assert not list(copied.glob("*fp16*"))
+    monkeypatch.setattr(quantize, "measure", lambda *_: Quality(math.nan, 1, 10, 10, 0, 1, ""))
+    with pytest.raises(ExportError, match="left out"):
+        add(copied, ["fp16"])
+
+
+def test_refusals_of_adding(copied, tmp_path):
+    with pytest.raises(ExportError, match="holds it already"):
+        add(copied, [FP32])
+    clip = tmp_path / "short.wav"
+    sf.write(clip, np.zeros(16000, np.float32), 32000)
+    with pytest.raises(ExportError, match=r"have 25 frames of codes in all, expected 100 or more"):
+        add(copied, ["int8"], [clip])
+    alone = tmp_path / "alone"
+    export(GOLDEN / "text" / "state_dict.bin", alone)
+    with pytest.raises(ExportError, match="no codec to read clips with"):
+        add(alone, ["int8"], [clip])
+
+
 def test_a_weight_in_another_folder_is_refused(tmp_path):
     path = graph_of(tmp_path, "MatMul", np.ones((64, 64), np.float32))
     model = onnx.load(path)
@@ -651,7 +720,7 @@ def test_a_weight_in_another_folder_is_refused(tmp_path):
     (weight,) = model.graph.initializer
     next(entry for entry in weight.external_data if entry.key == "location").value = "../w.data"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ValueError, match=r"lies in '../w.data', expected a file beside the graph"):
+    with pytest.raises(BundleError, match=r"lies in '../w.data', expected a file beside the graph"):
         rewrite(path, tmp_path / "small.onnx", VARIANTS["int8"], Calibrated())
 
 
