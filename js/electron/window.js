@@ -52,6 +52,7 @@ async function generate() {
   element('results').replaceChildren()
   stop()
   setRunning(true)
+  element('progress').value = 0
   show('Generating…')
   try {
     const { cancelled } = await musicgen.continue({ audio, sampleRate: context.sampleRate, options })

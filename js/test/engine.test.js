@@ -135,7 +135,7 @@ test('closing the engine rejects what is running', async () => {
   await assert.rejects(closed.continue(request({})), /the engine was closed/)
 })
 
-test('a process that ends by itself is an error in words', async () => {
+test('a process that ends by itself is an error in words', { timeout: 60_000 }, async () => {
   const crashed = new Engine(fork, BUNDLE)
   await crashed.ready
   const child = /** @type {import('node:child_process').ChildProcess} */ (/** @type {unknown} */ (crashed.child))
