@@ -1,83 +1,102 @@
-/** Runs MusicGen in a worker thread, for an Electron main process or any other Node program. */
+/** The main process's side of the model's process: turns messages into promises. */
 
-import { Worker } from 'node:worker_threads'
+import { fileURLToPath } from 'node:url'
 
 /**
- * @typedef {(done: number, total: number) => void} OnProgress
+ * @typedef {import('./messages.js').Progress} Progress
+ * @typedef {{ onProgress?: (progress: Progress) => void, onChunk?: (takes: import('./messages.js').Audio[]) => void }} Listen
+ * @typedef {Listen & { resolve: (result: any) => void, reject: (error: Error) => void }} Listener
  *
- * @typedef {object} Listener
- * @property {(result: any) => void} resolve
- * @property {(error: Error) => void} reject
- * @property {OnProgress} [onProgress]
- * @property {(chunk: Float32Array[]) => void} [onChunk]
+ * @typedef {object} Child a process as utilityProcess.fork returns it
+ * @property {(message: any) => void} postMessage
+ * @property {() => boolean} kill
+ * @property {(event: any, listener: (value: any) => void) => void} on
  */
 
 export class Engine {
   /**
-   * Start a worker, which loads the bundle.
+   * Start the process, which loads the bundle.
    *
+   * @param {(path: string, args: string[], options: { serviceName: string }) => Child} fork Electron's utilityProcess.fork
    * @param {string} bundle its folder
-   * @param {OnProgress} [onProgress] called with the bytes loaded so far and their total
+   * @param {(progress: Progress) => void} [onProgress] of loading
    */
-  constructor(bundle, onProgress) {
-    this.worker = new Worker(new URL('./worker.js', import.meta.url), { workerData: { bundle } })
+  constructor(fork, bundle, onProgress) {
+    const path = fileURLToPath(new URL('./model.js', import.meta.url))
+    this.child = fork(path, [], { serviceName: 'MusicGen' })
     /** @type {Map<number, Listener>} */
     this.listeners = new Map()
     this.last = 0
-    /** @type {Error | undefined} why the worker ended */
+    /** @type {Error | undefined} why the process ended */
     this.failure = undefined
-    this.worker.on('message', ({ id, chunk, progress, done, error }) => {
-      const listener = this.listeners.get(id)
-      if (!listener) return
-      if (progress) listener.onProgress?.(progress[0], progress[1])
-      if (chunk) listener.onChunk?.(chunk)
-      if (error) listener.reject(new Error(error))
-      if (done) listener.resolve(done)
-      if (done || error) this.listeners.delete(id)
-    })
-    this.worker.on('error', (error) => this._fail(error))
-    this.worker.on('exit', () => this._fail(new Error('the engine was closed')))
-    /** @type {Promise<{ sampleRate: number }>} resolves when the bundle is loaded */
-    this.ready = new Promise((resolve, reject) => this.listeners.set(0, { resolve, reject, onProgress }))
+    this.child.on('message', (message) => this._hear(message))
+    this.child.on('exit', (code) => this._end(code))
+    /** @type {Promise<import('./messages.js').Model>} resolves when the bundle is loaded */
+    this.ready = this._ask({ type: 'load', id: 0, bundle }, { onProgress })
     this.ready.catch(() => {}) // continue() reports the error
   }
 
   /**
-   * Continue audio. onChunk gets the chunks while they are generated.
+   * Continue audio. onChunk gets the takes' chunks while they are generated.
    *
-   * @param {Float32Array[] | null} audio one array a channel; null with options.promptCodes
-   * @param {number | null} sampleRate
-   * @param {import('clean-lm').GenerateOptions & { chunkSeconds?: number }} options without functions and signals, which cannot be
-   *   sent to a worker
-   * @param {{ onChunk?: (chunk: Float32Array[]) => void, onProgress?: OnProgress, signal?: AbortSignal }} [listen]
+   * @param {import('./messages.js').Request} request
+   * @param {Listen & { signal?: AbortSignal }} [listen]
    * @returns {Promise<void>}
    */
-  async continue(audio, sampleRate, options, { onChunk, onProgress, signal } = {}) {
+  async continue(request, { signal, ...listen } = {}) {
     await this.ready
     signal?.throwIfAborted()
-    if (this.failure) throw this.failure // nobody would answer
     const id = ++this.last
-    const cancel = () => this.worker.postMessage({ id, cancel: true })
+    const cancel = () => this.child.postMessage({ type: 'cancel', id })
     signal?.addEventListener('abort', cancel)
     try {
-      await new Promise((resolve, reject) => {
-        this.listeners.set(id, { resolve, reject, onChunk, onProgress })
-        this.worker.postMessage({ id, audio, sampleRate, options })
-      })
+      await this._ask({ type: 'continue', id, ...request }, listen)
     } finally {
       signal?.removeEventListener('abort', cancel)
     }
   }
 
-  /** Terminate the worker. */
-  async close() {
-    await this.worker.terminate()
+  /** End the process. */
+  close() {
+    this.failure ??= new Error('the engine was closed')
+    this.child.kill()
   }
 
-  /** @param {Error} error */
-  _fail(error) {
-    this.failure ??= error
-    for (const { reject } of this.listeners.values()) reject(error)
+  /**
+   * @param {import('./messages.js').Load | import('./messages.js').Continue} message
+   * @param {Listen} listen
+   * @returns {Promise<any>}
+   */
+  _ask(message, listen) {
+    if (this.failure) return Promise.reject(this.failure) // nobody would answer
+    return new Promise((resolve, reject) => {
+      this.listeners.set(message.id, { ...listen, resolve, reject })
+      this.child.postMessage(message)
+    })
+  }
+
+  /** @param {import('./messages.js').FromModel} message */
+  _hear(message) {
+    const listener = this.listeners.get(message.id)
+    if (!listener) return
+    if (message.type === 'progress') {
+      const { done, total, unit } = message
+      listener.onProgress?.({ done, total, unit })
+      return
+    }
+    if (message.type === 'chunk') return listener.onChunk?.(message.takes)
+    this.listeners.delete(message.id)
+    if (message.type === 'done') listener.resolve(message.result)
+    else listener.reject(new Error(message.message))
+  }
+
+  /** @param {number} code */
+  _end(code) {
+    this.failure ??= new Error(
+      `the model's process ended (exit code ${code}), perhaps for want of memory: start the app again, ` +
+        'with fewer takes or seconds',
+    )
+    for (const { reject } of this.listeners.values()) reject(this.failure)
     this.listeners.clear()
   }
 }

@@ -1,15 +1,26 @@
-/** Gives the window these four functions of the main process, and nothing else. */
+/** Gives the window these functions of the main process, and nothing else. Their types: messages.js, Api. */
 
 const { contextBridge, ipcRenderer } = require('electron')
 
-const EVENTS = ['chunk', 'progress']
+/** @param {string} channel @param {any} [value] */
+async function ask(channel, value) {
+  const answer = await ipcRenderer.invoke(channel, value)
+  if ('error' in answer) throw new Error(answer.error)
+  return answer.value
+}
 
-contextBridge.exposeInMainWorld('musicgen', {
-  ready: () => ipcRenderer.invoke('ready'),
-  continue: (audio, sampleRate, options) => ipcRenderer.invoke('continue', audio, sampleRate, options),
-  cancel: () => ipcRenderer.invoke('cancel'),
-  on: (channel, listener) => {
-    if (!EVENTS.includes(channel)) throw new TypeError(`expected an event: ${EVENTS.join(', ')}`)
-    ipcRenderer.on(channel, (_, ...values) => listener(...values))
-  },
-})
+/** @param {string} channel @param {(value: any) => void} listener without Electron's event, which would give it more */
+function listen(channel, listener) {
+  ipcRenderer.on(channel, (_event, value) => listener(value))
+}
+
+/** @type {import('./messages.js').Api} */
+const api = {
+  ready: () => ask('ready'),
+  continue: (request) => ask('continue', request),
+  cancel: () => ask('cancel'),
+  save: (sound) => ask('save', sound),
+  onProgress: (listener) => listen('progress', listener),
+  onChunk: (listener) => listen('chunk', listener),
+}
+contextBridge.exposeInMainWorld('musicgen', api)
