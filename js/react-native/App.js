@@ -80,21 +80,16 @@ function describe({ refusal, download, weights, text, cache, guided }) {
 function Continue({ model, say }) {
   const [loop, setLoop] = useState(/** @type {import('./sound.js').Loop | null} */ (null))
   const [description, setDescription] = useState('')
-  const [stop, setStop] = useState(/** @type {(() => Promise<import('./sound.js').Loop>) | null} */ (null))
+  const [recording, setRecording] = useState(/** @type {import('./sound.js').Recording | null} */ (null))
   const [isBusy, run] = useTask(say)
   const player = useRef(/** @type {Player | null} */ (null))
   const controller = useRef(new AbortController())
 
   const pick = () => run('Reading', async () => setLoop((await pickLoop()) ?? loop))
   const record = () =>
-    run(stop ? 'Reading' : 'Recording', async () => {
-      if (stop) {
-        setStop(null)
-        setLoop(await stop())
-      } else {
-        const end = await startRecording()
-        setStop(() => end)
-      }
+    run(recording ? 'Reading' : 'Recording', async () => {
+      setRecording(recording ? null : await startRecording())
+      if (recording) setLoop(await recording.end())
     })
   const generate = () =>
     run('Generating', async () => {
@@ -113,8 +108,8 @@ function Continue({ model, say }) {
     })
   return (
     <>
-      <Button title="Pick a loop" disabled={isBusy || stop !== null} onPress={pick} />
-      <Button title={stop ? 'Stop recording' : 'Record a loop'} disabled={isBusy} onPress={record} />
+      <Button title="Pick a loop" disabled={isBusy || recording !== null} onPress={pick} />
+      <Button title={recording ? 'Stop recording' : 'Record a loop'} disabled={isBusy} onPress={record} />
       <Text>{loop ? `${loop.name}: ${(loop.audio[0].length / loop.sampleRate).toFixed(1)} s` : 'No loop yet'}</Text>
       {model.text && (
         <TextInput
@@ -124,7 +119,7 @@ function Continue({ model, say }) {
           placeholder="Description, or nothing"
         />
       )}
-      <Button title="Continue" disabled={isBusy || stop !== null || !loop} onPress={generate} />
+      <Button title="Continue" disabled={isBusy || recording !== null || !loop} onPress={generate} />
       <Button title="Cancel" disabled={!isBusy} onPress={() => controller.current.abort(new Error('Cancelled'))} />
       <Button title="Share" disabled={isBusy} onPress={() => run('Sharing', async () => player.current?.share())} />
     </>

@@ -60,8 +60,7 @@ async function download(url, name, onBytes) {
 }
 
 /**
- * The model. ONNX Runtime opens the weights by their paths; the platform hashes them the first time, which is kept in
- * mind for as long as the app runs.
+ * The model. The platform hashes the files, and ONNX Runtime opens them by their paths.
  *
  * @param {string} url
  * @param {string} variant
@@ -69,12 +68,8 @@ async function download(url, name, onBytes) {
 export async function loadModel(url, variant) {
   const folder = folderOf(url)
   const device = { folder: folder.uri, file: (/** @type {string} */ name) => new File(folder, name) }
-  const key = `${url} ${variant}`
-  const model = await MusicGen.load(device, { ort, variant, hashes: !hashed.has(key) })
-  hashed.add(key)
-  return model
+  return MusicGen.load(device, { ort, variant })
 }
-const hashed = new Set()
 
 /** The library's own version: Gradle and CocoaPods choose it, not the npm package. */
 export const ortVersion = () => String(/** @type {any} */ (globalThis).OrtApi?.version ?? 'unknown')

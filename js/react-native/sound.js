@@ -6,6 +6,7 @@ import { shareAsync } from 'expo-sharing'
 import { AudioContext, AudioManager, AudioRecorder, decodeAudioData } from 'react-native-audio-api'
 
 /** @typedef {{ audio: Float32Array[], sampleRate: number, name: string }} Loop one array a channel */
+/** @typedef {{ end: () => Promise<Loop> }} Recording */
 
 const RATE = 44100 // that is asked for; the device may record at another one
 const LEAD = 0.2 // seconds before the first chunk sounds
@@ -22,7 +23,7 @@ export async function pickLoop() {
 /**
  * Record in mono. Throws where the microphone is not allowed.
  *
- * @returns {Promise<() => Promise<Loop>>} ends the recording
+ * @returns {Promise<Recording>}
  */
 export async function startRecording() {
   if ((await AudioManager.requestRecordingPermissions()) !== 'Granted') throw new Error('the microphone is not allowed')
@@ -38,13 +39,14 @@ export async function startRecording() {
     }),
   )
   succeed(await recorder.start())
-  return async () => {
+  const end = async () => {
     await recorder.stop()
     recorder.clearOnAudioReady()
     const length = parts.reduce((sum, part) => sum + part.length, 0)
     if (!length) throw new Error('nothing was recorded')
     return { audio: [joined(parts, length)], sampleRate, name: 'recording' }
   }
+  return { end }
 }
 
 /** @param {{ status: 'success' } | { status: 'error', message: string }} result */
