@@ -8,8 +8,10 @@ and least-squares scales afterwards, Hessians weighted with gradients. None gain
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,7 +74,8 @@ class Blocks:
 
 def to_nearest(weight: Tensor, storage: Storage) -> Blocks:
     """weight [K, N], every value as the code that is nearest to it."""
-    parts = [_nearest(part, storage) for part in weight.split(COLUMNS, dim=1)]
+    with one_thread() as before, ThreadPoolExecutor(before) as pool:
+        parts = list(pool.map(partial(_nearest, storage=storage), weight.split(COLUMNS, dim=1)))
     codes, scales, zeros = (torch.cat(part) for part in zip(*parts, strict=True))
     return Blocks(storage.bits, codes, scales, zeros if storage.zero_points else None)
 
@@ -120,10 +123,11 @@ def _gptq_block(weight: Tensor, upper: Tensor, start: int, storage: Storage) -> 
     points [N]."""
     end = min(start + storage.block, len(weight))
     block, moves = weight[start:end], upper[start:end, start:end]
-    scales, zeros = (x.squeeze(-1) for x in scales_of(block.T, storage))
-    divisor, errors = _divisor(scales), torch.empty_like(block)
-    codes = zeros.repeat(storage.block, 1)  # where the matrix has no row any more, the code of zero
+    errors = torch.empty_like(block)
     with one_thread():
+        scales, zeros = (x.squeeze(-1) for x in scales_of(block.T, storage))
+        divisor = _divisor(scales)
+        codes = zeros.repeat(storage.block, 1)  # where the matrix has no row any more, the code of zero
         for i, (row, error) in enumerate(zip(block, errors, strict=True)):
             code = codes_of(row, divisor, zeros, storage.bits, out=codes[i])
             torch.sub(code, zeros, out=error).mul_(scales).sub_(row).div_(-moves[i, i])
@@ -133,13 +137,14 @@ def _gptq_block(weight: Tensor, upper: Tensor, start: int, storage: Storage) -> 
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """A context for many small operations: several threads wait for each other at the end of each, and take twenty
-    times as long as soon as another program needs one of their cores."""
+def one_thread() -> Iterator[int]:
+    """A context for many small operations, one thread for each; gives how many PyTorch had. Several threads wait for
+    each other at the end of each operation: twenty times as long, as soon as another program needs one of their cores.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield before
     finally:
         torch.set_num_threads(before)
 
