@@ -13,7 +13,7 @@ import { BUNDLE } from './kit.js'
 const options = { ort: /** @type {any} */ (ort), native: true, sessionOptions: { intraOpNumThreads: 4 } }
 const lm = new LanguageModel(await Manifest.open(BUNDLE, options))
 const [rows, columns] = [4, 700]
-const decoder = await lm.decoder({ batch: rows, capacity: columns })
+const decoder = /** @type {import('../src/index.js').Decoder} */ (await lm.decoder({ batch: rows, capacity: columns }))
 const codes = Array.from({ length: rows }, () => lm.delays.map(() => new Int32Array(columns)))
 const uniform = new Float32Array(rows * lm.codebooks)
 const run = () => {

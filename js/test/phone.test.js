@@ -23,20 +23,20 @@ const APP = join(JS, 'react-native')
 /**
  * A bundle's folder as a phone has it: files as expo-file-system's, and the names of those that JavaScript has read.
  *
- * @param {Record<string, { size?: number, hash?: string }>} [changes] by name
+ * @param {Record<string, { size?: number, hash?: string, content?: Uint8Array }>} [changes] by name
  */
 function phone(changes = {}) {
   /** @type {string[]} */
   const read = []
   const file = (/** @type {string} */ name) => {
     const path = join(BUNDLE, name)
-    const { size, hash } = changes[name] ?? {}
+    const { size, hash, content } = changes[name] ?? {}
     return {
       exists: existsSync(path),
       size: size ?? (existsSync(path) ? statSync(path).size : 0),
       bytes: async () => {
         read.push(name)
-        return new Uint8Array(await readFile(path))
+        return content ?? new Uint8Array(await readFile(path))
       },
       digest: async () => {
         const hasher = createSha256()
@@ -77,6 +77,14 @@ test('files of a phone are compared with the manifest', async () => {
   const manifest = await api.Manifest.open(device, { ort })
   await assert.rejects(manifest.files.path('../other/x.onnx'), BundleError)
   await assert.rejects(manifest.files.verify('absent.onnx', { bytes: 1, sha256: '' }), /not found/)
+})
+
+test('weights that the manifest does not list are not opened', async () => {
+  const tree = JSON.parse(await readFile(join(BUNDLE, 'manifest.json'), 'utf8'))
+  delete tree.files['lm_inference.onnx.data']
+  const { device } = phone({ 'manifest.json': { content: Buffer.from(JSON.stringify(tree)) } })
+  const manifest = await api.Manifest.open(device, { ort })
+  await assert.rejects(manifest.graph('lm_inference').session(), /lm_inference.onnx.data: not listed in manifest.json/)
 })
 
 test('a tensor begins where its buffer does', async () => {
