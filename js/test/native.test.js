@@ -40,7 +40,7 @@ const open = async (bundle, options) =>
 
 /** A decoder, and its session with what it was given in a call. @param {LanguageModel} lm */
 async function started(lm) {
-  const decoder = await lm.decoder({ capacity: 16 })
+  const decoder = /** @type {import('../src/index.js').Decoder} */ (await lm.decoder({ capacity: 16 }))
   const session = /** @type {any} */ (await lm.graph.session())
   assert.ok(session instanceof NativeSession)
   /** @type {any} */
