@@ -2,8 +2,8 @@
  * Reads a bundle's files: from a disk, a web server or memory.
  *
  * @typedef {string | Uint8Array | ArrayBuffer | Blob} FileLike a string: a URL, which is fetched
- * @typedef {string | URL | Map<string, FileLike> | Record<string, FileLike> | ((name: string) => FileLike | Response | Promise<FileLike | Response>)} Source
- *   a folder's path (Node) or URL, hf:user/repo, files by name, or a function that returns a file by its name
+ * @typedef {string | URL | import('./device.js').Device | Map<string, FileLike> | Record<string, FileLike> | ((name: string) => FileLike | Response | Promise<FileLike | Response>)} Source
+ *   a folder's path (Node) or URL, hf:user/repo, a folder of a phone, files by name, or a function that returns a file by its name
  * @typedef {{ unit: 'bytes' | 'columns', file: string | null }} Counted what is counted: the bytes of a download, or the
  *   columns of a generation; file: the one that is read
  * @typedef {(done: number, total: number, counted: Counted) => void} OnProgress
@@ -72,6 +72,12 @@ export class Files {
     if (this.folder === null) return null
     const { resolve } = process.getBuiltinModule('node:path')
     return resolve(pathOf(this.folder), name)
+  }
+
+  /** Whether a file is on the disk. @param {string} name */
+  async exists(name) {
+    const { existsSync } = process.getBuiltinModule('node:fs')
+    return existsSync(/** @type {string} */ (await this.path(name)))
   }
 
   /**

@@ -278,9 +278,11 @@ export class Generation {
 
 /**
  * Let the event loop handle messages: WASM runs synchronously, so a worker would never get the one that cancels it. A
- * message channel takes less time than a timer's 4 ms. onnxruntime-node does it by itself in every run.
+ * message channel takes less time than a timer's 4 ms. onnxruntime-node does it by itself in every run. React Native has
+ * timers only.
  */
 export function yieldToEventLoop() {
+  if (typeof MessageChannel === 'undefined') return new Promise((resolve) => setTimeout(resolve))
   const { port1, port2 } = new MessageChannel()
   return new Promise((resolve) => {
     port1.onmessage = () => {

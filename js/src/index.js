@@ -12,6 +12,7 @@
  * @typedef {import('./musicgen.js').Take} Take
  * @typedef {import('./manifest.js').LoadOptions} LoadOptions
  * @typedef {import('./files.js').Source} Source
+ * @typedef {import('./device.js').Device} Device
  * @typedef {import('./files.js').OnProgress} OnProgress
  * @typedef {import('./wav.js').WavFormat} WavFormat
  * @typedef {import('./generation.js').Sampling} Sampling

@@ -4,6 +4,7 @@
  *
  *     NativeCache      Node      the graph writes new columns into the arrays that it reads: nothing is copied
  *     InPlaceCache     Node      the same, but onnxruntime-node returns a copy of every output
+ *                      phones    the same; onnxruntime-react-native returns the arrays themselves
  *     GpuCache         WebGPU    the same in GPU buffers: nothing is copied
  *     FeedbackCache    WASM      every run copies all inputs and outputs: each call's outputs are the next one's inputs
  *     AppendCache      any       graphs with cache_update "new_columns" output the new columns only; they are copied in
@@ -30,13 +31,16 @@ const BLOCK = 128 // columns
  */
 export function createCache(graph, sizes) {
   const isNode = typeof process !== 'undefined' && Boolean(process.versions?.node)
+  const isPhone = 'react-native' in (graph.ort.env?.versions ?? {})
   if (graph.manifest.tree.cache_update === 'new_columns') return new AppendCache(graph, sizes)
   if (graph.backend === 'webgpu') return new GpuCache(graph, sizes)
   if (graph.native) return new NativeCache(graph, sizes)
-  return graph.backend === 'cpu' && isNode ? new InPlaceCache(graph, sizes) : new FeedbackCache(graph, sizes)
+  return graph.backend === 'cpu' && (isNode || isPhone)
+    ? new InPlaceCache(graph, sizes)
+    : new FeedbackCache(graph, sizes)
 }
 
-/** The base of all caches. It is complete for Node, whose binding writes outputs into the arrays that it is given. */
+/** The base of all caches. It is complete for Node and phones, whose bindings write outputs into the arrays that they are given. */
 class InPlaceCache {
   /**
    * @param {Graph} graph

@@ -259,8 +259,9 @@ export class LanguageModel {
   }
 }
 
-/** A random seed of 32 bits. */
-export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0]
+/** A random seed of 32 bits. React Native has no crypto. */
+export const randomSeed = () =>
+  globalThis.crypto?.getRandomValues(new Uint32Array(1))[0] ?? Math.floor(Math.random() * 2 ** 32)
 
 /**
  * P, from whichever options have it; throws where they differ.

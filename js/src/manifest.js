@@ -1,5 +1,6 @@
 /** A bundle's manifest.json as typed data, and which of its variants is loaded. */
 
+import { DeviceFiles, isDevice } from './device.js'
 import { BundleError, Files } from './files.js'
 import { HubFiles, isHub } from './hub.js'
 import { checkManifest } from './manifest_checks.js'
@@ -135,7 +136,7 @@ export class Manifest {
       throw new TypeError('ort: expected ONNX Runtime, for example { ort: await import("onnxruntime-node") }')
     }
     validateOptions('load', options, LOAD)
-    const files = isHub(source) ? new HubFiles(source, options) : new Files(source, options)
+    const files = openFiles(source, options)
     const bytes = await files.read('manifest.json')
     const tree = await readTree(bytes, files.label('manifest.json'))
     if (files instanceof HubFiles) await files.adopt(tree, bytes)
@@ -206,6 +207,12 @@ export class Manifest {
       file: name,
     })
   }
+}
+
+/** @param {import('./files.js').Source} source @param {LoadOptions} options */
+function openFiles(source, options) {
+  if (isDevice(source)) return new DeviceFiles(source, options)
+  return isHub(source) ? new HubFiles(source, options) : new Files(source, options)
 }
 
 /**

@@ -87,8 +87,7 @@ export class Graph {
     const { files, tree } = this.manifest
     const name = this.entry.data ?? `${this.entry.file}.data`
     if (Object.hasOwn(tree.files, name)) return
-    const { existsSync } = process.getBuiltinModule('node:fs')
-    if (existsSync(/** @type {string} */ (await files.path(name)))) {
+    if (await files.exists(name)) {
       throw new BundleError(`${files.label(name)}: not listed in manifest.json; copy the bundle again`)
     }
   }
@@ -144,7 +143,9 @@ export class Graph {
   tensor(name, values, sizes = {}) {
     const { dtype, dims } = this.resolve(name, sizes)
     if (dtype === 'int64') return this._tensor(dtype, BigInt64Array.from(values, BigInt), dims)
-    const floats = values instanceof Float32Array ? values : Float32Array.from(values)
+    // onnxruntime-react-native reads from the start of a buffer, wherever the array begins in it
+    const isWhole = values instanceof Float32Array && values.byteOffset === 0
+    const floats = isWhole ? values : Float32Array.from(values)
     return this._tensor(dtype, dtype === 'float16' ? toFloat16(floats) : floats, dims)
   }
 
