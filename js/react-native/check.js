@@ -6,6 +6,7 @@
  *
  *     types     tsc, against React Native's, Expo's and clean_lm's own types
  *     bundle    Metro, as `expo export` runs it, for Android and iOS; compiled to bytecode by hermes-compiler
+ *     project   the folders android and ios, which Expo generates from app.json, contain the binding and the microphone
  *     Hermes    hermes.js in the virtual machine of hermes-engine-cli
  *
  * The newest virtual machine on npm is Hermes 0.12, older than React Native's Hermes 1: it lacks classes, async functions
@@ -61,6 +62,28 @@ function bundle(platform) {
   const [name] = readdirSync(scripts).filter((file) => file.endsWith('.hbc'))
   const bytes = readFileSync(join(scripts, name))
   console.log(`bundle: ${platform}, ${(bytes.length / 1e6).toFixed(1)} MB, Hermes bytecode ${bytes.readUInt32LE(8)}`)
+}
+
+/** What Expo's configuration plugins write into the native projects. */
+const GENERATED = /** @type {Record<string, [string, string][]>} */ ({
+  android: [
+    ['android/app/build.gradle', "implementation project(':onnxruntime-react-native')"],
+    ['android/app/src/main/AndroidManifest.xml', 'android.permission.RECORD_AUDIO'],
+  ],
+  ios: [
+    ['ios/Podfile', "pod 'onnxruntime-react-native'"],
+    ['ios/cleanlm/Info.plist', 'NSMicrophoneUsageDescription'],
+  ],
+})
+
+/** Have Expo generate a native project. @param {string} platform */
+function generate(platform) {
+  rmSync(join(folder, platform), { recursive: true, force: true })
+  run('npx', 'expo', 'prebuild', '--no-install', '--platform', platform)
+  for (const [file, text] of GENERATED[platform]) {
+    if (!readFileSync(join(folder, file), 'utf8').includes(text)) throw new Error(`${file}: lacks ${text}`)
+  }
+  console.log(`project: ${platform} generated`)
 }
 
 /** What hermes.js compares with: the conformance kit's cases without graphs, and its texts. */
@@ -127,7 +150,10 @@ try {
   run('npx', 'tsc', '-p', '.')
   console.log('types: no errors')
   runInHermes()
-  for (const platform of ['android', 'ios']) bundle(platform)
+  for (const platform of ['android', 'ios']) {
+    bundle(platform)
+    generate(platform)
+  }
 } finally {
   if (!keep) rmSync(folder, { recursive: true, force: true })
 }
