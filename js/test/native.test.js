@@ -117,7 +117,7 @@ test('the session is as onnxruntime-node has it', async () => {
 
 test('it is used where it can be, and says why it is not', async () => {
   const files = await bundleFiles()
-  const wrong = { ...ort, env: { ...ort.env, versions: { node: '1.2.3' } } }
+  const wrong = { ...ort, env: { ...ort.env, versions: { node: '1.99.0' } } }
   const loaded = { ...koffi, config: (/** @type {any} */ set) => {
     if (set) throw new Error('Cannot change Koffi configuration once a library has been loaded')
     return { async_stack_size: 2 ** 17 }
