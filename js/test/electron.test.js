@@ -188,12 +188,17 @@ describe('the page', { skip, timeout: 200_000 }, () => {
   test('a generation is cancelled, and what there is is kept', async () => {
     await page.locator('#seconds').fill('300')
     await page.locator('#takes').fill('1')
+    const send = seen.onSend
+    const chunk = new Promise((resolve) => {
+      seen.onSend = async (channel, value) => {
+        await send(channel, value)
+        if (channel === 'chunk') resolve(undefined)
+      }
+    })
     await page.locator('#start').click()
-    await page.waitForFunction(
-      () => Number(Reflect.get(document.querySelector('progress') ?? {}, 'value')) > 0.02,
-      null,
-      SLOW,
-    )
+    await chunk // without one, nothing would be kept
+    seen.onSend = send
+    assert.ok((await page.locator('#progress').evaluate((bar) => Number(Reflect.get(bar, 'value')))) > 0)
     assert.equal(await page.locator('#start').isDisabled(), true)
     await page.locator('#cancel').click()
     await page.getByText('Cancelled').waitFor(SLOW)
