@@ -14,10 +14,10 @@
 import argparse
 import json
 import math
-import secrets
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,26 +26,25 @@ import numpy as np
 from clean_lm import __version__, audio, audio_files, console, loudness
 from clean_lm.audio import AudioError
 from clean_lm.audio_codec import ENCODE_BYTES, Codec
-from clean_lm.cli_checks import (
-    in_flags,
-    reference_audio,
-    require_free,
-    sampling,
-    validate,
-    validate_format,
-    validate_outputs,
-    validate_prompt,
-    validate_threads,
-)
-from clean_lm.cli_output import Bar, replaced, write_takes
+from clean_lm.cli_checks import in_flags, require_free, validate_outputs, validate_threads
+from clean_lm.cli_output import Bar, outputs, replaced, write_takes
 from clean_lm.console import Parser
 from clean_lm.manifest import BundleError, Manifest
 from clean_lm.musicgen import MusicGen
-from clean_lm.options import LONGEST, number
-
-SHORTEST_PROMPT = 1e-6  # seconds: a sample of the highest rate
-CROSSFADE = 0.02  # seconds: short enough not to smear a beat, long enough not to click
-QUIET_MIX_DB = 6.0  # a mono mix quieter than its channels by more is warned of; two unlike channels lose 3
+from clean_lm.request import (
+    QUIET_MIX_DB,
+    RATES,
+    SIDES,
+    Outcome,
+    Request,
+    Source,
+    begin,
+    finish,
+    quiet_mix,
+    read_source,
+    result_format,
+    validate,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,14 +77,14 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("input", type=Path, help="WAV, FLAC, OGG or MP3")
     add_generation(add)
     add.add_argument("--prompt-seconds", type=float, default=6.0, help="seconds of the track to continue from")
-    add.add_argument("--from", dest="side", choices=("end", "start"), default="end", help="which end of it")
+    add.add_argument("--from", dest="side", choices=SIDES, default="end", help="which end of it")
     add.add_argument("--splice", action="store_true", help="join the new part to the untouched track, "
                      "in place of returning the prompt as the codec renders it")  # fmt: skip
     add.add_argument("--no-match-level", action="store_true", help="with --splice, leave the new part's level as the "
                      "model gives it, in place of the track's at the seam")  # fmt: skip
     add.add_argument("--channel", choices=audio.CHANNELS, default="mix", help="what a mono model is given of a track "
                      "with several channels")  # fmt: skip
-    add.add_argument("--rate", choices=("source", "codec"), default="source", help="whose sample rate and channels")
+    add.add_argument("--rate", choices=RATES, default="source", help="whose sample rate and channels")
 
     add = commands.add_parser("generate", help="make music from a text", formatter_class=Help)
     add.set_defaults(run=run_generate)
@@ -160,89 +159,55 @@ def add_generation(command: argparse.ArgumentParser) -> None:
 
 
 def run_continue(args: argparse.Namespace) -> None:
-    number("--prompt-seconds", args.prompt_seconds, f"more than 0, {LONGEST:g} at most", SHORTEST_PROMPT, LONGEST)
     if args.splice and args.rate == "codec":
         raise ValueError("--splice keeps the track as it is, its rate too: leave --rate codec out")
-    manifest = validate(args)
-    codec, at_end = manifest.codec, args.side == "end"
-    track, prompt, rate = read_track(args)
-    if args.splice:
-        prompt = audio.whole_frames(prompt, rate, codec.sample_rate, codec.hop, at_end)
-    track = track if at_end else prompt
-    with in_flags():
-        chosen = audio.pick_channel(prompt, args.channel)
-    validate_prompt(args, manifest, prompt, rate)
-    wav = reference_audio(args, codec)
-    converted = audio.convert_audio(chosen, rate, codec.sample_rate, codec.channels)
-    warned = warn_of_quiet_mix(args, chosen) if codec.channels == 1 else {}
-    takes, summary = generate(args, load(args), converted, wav)
-    summary |= warned
-    if args.rate == "codec":
-        return write_takes(args, faded(args, takes, summary), summary)
-    takes = [audio.to_source(take, summary["sample_rate"], rate, len(prompt)) for take in takes]
-    summary["sample_rate"] = rate
-    if not args.splice:
-        return write_takes(args, faded(args, takes, summary), summary)
-    takes = splice(args, takes, summary, track, prompt.shape[1])
-    subtype = audio_files.lossless_subtype(args.input, args.output)
-    return write_takes(args, faded(args, takes, summary), summary, strategy=None, subtype=subtype)
-
-
-def read_track(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, int]:
-    """The track, the prompt in it, both [channels, samples], and their rate. Only --splice needs all of the track."""
-    at_end = args.side == "end"
-    part = {} if args.splice and at_end else {"seconds": args.prompt_seconds, "from_end": at_end}
-    track, rate = audio_files.read(args.input, **part)
-    return track, audio_files.excerpt(track, rate, args.prompt_seconds, at_end), rate
-
-
-def splice(
-    args: argparse.Namespace, takes: list[np.ndarray], summary: dict[str, Any], track: np.ndarray, lead: int
-) -> list[np.ndarray]:
-    """The takes, whose first `lead` samples are the prompt, each joined to the end of the track at its level."""
-    rate, seam = summary["sample_rate"], track.shape[1]
-    summary["seam"] = seam / rate
-    if not args.no_match_level:
-        gain = audio.match_level(track, takes[0], seam, lead, rate)
-        takes = [audio.amplify(take, gain) for take in takes]
-        summary["level_db"] = round(gain, 2)
-    return [audio.splice(track, take, seam, round(CROSSFADE * rate), lead_samples=lead) for take in takes]
-
-
-def faded(args: argparse.Namespace, takes: list[np.ndarray], summary: dict[str, Any]) -> list[np.ndarray]:
-    """The takes with --fade-out, no longer than what is new in them."""
-    rate, samples = summary["sample_rate"], takes[0].shape[1]
-    new = samples - round(summary.get("seam", 0) * rate)
-    fade = min(round(args.fade_out * rate), new)
-    return [audio.fade_out(take, fade) for take in takes] if fade else takes
-
-
-def warn_of_quiet_mix(args: argparse.Namespace, prompt: np.ndarray) -> dict[str, Any]:
-    """Warn where a prompt's channels cancel each other in the mono mix that the model is given; for the summary."""
-    loss = audio.mix_loss(prompt)
-    if loss <= QUIET_MIX_DB:
-        return {}
-    message = f"{args.input}: the mono mix that the model is given is {loss:.1f} dB quieter than its channels, which "
-    message += "cancel each other; try --channel left"
-    console.say(f"warning: {console.plain(message)}")
-    return {"mix_loss_db": round(loss, 1), "warnings": [message]}
+    run_request(args, request_of(args, input=args.input, match_level=not args.no_match_level))
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    manifest = validate(args)
-    validate_format(args, manifest)
-    wav = reference_audio(args, manifest.codec)
-    takes, summary = generate(args, load(args), None, wav)
-    write_takes(args, faded(args, takes, summary), summary)
+    run_request(args, request_of(args))
+
+
+def request_of(args: argparse.Namespace, **given: Any) -> Request:
+    """The request that the options make."""
+    same = {field.name: getattr(args, field.name) for field in fields(Request) if hasattr(args, field.name)}
+    same["join"] = "splice" if getattr(args, "splice", False) else "rendered"
+    return Request(**{**same, "melody": tuple(args.melody or ()), **given})
+
+
+def run_request(args: argparse.Namespace, request: Request) -> None:
+    """Check, generate, write."""
+    validate_threads(args)
+    manifest = Manifest.read(args.bundle, variant=args.variant)
+    with in_flags():
+        request = validate(request, manifest)
+    validate_outputs(args)
+    with in_flags():
+        source = read_source(request, manifest)
+        rate, channels = result_format(request, manifest, source)
+    for file in outputs(args):
+        audio_files.require_writable(file, rate, channels)
+    warnings = warn_of_quiet_mix(args, source)
+    outcome, facts = generate(args, load(args), request, source)
+    summary = facts | outcome.facts | warnings
+    if request.join == "rendered":
+        return write_takes(args, outcome.takes, summary)
+    subtype = audio_files.lossless_subtype(args.input, args.output)
+    return write_takes(args, outcome.takes, summary, strategy=None, subtype=subtype)
+
+
+def warn_of_quiet_mix(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """Warn where a prompt's channels cancel each other in the mono mix that the model is given; for the summary."""
+    if source.mix_loss_db <= QUIET_MIX_DB:
+        return {}
+    message = quiet_mix(str(args.input), source.mix_loss_db) + "; try --channel left"
+    console.say(f"warning: {console.plain(message)}")
+    return {"mix_loss_db": round(source.mix_loss_db, 1), "warnings": [message]}
 
 
 def load(args: argparse.Namespace) -> MusicGen:
-    """The model, with the command line's parameters."""
-    model = MusicGen.load(args.bundle, variant=args.variant, threads=args.threads, hashes=hashes(args))
-    model.sampling, model.duration, model.extend_stride = sampling(args), args.duration, args.extend_stride
-    if args.style:
-        model.set_style_conditioner_params(args.style_levels, args.style_length, args.style_start)
-    return model
+    """The model."""
+    return MusicGen.load(args.bundle, variant=args.variant, threads=args.threads, hashes=hashes(args))
 
 
 def hashes(args: argparse.Namespace) -> bool | Literal["again"]:
@@ -251,34 +216,24 @@ def hashes(args: argparse.Namespace) -> bool | Literal["again"]:
 
 
 def generate(
-    args: argparse.Namespace, model: MusicGen, prompt: np.ndarray | None, wav: np.ndarray | None
-) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """The takes, each [channels, samples] at the codec's rate as the prompt, and a summary of them.
-
-    wav: the melody or style, at that rate too.
-    """
-    seed = secrets.randbits(32) if args.seed is None else args.seed
-    rate, texts, wavs = model.sample_rate, [args.text], None if wav is None else [wav]
-    common = {"seed": seed, "takes": args.takes, "negative_descriptions": [args.negative_text]}
+    args: argparse.Namespace, model: MusicGen, request: Request, source: Source
+) -> tuple[Outcome, dict[str, Any]]:
+    """The takes, and what was measured."""
     start = time.perf_counter()
+    generation = begin(model, request, source)
     with Bar(args, model) as bar:
-        model.set_custom_progress_callback(bar)
-        if prompt is not None:
-            melodies = {"melody_wavs": wavs, "melody_sample_rate": rate}
-            found = model.generate_continuation(prompt, rate, texts, **common, **melodies)
-        elif wavs is not None:
-            found = model.generate_with_chroma(texts, wavs, rate, **common)
-        else:
-            found = model.generate(texts, **common)
-    assert isinstance(found, np.ndarray)
+        for done in generation:
+            bar(done, generation.total)
+    outcome = finish(model, request, source, generation)
     seconds = time.perf_counter() - start
-    frames = 0 if prompt is None else math.ceil(prompt.shape[1] / model.codec.hop)  # what is new begins after them
-    new = found.shape[2] / model.sample_rate - frames / model.frame_rate
-    summary: dict[str, Any] = {"seed": seed, "seconds": round(seconds, 3), "sample_rate": model.sample_rate}
-    summary["real_time_factor"] = round(new * args.takes / seconds, 3)
-    if prompt is not None:
-        summary["seam"] = frames / model.frame_rate
-    return list(found), summary
+    new = (generation.frames - generation.known) / model.frame_rate
+    factor = round(new * request.takes / seconds, 3)
+    return outcome, {
+        "seed": request.seed,
+        "seconds": round(seconds, 3),
+        "sample_rate": outcome.rate,
+        "real_time_factor": factor,
+    }
 
 
 def run_codec(args: argparse.Namespace) -> None:

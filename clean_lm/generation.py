@@ -249,7 +249,7 @@ class Generation:
         self.windows, self.uniform, self.conditioning = windows, uniform, conditioning
         self.all = np.zeros((len(prompt) * takes, prompt.shape[1], end(windows)), np.int64)
         self.all[:, :, : prompt.shape[2]] = prompt.repeat(takes, axis=0)
-        self.frames = prompt.shape[2]  # that have all their codes
+        self.known = self.frames = prompt.shape[2]  # the prompt's frames, and those that have all their codes
         self.total = columns_drawn(windows, delays)
 
     def __iter__(self) -> Iterator[int]:

@@ -80,6 +80,10 @@ class MusicGen:
         folder, confined = find_bundle(name, revision, token, options)
         return cls.load(folder, **confined)
 
+    def view(self) -> "MusicGen":
+        """The same model with parameters of its own, the bundle's: for generations that run at the same time."""
+        return MusicGen(self.lm, self.codec, self.text, self.mert)
+
     @property
     def sample_rate(self) -> int:
         return self.codec.sample_rate
@@ -236,6 +240,29 @@ class MusicGen:
         melodies = melody_wavs, melody_sample_rate
         generation = self._continue(found, descriptions, seed, *melodies, takes, negative_descriptions)
         return self._finish(generation, progress, return_tokens)
+
+    def begin(
+        self,
+        descriptions: Descriptions | None = None,
+        prompt: Prompt | None = None,
+        prompt_sample_rate: int | None = None,
+        seed: Seed = None,
+        melody_wavs: Wavs | None = None,
+        melody_sample_rate: int | None = None,
+        takes: int = 1,
+        negative_descriptions: Descriptions | None = None,
+        prompt_codes: np.ndarray | None = None,
+    ) -> Generation:
+        """A generation to drive yourself: each step of iterating over it draws a column, and codes() are the frames
+        that are complete, for codec.decode. Arguments: as of generate_continuation, or without a prompt of generate.
+        """
+        if prompt is not None or prompt_codes is not None:
+            found = self._prompt(prompt, prompt_sample_rate, prompt_codes)
+            melodies = melody_wavs, melody_sample_rate
+            return self._continue(found, descriptions, seed, *melodies, takes, negative_descriptions)
+        descriptions = [None] if descriptions is None else descriptions
+        wavs = None if melody_wavs is None else self._wavs(descriptions, melody_wavs, melody_sample_rate, seed)
+        return self._begin(descriptions, seed, takes, self_wav=wavs, negatives=negative_descriptions)
 
     def stream(
         self,

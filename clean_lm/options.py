@@ -75,6 +75,13 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of some words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: got {shown(value)}, expected one of {', '.join(choices)}")
+    return value
+
+
 def rate(name: str, value: Any) -> int:
     """Samples a second: a whole number, 44100.0 too."""
     expected = f"samples a second: a whole number, {HIGHEST_RATE} at most"

@@ -322,9 +322,9 @@ def test_the_command_with_a_style(style_bundle, wav, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("text", ["--melody", "in.wav"], "takes no --melody: it is a model of texts alone"),
-        ("melody", ["--style", "in.wav"], "takes no --style: it is a melody model"),
-        ("text", ["--cfg-coef-beta", "5"], "--cfg-coef-beta is for melody and style models"),
+        ("text", ["--melody", "in.wav"], "text takes none: it is a model of texts alone"),
+        ("melody", ["--style", "in.wav"], "melody takes none: it is a melody model"),
+        ("text", ["--cfg-coef-beta", "5"], "text takes none: it is for melody and style models"),
         ("melody", ["--melody", "none.wav"], "none.wav"),
         ("text", ["--duration", "0"], "--duration: got 0 s"),
         ("text", ["--duration", "40", "--extend-stride", "30"], "--extend-stride: got 30.0 s"),
