@@ -7,6 +7,7 @@
   clean-lm codec track.wav -o decoded.wav --bundle bundle
   clean-lm info bundle
   clean-lm plot out.wav --seam 6
+  clean-lm serve --models bundles
 
 `clean-lm COMMAND --help` lists the options of a command.
 """
@@ -107,6 +108,10 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("-o", "--output", type=Path, help="default: the input's name with .png")
     add.add_argument("--seam", type=float, help="seconds at which to draw a line: where the prompt ends")
     add_overwrite(add)
+
+    add = commands.add_parser("serve", help="a local service for plugins, apps and browsers", formatter_class=Help)
+    add.set_defaults(run=run_serve)
+    add_serve(add)
     return top
 
 
@@ -117,6 +122,39 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=int, help="default: one per physical core")
     add_verify(command)
     command.add_argument("--json", action="store_true", help="progress and result as lines of JSON")
+
+
+def add_serve(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--models", type=Path, required=True, metavar="FOLDER", help="a folder of bundles, or a bundle"
+    )
+    command.add_argument("--host", default="127.0.0.1", help="another one than this machine's own needs --token")
+    command.add_argument("--port", type=int, default=8000)
+    command.add_argument("--variant", help="int8, mixed, ...: of the bundles that have it; default: each bundle's")
+    command.add_argument("--threads", type=int, help="of a generation; default: one per physical core")
+    command.add_argument("--preload", nargs="+", default=[], metavar="NAME", help="models to load at once, in place of "
+                         "at their first use")  # fmt: skip
+    command.add_argument("--resident-memory", type=float, metavar="GB", help="of weights that stay loaded: the least "
+                         "recently used go first; default: half of what is available")  # fmt: skip
+    command.add_argument("--token", help="a secret that every request must send: Authorization: Bearer TOKEN; needed "
+                         "with another --host")  # fmt: skip
+    command.add_argument("--allow-origin", nargs="+", default=[], metavar="URL", help="web pages of other origins that "
+                         "may use the service: http://localhost:3000, app://name")  # fmt: skip
+    command.add_argument("--allow-host", nargs="+", default=[], metavar="NAME", help="names beside localhost that the "
+                         "service is reached by")  # fmt: skip
+    command.add_argument("--parallel", type=int, default=1, help="generations at the same time")
+    command.add_argument("--queue", type=int, default=32, help="jobs that may wait; more are answered with 429")
+    command.add_argument("--body-mb", type=float, default=100.0, help="of a request")
+    command.add_argument("--max-audio", type=float, default=900.0, help="seconds of a track that is sent")
+    command.add_argument("--max-duration", type=float, default=300.0, help="seconds of a generation")
+    command.add_argument("--max-takes", type=int, default=8)
+    command.add_argument("--data", type=Path, metavar="FOLDER", help="where jobs and results are kept; default: the "
+                         "user's data folder")  # fmt: skip
+    command.add_argument("--keep-days", type=float, default=7.0, help="that a finished job is kept")
+    command.add_argument("--keep-gb", type=float, default=5.0, help="of finished jobs in all; the oldest go first")
+    command.add_argument("--plugin-append", action="store_true", help="give the gary4juce plugin what it had before: "
+                         "the track without the prompt, then prompt and new part as the codec renders them; default: "
+                         "the new part joined to the untouched track")  # fmt: skip
 
 
 def add_overwrite(command: argparse.ArgumentParser) -> None:
@@ -298,6 +336,14 @@ def info_lines(bundle: Path, manifest: Manifest) -> Iterator[str]:
     for name, entry in manifest.files.items():
         there = "" if (manifest.folder / name).exists() else "   MISSING"
         yield f"{entry.bytes / 1e6:12.2f} MB  {name}{there}"
+
+
+def run_serve(args: argparse.Namespace) -> None:
+    try:
+        from clean_lm.service import command
+    except ImportError as error:
+        raise ValueError(f"serve needs the extra: pip install 'clean_lm[serve]' ({error})") from None
+    command.run(args)
 
 
 def run_plot(args: argparse.Namespace) -> None:

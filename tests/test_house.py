@@ -29,6 +29,7 @@ RUNTIME = {
     "soxr",
     "huggingface_hub",
 }  # the last three: extras
+SERVICE = {"anyio", "multipart", "prometheus_client", "starlette", "uvicorn"}  # the extra `serve`
 
 
 def modules() -> dict[str, Path]:
@@ -85,7 +86,14 @@ def test_no_circle():
 def test_the_runtime_needs_numpy_and_onnxruntime_alone(name):
 
     outside = {other.split(".")[0] for other in GRAPH[name] if other not in MODULES}
-    assert outside <= RUNTIME | set(sys.stdlib_module_names), outside
+    allowed = RUNTIME | SERVICE if name.startswith("clean_lm.service") else RUNTIME
+    assert outside <= allowed | set(sys.stdlib_module_names), outside
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("clean_lm.service")])
+def test_the_service_is_needed_by_its_command_alone(name):
+    used = {other for other in GRAPH[name] if other.startswith("clean_lm.service")}
+    assert used <= ({"clean_lm.service.command"} if name == "clean_lm.cli" else set())
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if wing(name) == "clean_lm.models"])

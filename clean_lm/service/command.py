@@ -1,0 +1,113 @@
+"""`clean-lm serve`: the options, and the process."""
+
+import argparse
+import logging
+import sys
+
+import uvicorn
+
+from clean_lm import atomic, memory
+from clean_lm.console import plain
+from clean_lm.options import integer, number, threads
+from clean_lm.service.app import application
+from clean_lm.service.jobs import Service
+from clean_lm.service.settings import LOOPBACK, Settings, data_folder
+
+log = logging.getLogger("clean_lm")
+
+GRACE = 2  # seconds that connections have when the service ends
+MOST_CONNECTIONS = 256
+SHARE = 0.5  # of the memory that is available, for weights
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until a signal. Raises ValueError and OSError before anything is served."""
+    settings = settings_of(args)
+    with atomic.locked(settings.data) as ours:
+        if not ours:
+            raise ValueError(f"--data: {settings.data} is in use by another clean-lm serve; give each its own")
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s",
+                            datefmt="%Y-%m-%dT%H:%M:%S%z")  # fmt: skip
+        serve(settings, args.preload)
+
+
+def serve(settings: Settings, preload: list[str]) -> None:
+    service = Service(settings)
+    for name in preload:
+        service.models.manifest(name, None)
+    address = f"[{settings.host}]" if ":" in settings.host else settings.host
+
+    def ready() -> None:
+        names = ", ".join(service.models.bundles()) or "none yet"
+        log.info("models in %s: %s", plain(settings.models), plain(names))
+        log.info("listening on http://%s:%d/", address, settings.port)
+
+    app = application(service, preload, ready)
+    config = uvicorn.Config(app, settings.host, settings.port, log_config=None, access_log=False, server_header=False,
+                            timeout_graceful_shutdown=GRACE, limit_concurrency=MOST_CONNECTIONS,
+                            timeout_keep_alive=15, ws="none")  # fmt: skip
+    server = Server(config, service)
+    server.run()
+    if not server.started:
+        raise OSError(f"--port: {address}:{settings.port} cannot be used, is another service there? Choose --port")
+
+
+class Server(uvicorn.Server):
+    """Tells the service that it ends before it waits for connections, which wait for the service."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame) -> None:
+        self.service.stopping = True
+        super().handle_exit(sig, frame)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The options, checked. Raises ValueError, and OSError if the folder for jobs cannot be made."""
+    threads("--threads", args.threads)
+    if not args.models.is_dir():
+        raise ValueError(f"--models: {args.models} is no folder; give the folder that your bundles are in")
+    integer("--port", args.port, 1, 65535)
+    for name, least, most in (("parallel", 1, 64), ("queue", 1, 10_000), ("max_takes", 1, 1000)):
+        integer(flag(name), getattr(args, name), least, most)
+    for name in ("resident_memory", "body_mb", "max_audio", "max_duration", "keep_days", "keep_gb"):
+        if getattr(args, name) is not None:
+            number(flag(name), getattr(args, name), "more than 0, 1e6 at most", 1e-6, 1e6)
+    if args.host not in LOOPBACK and not args.token:
+        raise ValueError(
+            f"--host: {args.host} lets other machines in: give --token, which they must send as "
+            "'Authorization: Bearer TOKEN'"
+        )
+    if args.token is not None and (len(args.token) < 8 or not args.token.isascii() or not args.token.isprintable()):
+        raise ValueError("--token: expected 8 printable ASCII characters or more, "
+                         "for example of: python -c 'import secrets; print(secrets.token_urlsafe())'")  # fmt: skip
+    data = args.data or data_folder()
+    data.mkdir(parents=True, exist_ok=True)
+    gigabytes = args.resident_memory
+    return Settings(
+        models=args.models,
+        data=data,
+        host=args.host,
+        port=args.port,
+        variant=args.variant,
+        threads=args.threads,
+        resident_bytes=round(memory.available() * SHARE if gigabytes is None else gigabytes * 1e9),
+        token=args.token,
+        origins=tuple(origin.rstrip("/") for origin in args.allow_origin),
+        hosts=tuple(args.allow_host),
+        parallel=args.parallel,
+        waiting=args.queue,
+        body_bytes=round(args.body_mb * 1e6),
+        audio_seconds=args.max_audio,
+        duration=args.max_duration,
+        takes=args.max_takes,
+        keep_seconds=args.keep_days * 86400,
+        keep_bytes=round(args.keep_gb * 1e9),
+        plugin_join="append" if args.plugin_append else "splice",
+    )
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
