@@ -36,6 +36,8 @@ class Served:
     def __init__(self, process: subprocess.Popen[str], lines: list[str], port: int):
         self.process, self.lines, self.base = process, lines, f"http://127.0.0.1:{port}"
         self.port = port
+        self.reader = threading.Thread(target=lines.extend, args=[process.stderr], daemon=True)
+        self.reader.start()
 
     def call(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -74,20 +76,26 @@ class Served:
     def wait(self, identity: str, seconds: float = 60) -> dict[str, Any]:
         """The job when it is finished."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            job = self.get(f"/v1/jobs/{identity}").json
-            if job["status"] in FINAL:
-                return job
+        while (job := self.get(f"/v1/jobs/{identity}").json)["status"] not in FINAL:
+            assert time.monotonic() < end, f"not finished after {seconds} s: {job}"
             time.sleep(0.05)
-        raise AssertionError(f"not finished after {seconds} s: {job}")
+        return job
 
     def metric(self, name: str) -> float:
         text = self.get("/metrics").body.decode()
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M))
 
     def stop(self) -> int:
+        """End it in good order."""
         self.process.terminate()
         return self.process.wait(30)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.reader.join(5)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
 
 def start(models: Path, data: Path, *options: str, before: Callable[[], object] | None = None) -> Served:
@@ -100,7 +108,6 @@ def start(models: Path, data: Path, *options: str, before: Callable[[], object] 
     for line in process.stderr:
         lines.append(line)
         if found := re.search(r"listening on http://\S+:(\d+)/", line):
-            threading.Thread(target=lines.extend, args=[process.stderr], daemon=True).start()
             return Served(process, lines, int(found[1]))
     raise AssertionError("".join(lines))
 
@@ -112,8 +119,4 @@ def serving(models: Path, data: Path, *options: str, before: Callable[[], object
     try:
         yield served
     finally:
-        served.process.kill()
-        served.process.wait()
-        if served.process.stderr is not None:
-            with contextlib.suppress(ValueError):
-                served.process.stderr.close()
+        served.kill()

@@ -12,6 +12,7 @@ from clean_lm.console import plain
 from clean_lm.options import integer, number, threads
 from clean_lm.service.app import application
 from clean_lm.service.jobs import Service
+from clean_lm.service.problems import Problem
 from clean_lm.service.settings import LOOPBACK, Settings, data_folder
 
 log = logging.getLogger("clean_lm")
@@ -36,8 +37,7 @@ def serve(settings: Settings, preload: list[str]) -> None:
     """Serve until a signal. Raises OSError where the address cannot be had."""
     with listen(settings.host, settings.port) as listening:
         service = Service(settings)
-        for name in preload:
-            service.models.manifest(name, None)
+        require_models(service, preload)
         address = f"[{settings.host}]" if ":" in settings.host else settings.host
 
         def ready() -> None:
@@ -50,6 +50,15 @@ def serve(settings: Settings, preload: list[str]) -> None:
                                 timeout_graceful_shutdown=GRACE, limit_concurrency=MOST_CONNECTIONS,
                                 timeout_keep_alive=15)  # fmt: skip
         Server(config, service).run(sockets=[listening])
+
+
+def require_models(service: Service, names: list[str]) -> None:
+    """Raise ValueError for a model that is not there."""
+    try:
+        for name in names:
+            service.models.manifest(name, None)
+    except Problem as error:
+        raise ValueError(f"--preload: {error.detail}") from None
 
 
 def listen(host: str, port: int) -> socket.socket:

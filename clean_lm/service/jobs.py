@@ -359,13 +359,13 @@ class Service:
             if state == "done":
                 raise
             log.error("job=%s %s, which cannot be written: %s", record.id, state, error)
-        record.state = state
-        metrics.FINISHED.labels(state).inc()
-        log.info("job=%s %s%s", record.id, state, f" error={record.error!r}" if record.error else "")
         with self._changed:
+            record.state = state
             self._live.pop(record.id, None)
             self._changed.notify_all()
         job.generation = job.codec = None  # its caches, and the model
+        metrics.FINISHED.labels(state).inc()
+        log.info("job=%s %s%s", record.id, state, f" error={record.error!r}" if record.error else "")
 
     def _put_back(self, job: Job) -> None:
         """The service ends in good order: the job is the next one's, and this was no attempt."""

@@ -62,8 +62,10 @@ class Models:
         names = list(self.bundles())
         if name is None and len(names) == 1:
             name = names[0]
+        held = ", ".join(names) or "none"
+        if name is None:
+            raise Problem(422, f"model: not given, expected one of {held}")
         if name not in names:
-            held = ", ".join(names) or "none"
             raise Problem(404, f"model: got {name!r}, expected one of {held}")
         found = self.read(name)
         if isinstance(found, str):

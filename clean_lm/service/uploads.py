@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
@@ -153,8 +154,9 @@ async def _from_form(request: Request, folder: Path, most: int) -> Upload:
                                          "input, melody and style")  # fmt: skip
                     files[key] = folder / key
                     await to_thread.run_sync(_save, value, files[key])
-    except MultiPartException as error:
-        raise Problem(400, f"the form is not readable: {error.message}") from None
+    except (MultiPartException, HTTPException) as error:  # the latter is what Starlette makes of the former
+        found = error.message if isinstance(error, MultiPartException) else error.detail
+        raise Problem(400, f"the form is not readable: {found}") from None
     for name in ("input", "style", "melody"):
         if name in given and given.pop(name):
             raise ValueError(f"{name}: got a text, expected a file")
