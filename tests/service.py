@@ -41,7 +41,7 @@ class Served:
 
     def call(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(self.base + path, body, names, method=method)
+        request = urllib.request.Request(self.base + path, data=body, headers=names, method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return Answer(response.status, response.headers, response.read())
@@ -50,7 +50,7 @@ class Served:
                 return Answer(error.code, error.headers, error.read())
 
     def get(self, path: str, **headers: str) -> Answer:
-        return self.call("GET", path, **headers)
+        return self.call("GET", path, None, **headers)
 
     def post(self, path: str, document: Any = None, **headers: str) -> Answer:
         body = json.dumps({} if document is None else document).encode()

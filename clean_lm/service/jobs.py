@@ -262,7 +262,7 @@ class Service:
         with self._changed:
             self._live[job.record.id] = job
             self._queue.append(job)
-            self._changed.notify()
+            self._changed.notify_all()  # the thread that keeps house waits here too
 
     def _work(self) -> None:
         """One of the threads that run jobs."""
