@@ -1,4 +1,6 @@
-/** What this browser can run, and messages where it cannot. */
+/** What this browser can run, how fast, and messages where it cannot. */
+
+import { pace } from './takes.js'
 
 /**
  * @typedef {import('./bundles.js').Tree} Tree
@@ -76,6 +78,18 @@ export function memoryNote(bytes, backend, { memory }) {
   const room = Math.min(memory ? 0.8 * memory : Infinity, backend === 'wasm' ? 2 ** 32 : Infinity)
   if (needed < room) return ''
   return `This model may not fit: it needs about ${gigabytes(needed)} of memory, about ${gigabytes(room)} are available. If it fails, choose smaller weights.`
+}
+
+/**
+ * What the user may expect before anything is generated; "" where it is not known.
+ *
+ * @param {import('./worker.js').Paces | null} paces
+ */
+export function paceNote(paces) {
+  if (!paces) return ''
+  const { plain, text } = paces
+  const expected = `About ${pace(plain)} real time on this machine${text ? `, ${pace(text)} with a description` : ''}.`
+  return Math.min(plain, text ?? plain) < 1 ? `${expected} Below 1× it pauses while it plays.` : expected
 }
 
 /** @param {number} bytes */

@@ -2,7 +2,7 @@
 
 import { openServed, sizeOf } from './bundles.js'
 import { Engine } from './engine.js'
-import { backendFor, inspect, memoryNote, variantFor } from './machine.js'
+import { backendFor, inspect, memoryNote, paceNote, variantFor } from './machine.js'
 import { $, complain, complainUnlessStopped, field, megabytes, say, select, url, working } from './page.js'
 
 /**
@@ -75,6 +75,7 @@ function useBundle(chosen) {
 export function modelChanged() {
   model?.engine.close()
   model = null
+  showPace(null)
   showChoice()
   if (bundle && sizeOf(bundle.tree, choice().variant) < SMALL) load().catch(complainUnlessStopped)
 }
@@ -96,6 +97,7 @@ export function load() {
     (result) => {
       working(null, '')
       say('The model is ready.')
+      showPace(result.paces)
       showOffline(result)
       return result
     },
@@ -106,6 +108,12 @@ export function load() {
       throw error
     },
   )
+}
+
+/** @param {Loaded['paces']} paces */
+function showPace(paces) {
+  $('pace').textContent = paceNote(paces)
+  $('pace').hidden = !$('pace').textContent
 }
 
 /** @param {Loaded} loaded */

@@ -25,6 +25,11 @@
  * @property {number} frameRate
  * @property {string | undefined} variant
  * @property {boolean} kept whether the browser has kept its files for offline use
+ * @property {Paces | null} paces what to expect of this machine; null where that could not be measured
+ *
+ * @typedef {object} Paces seconds of audio that are generated in a second
+ * @property {number} plain without a description
+ * @property {number | null} text with one; null where the model takes none
  *
  * @typedef {Load | Generate | { type: 'cancel' }} ToWorker
  * @typedef {{ type: 'loading', done: number, total: number, file: string | null }} Loading
@@ -40,6 +45,7 @@ import { MusicGen } from '../src/index.js'
 
 const VENDOR = new URL('../vendor/', import.meta.url)
 const CACHE = 'clean-lm-bundles'
+const PROBED = 25 // frames that are decoded to measure the codec: half a second
 
 /** @type {MusicGen | undefined} */
 let model
@@ -76,7 +82,44 @@ async function load({ source, backend, threads, variant, secure }) {
   })
   const { sampleRate, channels, frameRate, manifest } = model
   const kept = typeof source === 'string' && Boolean(cache?.complete)
-  send({ type: 'loaded', sampleRate, channels, frameRate, variant: manifest.variant, kept })
+  const paces = await probe(model).catch(() => null) // a generation may need less memory, and says what it lacks
+  send({ type: 'loaded', sampleRate, channels, frameRate, variant: manifest.variant, kept, paces })
+}
+
+/**
+ * Measure a step in the middle of a window, and the codec.
+ *
+ * @param {MusicGen} model
+ * @returns {Promise<Paces>}
+ */
+async function probe({ lm, codec, text, frameRate, manifest }) {
+  const columns = Math.floor((manifest.tree.model.max_duration * frameRate) / 2)
+  const uniform = new Float32Array(lm.codebooks).fill(0.5)
+  const decoding = (await quickest(() => codec.decode(lm.delays.map(() => new Int32Array(PROBED))))) / PROBED
+  const pace = async (/** @type {Float32Array | null} */ states) => {
+    const decoder = /** @type {any} */ (await lm.decoder({ capacity: columns + 1, texts: [states] }))
+    try {
+      const step = await quickest(() => {
+        decoder.filled = columns
+        return decoder.call([lm.delays.map(() => new Int32Array(1))], uniform)
+      })
+      return 1000 / frameRate / (step + decoding)
+    } finally {
+      decoder.release()
+    }
+  }
+  return { plain: await pace(null), text: text ? await pace(new Float32Array(8 * lm.textDim)) : null } // of 8 tokens
+}
+
+/** Milliseconds of the quickest of two runs, after one that allocates memory. @param {() => Promise<unknown>} run */
+async function quickest(run) {
+  let least = Infinity
+  for (let i = 0; i < 3; i++) {
+    const start = performance.now()
+    await run()
+    if (i) least = Math.min(least, performance.now() - start)
+  }
+  return least
 }
 
 /**

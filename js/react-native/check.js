@@ -1,7 +1,8 @@
 /**
  * Check the app and the parts of js/src that need no ONNX Runtime, with what npm has; no phone, no Xcode, no Android SDK.
  *
- *     node js/react-native/check.js               after npm ci in js/; takes five minutes and 600 MB in a temporary folder
+ *     node js/react-native/check.js               with Node 22.13 or newer, after npm ci in js/; takes five minutes and 600 MB
+ *                                                 in a temporary folder
  *     node js/react-native/check.js --keep folder where to install, and leave it there: a second run takes two minutes
  *
  *     types     tsc, against React Native's, Expo's and clean_lm's own types
@@ -24,9 +25,13 @@ import { figuresOf } from './figures.js'
 const JS = fileURLToPath(new URL('..', import.meta.url))
 const KIT = fileURLToPath(new URL('../../tests/golden/conformance/', import.meta.url))
 const APP = ['package.json', 'app.json', 'tsconfig.json', 'index.js', 'App.js', 'bundle.js', 'figures.js', 'sound.js']
-const PLUGIN = '@babel/plugin-transform-unicode-property-regex'
+const PLUGIN = '@babel/plugin-transform-unicode-property-regex' // of Babel 7, as React Native's preset
 const HOST = /** @type {Record<string, string>} */ ({ linux: 'linux64-bin', darwin: 'osx-bin', win32: 'win64-bin' })
 
+const [major, minor] = process.versions.node.split('.').map(Number)
+if (major < 22 || (major === 22 && minor < 13)) {
+  throw new Error(`Node ${process.versions.node}: Expo needs Node 22.13 or newer; install one`)
+}
 const keep = process.argv[2] === '--keep' ? process.argv[3] : undefined
 const folder = keep ?? mkdtempSync(join(tmpdir(), 'clean-lm-phone-'))
 
@@ -50,8 +55,8 @@ function install() {
   // the tarball's name stays the same from run to run, and npm would keep the one that it knows
   rmSync(join(folder, 'node_modules/clean-lm'), { recursive: true, force: true })
   rmSync(join(folder, 'package-lock.json'), { force: true })
-  run('npm', 'install', '--no-audit', '--no-fund', '--ignore-scripts', '--silent')
-  run('npm', 'install', '--no-audit', '--no-fund', '--ignore-scripts', '--silent', '--no-save', PLUGIN)
+  run('npm', 'install', '--no-audit', '--no-fund', '--ignore-scripts', '--loglevel=error')
+  run('npm', 'install', '--no-audit', '--no-fund', '--ignore-scripts', '--loglevel=error', '--no-save', `${PLUGIN}@^7`)
 }
 
 /** Bundle for a platform, and compile. @param {string} platform */

@@ -14,7 +14,7 @@ import { after, before, describe, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import * as node from 'onnxruntime-node'
 import { chromium } from 'playwright-core'
-import { backendFor, explain, memoryNote, variantFor } from '../demo/machine.js'
+import { backendFor, explain, memoryNote, paceNote, variantFor } from '../demo/machine.js'
 import { serve } from '../demo/serve.js'
 import { decodeWav, MusicGen } from '../src/index.js'
 import { executablePath, FLAGS, skip } from './chromium.js'
@@ -165,6 +165,14 @@ describe('the demo page', { skip, timeout: 400_000 }, () => {
   after(async () => {
     await browser?.close()
     server?.close()
+  })
+
+  test('the page says beforehand how fast it will be', async () => {
+    await open(page, server.url, 'bundle=text')
+    const wanted = /^About ([\d.]+)× real time on this machine, ([\d.]+)× with a description\./
+    const [, plain, text] = wanted.exec(await page.locator('#pace').innerText()) ?? []
+    assert.ok(Number(plain) > 0 && Number(text) > 0, `got ${plain} and ${text}`)
+    assert.equal(await page.evaluate(() => Reflect.get(window, 'cleanLm').takes.length), 0)
   })
 
   test('without WebGPU the page says so, and runs on WASM with threads', async () => {
@@ -557,6 +565,13 @@ describe('the choice of backend and variant', () => {
     assert.equal(variantFor(tree, 'webgpu', { ...strong, gpu: { name: '', half: true } }), 'fp16')
     assert.equal(variantFor(tree, 'webgpu', strong, 'fp16'), 'fp16')
     assert.equal(variantFor(tree, 'wasm', strong), 'int8')
+  })
+
+  test('what to expect is said, also where it pauses', () => {
+    assert.equal(paceNote(null), '')
+    assert.equal(paceNote({ plain: 2, text: null }), 'About 2.0× real time on this machine.')
+    const slow = 'About 1.4× real time on this machine, 0.75× with a description. Below 1× it pauses while it plays.'
+    assert.equal(paceNote({ plain: 1.4, text: 0.75 }), slow)
   })
 
   test('too little memory is predicted, and explained', () => {
