@@ -129,7 +129,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
         "--models", type=Path, required=True, metavar="FOLDER", help="a folder of bundles, or a bundle"
     )
     command.add_argument("--host", default="127.0.0.1", help="another one than this machine's own needs --token")
-    command.add_argument("--port", type=int, default=8000)
+    command.add_argument("--port", type=int, default=8000, help="0: a free one, which the log names")
     command.add_argument("--variant", help="int8, mixed, ...: of the bundles that have it; default: each bundle's")
     command.add_argument("--threads", type=int, help="of a generation; default: one per physical core")
     command.add_argument("--preload", nargs="+", default=[], metavar="NAME", help="models to load at once, in place of "

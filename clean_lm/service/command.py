@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import socket
 import sys
 
 import uvicorn
@@ -32,24 +33,34 @@ def run(args: argparse.Namespace) -> None:
 
 
 def serve(settings: Settings, preload: list[str]) -> None:
-    service = Service(settings)
-    for name in preload:
-        service.models.manifest(name, None)
-    address = f"[{settings.host}]" if ":" in settings.host else settings.host
+    """Serve until a signal. Raises OSError where the address cannot be had."""
+    with listen(settings.host, settings.port) as listening:
+        service = Service(settings)
+        for name in preload:
+            service.models.manifest(name, None)
+        address = f"[{settings.host}]" if ":" in settings.host else settings.host
 
-    def ready() -> None:
-        names = ", ".join(service.models.bundles()) or "none yet"
-        log.info("models in %s: %s", plain(settings.models), plain(names))
-        log.info("listening on http://%s:%d/", address, settings.port)
+        def ready() -> None:
+            names = ", ".join(service.models.bundles()) or "none yet"
+            log.info("models in %s: %s", plain(settings.models), plain(names))
+            log.info("listening on http://%s:%d/", address, listening.getsockname()[1])
 
-    app = application(service, preload, ready)
-    config = uvicorn.Config(app, settings.host, settings.port, log_config=None, access_log=False, server_header=False,
-                            timeout_graceful_shutdown=GRACE, limit_concurrency=MOST_CONNECTIONS,
-                            timeout_keep_alive=15, ws="none")  # fmt: skip
-    server = Server(config, service)
-    server.run()
-    if not server.started:
-        raise OSError(f"--port: {address}:{settings.port} cannot be used, is another service there? Choose --port")
+        app = application(service, preload, ready)
+        config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, ws="none",
+                                timeout_graceful_shutdown=GRACE, limit_concurrency=MOST_CONNECTIONS,
+                                timeout_keep_alive=15)  # fmt: skip
+        Server(config, service).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections. Raises OSError."""
+    try:
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS)
+    except OSError as error:
+        raise OSError(
+            f"--port: {host}:{port} cannot be had ({error.strerror or error}); choose another --port"
+        ) from None
 
 
 class Server(uvicorn.Server):
@@ -69,7 +80,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     threads("--threads", args.threads)
     if not args.models.is_dir():
         raise ValueError(f"--models: {args.models} is no folder; give the folder that your bundles are in")
-    integer("--port", args.port, 1, 65535)
+    integer("--port", args.port, 0, 65535)
     for name, least, most in (("parallel", 1, 64), ("queue", 1, 10_000), ("max_takes", 1, 1000)):
         integer(flag(name), getattr(args, name), least, most)
     for name in ("resident_memory", "body_mb", "max_audio", "max_duration", "keep_days", "keep_gb"):
