@@ -10,7 +10,6 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
@@ -32,25 +31,19 @@ const TOKEN = 'a secret & more'
 const stops = [] // of all services, so that none is left when a test fails
 const folder = mkdtempSync(join(tmpdir(), 'clean-lm-service-'))
 
-async function freePort() {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = /** @type {import('node:net').AddressInfo} */ (server.address())
-  server.close()
-  await once(server, 'close')
-  return port
-}
-
 /** Start a service with its own folder for jobs. @param {string} name @param {...string} options */
 async function serve(name, ...options) {
-  const port = await freePort()
   const models = ['--models', join(KIT, 'bundles'), '--data', join(folder, name), '--threads', '1']
-  const args = ['-m', 'clean_lm', 'serve', '--port', String(port), ...models, ...options]
+  const args = ['-m', 'clean_lm', 'serve', '--port', '0', ...models, ...options]
   const env = { ...process.env, OMP_NUM_THREADS: '1', CLEAN_LM_CACHE: join(folder, 'cache') }
   const child = spawn(python, args, { cwd: ROOT, env, stdio: ['ignore', 'ignore', 'pipe'] })
   let said = ''
-  await new Promise((resolve, reject) => {
-    child.stderr.on('data', (text) => /listening on/.test((said += text)) && resolve(null))
+  /** @type {string} */
+  const url = await new Promise((resolve, reject) => {
+    child.stderr.on('data', (text) => {
+      const found = /listening on (\S+)\n/.exec((said += text))
+      if (found) resolve(found[1])
+    })
     child.on('exit', (code) => reject(new Error(`clean-lm serve ended with ${code}: ${said}`)))
   })
   const stop = async () => {
@@ -59,7 +52,7 @@ async function serve(name, ...options) {
     await once(child, 'exit')
   }
   stops.push(stop)
-  return { url: `http://127.0.0.1:${port}/`, stop }
+  return { url, stop }
 }
 
 /** @param {Page} page @param {string} name */
