@@ -4,6 +4,7 @@ import base64
 import http.client
 import io
 import json
+import os
 import resource
 import shutil
 import socket
@@ -12,12 +13,16 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 import soundfile as sf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from clean_lm import cli
+from clean_lm.service.options import OPTIONS
 from tests.service import Served, serving, start
 from tests.test_cli import SHORT, tone
 
@@ -494,3 +499,34 @@ def test_the_documents(served):
     assert b"prompt_seconds" in served.get("/docs").body
     assert served.get("/").headers["Content-Security-Policy"].startswith("default-src 'self'")
     assert served.metric("clean_lm_jobs_accepted_total") >= 1
+
+
+# requests that nobody would write
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.integers(),
+                   max_size=3), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2))  # fmt: skip
+NAMES = st.sampled_from([*OPTIONS, "model", "variant", "input", "melody", "style", "session_id", "audio_data",
+                         "model_name", "prompt_duration", "description"]) | st.text(max_size=8)  # fmt: skip
+PATHS = ["/v1/jobs", "/v1/jobs/x/retry", "/v1/jobs/x/cancel", "/api/juce/process_audio", "/api/juce/continue_music",
+         "/api/juce/retry_music"]  # fmt: skip
+IDS = st.text(st.characters(codec="utf-8", min_codepoint=33), min_size=1, max_size=10)
+
+
+@settings(max_examples=int(os.environ.get("CLEAN_LM_REQUESTS", "100")), deadline=None,
+          suppress_health_check=list(HealthCheck))  # fmt: skip
+@given(path=st.sampled_from(PATHS), given=st.dictionaries(NAMES, VALUES, max_size=6), identity=IDS,
+       raw=st.none() | st.binary(max_size=40))  # fmt: skip
+def test_malformed_requests(served, path, given, identity, raw):
+    """4xx, in the form that the path's client expects; the service goes on."""
+    path = path.replace("/x/", f"/{quote(identity, safe='')}/")
+    document = {"model": "none", "model_name": "none", **given}  # so that none of them is a job
+    document = {name: "none" if name.startswith("model") else value for name, value in document.items()}
+    body = json.dumps(document).encode() if raw is None else raw
+    answer = served.call("POST", path, body, Content_Type="application/json")
+    assert 400 <= answer.status < 500, (answer.status, answer.body)
+    told = answer.json
+    assert told["success"] is False if path.startswith("/api/") else told["status"] == answer.status
+    for part in ("", "/stream", "/events", "/takes/1.wav", "/takes/x.wav"):
+        assert served.get(f"/v1/jobs/{quote(identity, safe='')}{part}").status == 404
+    assert served.get(f"/api/juce/poll_status/{quote(identity, safe='')}").status in (200, 404)
+    assert served.get("/health").json["status"] == "live"
