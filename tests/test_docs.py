@@ -100,7 +100,9 @@ def options(script: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", said.getvalue()))
 
 
-SCRIPT = re.compile(r"python ((?:export|weights|examples)/\w+\.py|-m (?:bench|demo\.train(?:\.\w+)?))\b([^\n`#]*)")
+SCRIPT = re.compile(
+    r"python ((?:export|weights|examples)/\w+\.py|-m (?:bench(?:\.\w+)?|demo\.train(?:\.\w+)?))\b([^\n`#]*)"
+)
 OPTION = re.compile(r"(?<=\s)--?[a-z][\w-]*")
 
 

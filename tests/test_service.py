@@ -513,7 +513,7 @@ IDS = st.text(st.characters(codec="utf-8", min_codepoint=33), min_size=1, max_si
 
 
 @settings(max_examples=int(os.environ.get("CLEAN_LM_REQUESTS", "100")), deadline=None,
-          suppress_health_check=list(HealthCheck))  # fmt: skip
+          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 @given(path=st.sampled_from(PATHS), given=st.dictionaries(NAMES, VALUES, max_size=6), identity=IDS,
        raw=st.none() | st.binary(max_size=40))  # fmt: skip
 def test_malformed_requests(served, path, given, identity, raw):
