@@ -244,7 +244,10 @@ def test_killed_and_started_again(models, track, tmp_path):
     while own.get(f"/v1/jobs/{ran}").json["progress"] < 0.1:
         time.sleep(0.01)
     own.kill()
+    for half in ("upload-x", "jobs/x"):  # as if it had been killed while it took an upload
+        (tmp_path / half).mkdir()
     with serving(models, tmp_path) as again:
+        assert not [path for path in (tmp_path / "upload-x", tmp_path / "jobs" / "x") if path.exists()]
         assert again.get(done["result"]["takes"][0]["url"]).body == sound
         assert again.wait(ran)["status"] == "done"
         assert again.get(again.wait(waits)["result"]["takes"][0]["url"]).body == sound
@@ -303,8 +306,9 @@ def test_a_damaged_list_of_jobs_is_kept_aside(models, track, tmp_path):
     with serving(models, tmp_path) as own:
         assert own.wait(own.job(track, model="one", **QUICK)["id"])["status"] == "done"
         assert any("damaged" in line for line in own.lines)
-    (aside,) = tmp_path.glob("jobs.damaged-*.sqlite")
+    (aside,) = tmp_path.glob("damaged-*/jobs.sqlite")
     assert aside.read_bytes()[100:] == content[100:]
+    assert len(list(aside.parent.glob("jobs/*/take-1.wav"))) == 1
 
 
 def test_results_expire(models, track, tmp_path):

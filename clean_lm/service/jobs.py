@@ -65,7 +65,7 @@ class Service:
         self._changed = threading.Condition()
         self._queue: list[Job] = []
         self._live: dict[str, Job] = {}  # queued or running
-        self._speed: dict[tuple[str, str | None, int], float] = {}  # seconds a column, by model, variant and takes
+        self._speed: dict[tuple[str, str | None, int], float] = {}  # seconds for a second of music
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:

@@ -17,6 +17,7 @@ log = logging.getLogger("clean_lm")
 
 WAITING = ("queued", "loading", "running")
 FINAL = ("done", "failed", "cancelled")
+UPLOAD = "upload-"  # how folders begin whose files are not accepted yet
 MOST_ATTEMPTS = 2  # of a job during which the service ended
 
 
@@ -51,18 +52,19 @@ class Store:
         """Raises OSError. A file of jobs that is damaged is kept under another name, and a new one begun."""
         self.folder = folder
         self.jobs = folder / "jobs"
-        self.jobs.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._file = folder / "jobs.sqlite"
         try:
             self._database = self._open()
         except sqlite3.DatabaseError as error:
-            aside = self._file.with_name(f"jobs.damaged-{time.strftime('%Y%m%d-%H%M%S')}.sqlite")
-            log.error("%s: damaged (%s); kept as %s, a new one begun", self._file, error, aside.name)
-            for suffix in ("-wal", "-shm"):
-                self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
-            self._file.rename(aside)
+            aside = folder / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+            log.error("%s: damaged (%s); kept with its jobs in %s, a new one begun", self._file, error, aside)
+            aside.mkdir()
+            for path in (self.jobs, *folder.glob("jobs.sqlite*")):
+                if path.exists():
+                    path.rename(aside / path.name)
             self._database = self._open()
+        self.jobs.mkdir(exist_ok=True)
 
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self._file, timeout=10, check_same_thread=False, isolation_level=None)
@@ -127,11 +129,11 @@ class Store:
         return removed
 
     def remove_orphans(self) -> None:
-        """Folders without a job, which a process that was killed between the two leaves."""
+        """Folders without a job, and half uploads, which a killed process leaves. Before anything is accepted."""
         known = {row[0] for row in self._run("SELECT id FROM jobs", [])}
-        for folder in self.jobs.iterdir():
-            if folder.name not in known and folder.stat().st_mtime < time.time() - 3600:
-                shutil.rmtree(folder, ignore_errors=True)
+        orphans = [folder for folder in self.jobs.iterdir() if folder.name not in known]
+        for folder in [*orphans, *self.folder.glob(f"{UPLOAD}*")]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _run(self, query: str, values: list[Any]) -> list[Any]:
         with self._lock:

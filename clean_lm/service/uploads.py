@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from clean_lm.options import shown
 from clean_lm.service.options import MOST_FILES, PLACE, read_options
 from clean_lm.service.problems import Problem
+from clean_lm.service.store import UPLOAD
 
 SLOWEST = 60.0  # seconds between two pieces of a body
 MOST_FIELDS = 64
@@ -40,7 +41,7 @@ class Upload:
 @contextmanager
 def scratch(data: Path) -> Iterator[Path]:
     """A folder for files that are not accepted yet, on the disk of the jobs. Raises OSError."""
-    with tempfile.TemporaryDirectory(dir=data, prefix="upload-") as folder:
+    with tempfile.TemporaryDirectory(dir=data, prefix=UPLOAD) as folder:
         yield Path(folder)
 
 
