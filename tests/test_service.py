@@ -231,6 +231,26 @@ def start_models(models: Path, data: Path) -> list[dict]:
         return own.get("/v1/models").json["models"]
 
 
+def test_cancelled_while_it_waits_for_memory(models, track, tmp_path):
+    """And deleted: the service still answers, ends at once, and the job does not come back."""
+    need = max(model["bytes"] for model in start_models(models, tmp_path / "a"))
+    options = ("--parallel", "2", "--resident-memory", str(need * 1.5 / 1e9))
+    own = start(models, tmp_path / "b", *options)
+    first = own.job(track, model="one", **LONG)["id"]
+    while own.get(f"/v1/jobs/{first}").json["progress"] == 0:
+        time.sleep(0.02)
+    waits = own.job(track, model="two-7", **QUICK)["id"]
+    time.sleep(0.3)
+    assert own.get(f"/v1/jobs/{waits}").json["status"] == "loading"
+    assert own.call("DELETE", f"/v1/jobs/{waits}").status == 204
+    own.post(f"/v1/jobs/{first}/cancel")
+    own.stop()
+    own.kill()
+    with serving(models, tmp_path / "b") as again:
+        assert again.get(f"/v1/jobs/{first}").json["status"] == "cancelled"
+        assert again.get(f"/v1/jobs/{waits}").status == 404
+
+
 # nothing is lost
 
 

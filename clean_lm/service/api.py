@@ -23,6 +23,7 @@ from clean_lm.service.store import FINAL
 from clean_lm.service.uploads import body, json_object, read_job, scratch, upload
 
 LOOK = 0.2  # seconds between two looks at a job for its events
+LONGEST_STOP = 10.0  # seconds that a job may need to stop, before it is deleted
 HEARTBEAT = 10.0  # seconds after which a comment keeps a connection open
 SMALL = 2**20  # bytes of a body without audio
 encoding = CapacityLimiter(2)  # files that are encoded at the same time
@@ -218,7 +219,13 @@ async def retry(request: Request) -> Response:
 
 async def delete(request: Request) -> Response:
     service, job = await found(request)
-    await to_thread.run_sync(service.delete, job.record.id)
+    job = await to_thread.run_sync(service.cancel, job.record.id)
+    with anyio.move_on_after(LONGEST_STOP):
+        while job.record.state not in FINAL and not service.stopping:
+            await anyio.sleep(LOOK)
+    if job.record.state not in FINAL:
+        raise Problem(503, "the job is cancelled, but its model is still being loaded: try again", {"Retry-After": "5"})
+    await to_thread.run_sync(service.store.remove, job.record.id)
     return Response(status_code=204)
 
 

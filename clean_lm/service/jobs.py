@@ -27,6 +27,7 @@ from clean_lm.service.store import FINAL, MOST_ATTEMPTS, Record, Store
 
 log = logging.getLogger("clean_lm")
 
+GONE = "no such job; it may have expired"
 HOUSEKEEPING = 60.0  # seconds between two looks for jobs that have expired
 SMOOTHING = 0.3  # of the speed that is measured: how much the last job counts
 SUBTYPE = "FLOAT"  # takes are kept as they are, and written in the format that is asked for
@@ -41,7 +42,8 @@ class Job:
     """A job that is not finished, or was finished by this process."""
 
     record: Record
-    stop: bool = False
+    stop: bool = False  # before the next step
+    cancelled: bool = False  # for good: not because the service ends
     done: int = 0  # columns
     total: int = 0
     began: float = 0.0  # monotonic seconds at which the first column was begun
@@ -175,7 +177,7 @@ class Service:
                 return self._live[identity]
         record = self.store.get(identity)
         if record is None:
-            raise Problem(404, "no such job; it may have expired")
+            raise Problem(404, GONE)
         return Job(record)
 
     def position(self, job: Job) -> int | None:
@@ -219,7 +221,7 @@ class Service:
         """Stop a job before its next step; one that is finished stays as it is. Raises Problem."""
         with self._changed:
             job = self.find(identity)
-            job.stop = True
+            job.stop = job.cancelled = True
             if job in self._queue:
                 self._queue.remove(job)
                 self._finish(job, "cancelled")
@@ -232,20 +234,15 @@ class Service:
         """
         record = self.find(identity).record
         folder = self.store.jobs / identity
-        files = {path.name: path for path in folder.iterdir() if is_input(path.name)} if folder.is_dir() else {}
+        if not folder.is_dir():
+            raise Problem(404, GONE)
+        files = {path.name: path for path in folder.iterdir() if is_input(path.name)}
         options = {**record.options, "seed": None, **changes}
         options = {name: value for name, value in options.items() if value is not None}
         model, variant = place.get("model") or record.model, place.get("variant")
         if variant is None and model == record.model:
             variant = record.variant
         return self.submit(kind, model, variant, options, files, retry_of=identity)
-
-    def delete(self, identity: str) -> None:
-        """Cancel a job, and remove it with its files. Raises Problem."""
-        job = self.cancel(identity)
-        while job.record.state not in FINAL:
-            time.sleep(0.01)
-        self.store.remove(identity)
 
     def take(self, job: Job, number: int) -> Path:
         """The file of a take, float samples. Raises Problem."""
@@ -270,7 +267,7 @@ class Service:
             try:
                 self._run(job)
             except Stopped:
-                self._put_back(job) if self.stopping else self._finish(job, "cancelled")
+                self._finish(job, "cancelled") if job.cancelled else self._put_back(job)
             except Exception as error:
                 self._fail(job, self._reason(job, error))
 
@@ -291,7 +288,7 @@ class Service:
         self.store.update(record, "state", "started", "attempts")
         folder = self.store.jobs / record.id
         asked = request_of(record.options, folder)
-        with self.models.lease(record.model, record.variant) as model:
+        with self.models.lease(record.model, record.variant, lambda: self._require_running(job)) as model:
             record.state = "running"
             start = time.perf_counter()
             manifest = model.lm.manifest
@@ -421,5 +418,7 @@ def _link(source: Path, target: Path) -> None:
     """The same content under another name."""
     try:
         os.link(source, target)
+    except FileNotFoundError:  # deleted just now
+        raise Problem(404, GONE) from None
     except OSError:
         shutil.copyfile(source, target)

@@ -2,7 +2,7 @@
 
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from clean_lm.manifest import BundleError, Manifest
 from clean_lm.memory import size
 from clean_lm.service.problems import Problem
 
+LOOK = 0.2  # seconds between two questions whether a job that waits for room is still wanted
 Key = tuple[str, str | None]  # a bundle's name, and a variant
 
 
@@ -51,7 +52,7 @@ class Models:
             if path not in self._read or self._read[path][0] != mark:
                 self._read[path] = (mark, _read(path, self.variant))
         except OSError as error:
-            return str(error)
+            return f"{name}: {error.strerror}"
         return self._read[path][1]
 
     def manifest(self, name: str | None, variant: str | None) -> tuple[str, Manifest]:
@@ -90,9 +91,12 @@ class Models:
             return (found := self._resident.get((name, variant))) is not None and found.model is not None
 
     @contextmanager
-    def lease(self, name: str, variant: str | None) -> Iterator[MusicGen]:
-        """A view of a model, which stays loaded until the block ends. Raises ValueError if it cannot be loaded."""
-        key, one = self._claim(name, variant)
+    def lease(self, name: str, variant: str | None, require: Callable[[], None] = lambda: None) -> Iterator[MusicGen]:
+        """A view of a model, which stays loaded until the block ends. Raises ValueError if it cannot be loaded.
+
+        require: called while there is no room; what it raises ends the waiting.
+        """
+        key, one = self._claim(name, variant, require)
         try:
             yield one.model.view() if one.model else self._load(key, one).view()
         finally:
@@ -102,7 +106,7 @@ class Models:
                     self._resident.pop(key, None)
                 self._changed.notify_all()
 
-    def _claim(self, name: str, variant: str | None) -> tuple[Key, Resident]:
+    def _claim(self, name: str, variant: str | None, require: Callable[[], None]) -> tuple[Key, Resident]:
         """A place among the models that are loaded; waits while others fill it that are in use."""
         _, manifest = self.manifest(name, variant)
         key, need = (name, variant), weights(manifest)
@@ -121,7 +125,8 @@ class Models:
                 elif self._make_room(need):
                     self._resident[key] = Resident(need, users=1)
                     return key, self._resident[key]
-                self._changed.wait()
+                require()
+                self._changed.wait(LOOK)
 
     def _make_room(self, need: int) -> bool:
         """Forget models that nobody uses until `need` bytes fit; whether they do."""
@@ -151,7 +156,7 @@ def _read(path: Path, variant: str | None) -> Manifest | str:
         assert manifest.language_model
         assert manifest.codec
     except (BundleError, OSError) as error:
-        return str(error)
+        return str(error).replace(str(path), path.name)
     return manifest
 
 
