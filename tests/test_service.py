@@ -551,6 +551,7 @@ def test_malformed_requests(served, path, given, identity, raw):
     told = answer.json
     assert told["success"] is False if path.startswith("/api/") else told["status"] == answer.status
     for part in ("", "/stream", "/events", "/takes/1.wav", "/takes/x.wav"):
-        assert served.get(f"/v1/jobs/{quote(identity, safe='')}{part}").status == 404
+        answer = served.get(f"/v1/jobs/{quote(identity, safe='')}{part}")
+        assert answer.status in (404, 405), part  # 405: with a slash in the id it is another path
     assert served.get(f"/api/juce/poll_status/{quote(identity, safe='')}").status in (200, 404)
     assert served.get("/health").json["status"] == "live"
