@@ -7,6 +7,7 @@ all at once, try again where they are answered with 429, and compare every resul
 """
 
 import argparse
+import base64
 import json
 import re
 import statistics
@@ -99,8 +100,6 @@ def plain(model: MusicGen, track: Path, seed: int, duration: float, out: Path) -
 
 def overhead(args: argparse.Namespace, base: str) -> None:
     """Seconds of both, in turn, and the first sound of the service."""
-    import base64
-
     track = base64.b64encode(args.input.read_bytes()).decode()
     model = MusicGen.load(args.bundle)
     ours, theirs, first = [], [], []
@@ -135,8 +134,6 @@ def first_sound(base: str, job: str) -> float:
 
 def load(args: argparse.Namespace, base: str) -> None:
     """Clients at the same time; every result is the one of its seed."""
-    import base64
-
     track, seconds = base64.b64encode(args.input.read_bytes()).decode(), min(10.0, args.duration)
     seeds = range(10)
     expected = {seed: result(base, post(base, track, seed, seconds)) for seed in seeds}

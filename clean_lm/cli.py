@@ -45,6 +45,7 @@ from clean_lm.request import (
     read_source,
     result_format,
     validate,
+    written_as,
 )
 
 
@@ -228,10 +229,8 @@ def run_request(args: argparse.Namespace, request: Request) -> None:
     warnings = warn_of_quiet_mix(args, source)
     outcome, facts = generate(args, load(args), request, source)
     summary = facts | outcome.facts | warnings
-    if request.join == "rendered":
-        return write_takes(args, outcome.takes, summary)
-    subtype = audio_files.lossless_subtype(args.input, args.output)
-    return write_takes(args, outcome.takes, summary, strategy=None, subtype=subtype)
+    strategy, subtype = written_as(request.join, request.input, args.output)
+    write_takes(args, outcome.takes, summary, strategy, subtype)
 
 
 def warn_of_quiet_mix(args: argparse.Namespace, source: Source) -> dict[str, Any]:

@@ -59,8 +59,8 @@ def write_takes(
     args: argparse.Namespace,
     takes: list[np.ndarray],
     summary: dict[str, Any],
-    strategy: str | None = "clip",
-    subtype: str | None = None,
+    strategy: str | None,
+    subtype: str | None,
 ) -> None:
     """Write the takes and print what was done. strategy, subtype: audio_files.write's, unless --strategy is given."""
     rate, files, clipped = summary["sample_rate"], outputs(args), 0

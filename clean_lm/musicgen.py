@@ -236,9 +236,8 @@ class MusicGen:
         in generate. Returns float32 [P x takes, channels, samples], with return_tokens beside it the codes
         [P x takes, K, T]. Raises ValueError before anything is generated.
         """
-        found = self._prompt(prompt, prompt_sample_rate, prompt_codes)
-        melodies = melody_wavs, melody_sample_rate
-        generation = self._continue(found, descriptions, seed, *melodies, takes, negative_descriptions)
+        given, melodies = (prompt, prompt_sample_rate, prompt_codes), (melody_wavs, melody_sample_rate)
+        generation = self._continue(*given, descriptions, seed, *melodies, takes, negative_descriptions)
         return self._finish(generation, progress, return_tokens)
 
     def begin(
@@ -257,9 +256,8 @@ class MusicGen:
         that are complete, for codec.decode. Arguments: as of generate_continuation, or without a prompt of generate.
         """
         if prompt is not None or prompt_codes is not None:
-            found = self._prompt(prompt, prompt_sample_rate, prompt_codes)
-            melodies = melody_wavs, melody_sample_rate
-            return self._continue(found, descriptions, seed, *melodies, takes, negative_descriptions)
+            given, melodies = (prompt, prompt_sample_rate, prompt_codes), (melody_wavs, melody_sample_rate)
+            return self._continue(*given, descriptions, seed, *melodies, takes, negative_descriptions)
         descriptions = [None] if descriptions is None else descriptions
         wavs = None if melody_wavs is None else self._wavs(descriptions, melody_wavs, melody_sample_rate, seed)
         return self._begin(descriptions, seed, takes, self_wav=wavs, negatives=negative_descriptions)
@@ -312,9 +310,8 @@ class MusicGen:
         progress callback, and ends when the iterator is closed.
         """
         size = self._chunk(chunk_seconds)
-        found = self._prompt(prompt, prompt_sample_rate, prompt_codes)
-        melodies = melody_wavs, melody_sample_rate
-        generation = self._continue(found, descriptions, seed, *melodies, takes, negative_descriptions, whole=False)
+        given, melodies = (prompt, prompt_sample_rate, prompt_codes), (melody_wavs, melody_sample_rate)
+        generation = self._continue(*given, descriptions, seed, *melodies, takes, negative_descriptions, whole=False)
         return self._stream(generation, size)
 
     def _chunk(self, chunk_seconds: float) -> int:
@@ -365,7 +362,9 @@ class MusicGen:
 
     def _continue(
         self,
-        prompt: Prepared,
+        wav: Prompt | None,
+        rate: int | None,
+        codes: np.ndarray | None,
         descriptions: Descriptions | None,
         seed: Seed,
         melody_wavs: Wavs | None,
@@ -374,6 +373,7 @@ class MusicGen:
         negatives: Descriptions | None,
         whole: bool = True,
     ) -> Generation:
+        prompt = self._prompt(wav, rate, codes)
         self._plan(prompt.frames)
         descriptions = texts(
             "descriptions", [None] * prompt.rows if descriptions is None else descriptions, prompt.rows

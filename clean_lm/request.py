@@ -291,6 +291,14 @@ def finish(model: MusicGen, request: Request, source: Source, generation: Genera
     return Outcome(_faded(request, takes, source.rate, facts["seam"]), source.rate, facts)
 
 
+def written_as(join: str, track: Path | None, output: Path) -> tuple[str | None, str | None]:
+    """The level's strategy and the sample format of a result if nothing else is asked: what is joined to a track keeps
+    the track's."""
+    if join == "rendered" or track is None:
+        return "clip", None
+    return None, audio_files.lossless_subtype(track, output)
+
+
 def _spliced(
     request: Request, takes: list[np.ndarray], track: np.ndarray, lead: int, rate: int
 ) -> tuple[list[np.ndarray], dict[str, Any]]:

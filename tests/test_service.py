@@ -548,8 +548,8 @@ def test_malformed_requests(served, path, given, identity, raw):
     body = json.dumps(document).encode() if raw is None else raw
     answer = served.call("POST", path, body, Content_Type="application/json")
     assert 400 <= answer.status < 500, (answer.status, answer.body)
-    told = answer.json
-    assert told["success"] is False if path.startswith("/api/") else told["status"] == answer.status
+    found = answer.json
+    assert found["success"] is False if path.startswith("/api/") else found["status"] == answer.status
     for part in ("", "/stream", "/events", "/takes/1.wav", "/takes/x.wav"):
         answer = served.get(f"/v1/jobs/{quote(identity, safe='')}{part}")
         assert answer.status in (404, 405), part  # 405: with a slash in the id it is another path

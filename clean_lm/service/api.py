@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -77,12 +78,13 @@ def models_document(service: Service) -> dict[str, Any]:
         "takes": settings.takes,
         "waiting": settings.waiting,
     }
-    return {"models": [model_document(service, name) for name in service.models.bundles()], "limits": limits}
+    found = [model_document(service, name, path) for name, path in service.models.bundles().items()]
+    return {"models": found, "limits": limits}
 
 
-def model_document(service: Service, name: str) -> dict[str, Any]:
+def model_document(service: Service, name: str, path: Path) -> dict[str, Any]:
     """One model, or why it cannot be used."""
-    manifest = service.models.read(name)
+    manifest = service.models.read(path)
     if not isinstance(manifest, Manifest):
         return {"name": name, "error": manifest}
     model, defaults = manifest.language_model, manifest.defaults
@@ -138,14 +140,14 @@ async def job_events(service: Service, job: Job) -> AsyncIterator[str]:
     """The job whenever it has changed, until it is finished or the service ends."""
     last, said = "", time.monotonic()
     while True:
-        document = json.dumps(job_document(service, job))
-        if document != last:
-            last, said = document, time.monotonic()
-            yield f"event: job\ndata: {document}\n\n"
+        document = job_document(service, job)
+        if (text := json.dumps(document)) != last:
+            last, said = text, time.monotonic()
+            yield f"event: job\ndata: {text}\n\n"
         elif time.monotonic() - said > HEARTBEAT:
             said = time.monotonic()
             yield ": waiting\n\n"
-        if json.loads(document)["status"] in FINAL or service.stopping:
+        if document["status"] in FINAL or service.stopping:
             return
         await anyio.sleep(LOOK)
 
@@ -202,8 +204,8 @@ async def finished(service: Service, job: Job, number: int, kind: str) -> Respon
 
 
 async def cancel(request: Request) -> Response:
-    service, job = await found(request)
-    job = await to_thread.run_sync(service.cancel, job.record.id)
+    service = service_of(request)
+    job = await to_thread.run_sync(service.cancel, request.path_params["id"])
     return JSONResponse(job_document(service, job))
 
 
@@ -218,8 +220,8 @@ async def retry(request: Request) -> Response:
 
 
 async def delete(request: Request) -> Response:
-    service, job = await found(request)
-    job = await to_thread.run_sync(service.cancel, job.record.id)
+    service = service_of(request)
+    job = await to_thread.run_sync(service.cancel, request.path_params["id"])
     with anyio.move_on_after(LONGEST_STOP):
         while job.record.state not in FINAL and not service.stopping:
             await anyio.sleep(LOOK)

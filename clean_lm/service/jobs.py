@@ -42,8 +42,7 @@ class Job:
     """A job that is not finished, or was finished by this process."""
 
     record: Record
-    stop: bool = False  # before the next step
-    cancelled: bool = False  # for good: not because the service ends
+    cancelled: bool = False  # stops before its next step, for good
     done: int = 0  # columns
     total: int = 0
     began: float = 0.0  # monotonic seconds at which the first column was begun
@@ -90,8 +89,6 @@ class Service:
         """Interrupt what runs, which the next start takes up again."""
         with self._changed:
             self.stopping = True
-            for job in self._live.values():
-                job.stop = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout=10)
@@ -221,7 +218,7 @@ class Service:
         """Stop a job before its next step; one that is finished stays as it is. Raises Problem."""
         with self._changed:
             job = self.find(identity)
-            job.stop = job.cancelled = True
+            job.cancelled = True
             if job in self._queue:
                 self._queue.remove(job)
                 self._finish(job, "cancelled")
@@ -311,7 +308,7 @@ class Service:
         self._finish(job, "done")
 
     def _require_running(self, job: Job) -> None:
-        if job.stop:
+        if job.cancelled or self.stopping:
             raise Stopped
 
     def _learn(self, job: Job) -> None:

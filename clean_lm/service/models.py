@@ -43,16 +43,15 @@ class Models:
             return {path.name: path for path in sorted(found) if not path.name.startswith(".")}
         return {}
 
-    def read(self, name: str) -> Manifest | str:
-        """A bundle's manifest, or why it cannot be used."""
-        path = self.bundles()[name]
+    def read(self, path: Path) -> Manifest | str:
+        """The manifest of one of `bundles`, or why it cannot be used."""
         try:
             stat = (path / "manifest.json").stat()
             mark = (stat.st_mtime_ns, stat.st_size)
             if path not in self._read or self._read[path][0] != mark:
                 self._read[path] = (mark, _read(path, self.variant))
         except OSError as error:
-            return f"{name}: {error.strerror}"
+            return f"{path.name}: {error.strerror}"
         return self._read[path][1]
 
     def manifest(self, name: str | None, variant: str | None) -> tuple[str, Manifest]:
@@ -60,15 +59,15 @@ class Models:
 
         Raises Problem for names that are not in the list.
         """
-        names = list(self.bundles())
-        if name is None and len(names) == 1:
-            name = names[0]
-        held = ", ".join(names) or "none"
+        bundles = self.bundles()
+        if name is None and len(bundles) == 1:
+            (name,) = bundles
+        held = ", ".join(bundles) or "none"
         if name is None:
             raise Problem(422, f"model: not given, expected one of {held}")
-        if name not in names:
+        if name not in bundles:
             raise Problem(404, f"model: got {name!r}, expected one of {held}")
-        found = self.read(name)
+        found = self.read(bundles[name])
         if isinstance(found, str):
             raise Problem(422, found)
         if variant is not None and variant not in found.variants:
@@ -130,13 +129,12 @@ class Models:
 
     def _make_room(self, need: int) -> bool:
         """Forget models that nobody uses until `need` bytes fit; whether they do."""
-        for key, one in list(self._resident.items()):
-            if sum(other.bytes for other in self._resident.values()) + need <= self.resident_bytes:
-                break
-            if not one.users:
-                del self._resident[key]
-        gc.collect()
-        return sum(other.bytes for other in self._resident.values()) + need <= self.resident_bytes
+        free = self.resident_bytes - sum(one.bytes for one in self._resident.values())
+        unused = [key for key, one in self._resident.items() if not one.users]
+        while free < need and unused:
+            free += self._resident.pop(unused.pop(0)).bytes
+            gc.collect()  # its memory is needed now
+        return free >= need
 
     def _load(self, key: Key, one: Resident) -> MusicGen:
         name, variant = key

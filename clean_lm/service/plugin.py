@@ -54,8 +54,8 @@ def by_size(service: Service) -> dict[str, list[dict[str, Any]]]:
     """The bundles that can be used; those whose names end in -NUMBER are checkpoints of one model."""
     found: dict[str, list[dict[str, Any]]] = {size: [] for size, _ in SIZES}
     groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for name in service.models.bundles():
-        manifest = service.models.read(name)
+    for name, path in service.models.bundles().items():
+        manifest = service.models.read(path)
         if not isinstance(manifest, Manifest):
             continue
         size = next(size for size, width in SIZES if width is None or manifest.language_model.dim <= width)

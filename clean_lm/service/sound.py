@@ -15,6 +15,7 @@ from anyio import CapacityLimiter, to_thread
 from clean_lm import audio_files
 from clean_lm.audio_codec import Codec
 from clean_lm.generation import Generation
+from clean_lm.request import written_as
 from clean_lm.service.jobs import Job, Service
 from clean_lm.service.problems import Problem
 from clean_lm.service.store import FINAL
@@ -164,9 +165,7 @@ def encoded(folder: Path, take: Path, number: int, kind: str, options: Mapping[s
     """A take in another format, with the level and the sample format that the command line gives it."""
     target = folder / f"result-{number}.{kind}"
     if not target.exists():
-        rendered = options["join"] == "rendered"
-        strategy = options.get("strategy") or ("clip" if rendered else None)
-        subtype = None if rendered else audio_files.lossless_subtype(folder / "input", target)
+        strategy, subtype = written_as(options["join"], folder / "input", target)
         wav, rate = audio_files.read(take)
-        audio_files.write(target, wav, rate, strategy=strategy, subtype=subtype)
+        audio_files.write(target, wav, rate, strategy=options.get("strategy") or strategy, subtype=subtype)
     return target
