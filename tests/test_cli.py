@@ -69,7 +69,9 @@ def test_continue(run, music, track, tmp_path):
     assert done[-1] == said["progress"][-1]["total"] == 50 + 3  # a second of frames, and the delays
     assert said.pop("seconds") > 0
     assert said.pop("real_time_factor") > 0
-    del said["progress"], said["clipped"]
+    assert said.pop("clipped") > 0  # `clip`, a dB under full scale
+    assert np.abs(wav).max() == round(10 ** (-1 / 20) * 2**15)
+    del said["progress"]
     expected = {"seed": 3, "seam": 1.0, "sample_rate": 44100, "channels": 2, "duration": 2.0}
     assert said == {"files": [str(tmp_path / "out.wav")], **expected}
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["out.wav", "track.wav"]

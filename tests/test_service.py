@@ -243,11 +243,15 @@ def test_cancelled_while_it_waits_for_memory(models, track, tmp_path):
     time.sleep(0.3)
     assert own.get(f"/v1/jobs/{waits}").json["status"] == "loading"
     assert own.call("DELETE", f"/v1/jobs/{waits}").status == 204
+    late = own.job(track, model="two-7", **QUICK)["id"]
+    while own.get(f"/v1/jobs/{late}").json["status"] == "queued":
+        time.sleep(0.02)
     own.post(f"/v1/jobs/{first}/cancel")
+    own.post(f"/v1/jobs/{late}/cancel")
     own.stop()
     own.kill()
     with serving(models, tmp_path / "b") as again:
-        assert again.get(f"/v1/jobs/{first}").json["status"] == "cancelled"
+        assert [again.get(f"/v1/jobs/{job}").json["status"] for job in (first, late)] == ["cancelled", "cancelled"]
         assert again.get(f"/v1/jobs/{waits}").status == 404
 
 
