@@ -198,8 +198,6 @@ def add_generation(command: argparse.ArgumentParser) -> None:
 
 
 def run_continue(args: argparse.Namespace) -> None:
-    if args.splice and args.rate == "codec":
-        raise ValueError("--splice keeps the track as it is, its rate too: leave --rate codec out")
     run_request(args, request_of(args, input=args.input, match_level=not args.no_match_level))
 
 

@@ -361,7 +361,10 @@ REFUSED = {
         "six.wav: exists already; choose another name, or give --over",
     ),
     "an earlier take": (("track.wav", "-o", "take.wav", "--takes", "2"), "take-2.wav: exists already"),
-    "splice": (("track.wav", "--splice", "--rate", "codec"), "--splice keeps the track as it is"),
+    "splice": (
+        ("track.wav", "--splice", "--rate", "codec"),
+        "--rate: got codec, expected source: splice keeps the track as it is, its rate too",
+    ),
 }
 
 

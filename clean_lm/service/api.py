@@ -19,7 +19,7 @@ from clean_lm.options import one_of
 from clean_lm.service import sound
 from clean_lm.service.jobs import Job, Service
 from clean_lm.service.models import weights
-from clean_lm.service.problems import Problem
+from clean_lm.service.problems import EndedEarly, Problem
 from clean_lm.service.store import FINAL
 from clean_lm.service.uploads import body, json_object, read_job, scratch, upload
 
@@ -172,6 +172,8 @@ async def stream(request: Request) -> Response:
             yield first
             async for piece in pieces:
                 yield piece
+            if job.record.state != "done":
+                raise EndedEarly
         finally:
             await pieces.aclose()  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clean_lm.options import shown
 from clean_lm.service import metrics
-from clean_lm.service.problems import Problem, problem_of
+from clean_lm.service.problems import EndedEarly, Problem, problem_of
 from clean_lm.service.settings import LOOPBACK, Settings
 
 log = logging.getLogger("clean_lm")
@@ -57,6 +57,8 @@ class Guards:
             if scope["method"] == "OPTIONS" and origin in self.settings.origins:
                 raise Problem(204, "", CORS)
             await self.app(scope, receive, guarded)
+        except EndedEarly:
+            return None  # without the end of the body, so that the server closes the connection
         except Exception as error:
             if begun:
                 raise

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clean_lm import audio, loudness
-from clean_lm.options import shown
+from clean_lm.options import one_of, shown
 from clean_lm.request import JOINS, RATES, SIDES, Request
 
 AUDIO = ("input", "melody", "style")  # what is sent as files
@@ -92,6 +92,8 @@ def read_options(given: Mapping[str, Any], form: bool) -> dict[str, Any]:
             continue
         found[name] = from_text(name, kind, value) if form else value
         require_kind(name, kind, found[name])
+        if OPTIONS[name].choices:
+            one_of(name, found[name], OPTIONS[name].choices)
     return found
 
 

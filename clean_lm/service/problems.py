@@ -29,6 +29,10 @@ class Problem(Exception):
         return JSONResponse(self.document(), self.status, self.headers, media_type="application/problem+json")
 
 
+class EndedEarly(Exception):
+    """An answer that is cut off on purpose: a client must not take what it has for the whole."""
+
+
 def problem_of(error: Exception) -> Problem | None:
     """The answer to an error that is not the service's fault; None for any other one."""
     if isinstance(error, Problem):

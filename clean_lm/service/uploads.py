@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 from anyio import to_thread
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -26,6 +27,7 @@ SLOWEST = 60.0  # seconds between two pieces of a body
 MOST_FIELDS = 64
 FIELD_BYTES = 2**17  # of one field of a form; texts have 10,000 characters at most
 COPY = 2**20
+LONGEST_TAIL = 4096  # bytes at the end of a form among which its closing boundary is
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,21 @@ async def bounded(request: Request, most: int):
 def json_object(text: bytes) -> dict[str, Any]:
     """Raises Problem for what is no JSON object."""
     try:
-        found = json.loads(text or b"{}")
+        found = json.loads(text or b"{}", object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise Problem(400, f"the body is not readable JSON: {error}") from None
     if not isinstance(found, dict):
         raise Problem(400, f"the body is {shown(found)}, expected a JSON object")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a name that comes twice: a reader would not know which value counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{shown(twice)}: given twice")
     return found
 
 
@@ -131,10 +143,12 @@ def from_base64(name: str, value: Any) -> bytes:
 
 async def _from_form(request: Request, folder: Path, most: int) -> Upload:
     """A job from a form. The body is counted while it is parsed, and its files are written to `folder` in pieces."""
-    pieces = bounded(request, most)
+    pieces, tail = bounded(request, most), b""
 
     async def receive() -> dict[str, Any]:
+        nonlocal tail
         piece = await anext(pieces, None)
+        tail = (tail + (piece or b""))[-LONGEST_TAIL:]
         return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
 
     counted = Request(request.scope, receive)  # pyright: ignore[reportArgumentType]
@@ -155,6 +169,8 @@ async def _from_form(request: Request, folder: Path, most: int) -> Upload:
                                          "input, melody and style")  # fmt: skip
                     files[key] = folder / key
                     await to_thread.run_sync(_save, value, files[key])
+        if closing_boundary(request) not in tail:  # the parser takes what it has for the whole
+            raise Problem(400, "the form ends before its closing boundary: send the whole body")
     except (MultiPartException, HTTPException) as error:  # the latter is what Starlette makes of the former
         found = error.message if isinstance(error, MultiPartException) else error.detail
         raise Problem(400, f"the form is not readable: {found}") from None
@@ -162,6 +178,12 @@ async def _from_form(request: Request, folder: Path, most: int) -> Upload:
         if name in given and given.pop(name):
             raise ValueError(f"{name}: got a text, expected a file")
     return upload(given, files, form=True)
+
+
+def closing_boundary(request: Request) -> bytes:
+    """What ends a form (RFC 2046, 5.1.1)."""
+    _, parameters = parse_options_header(request.headers["content-type"])
+    return b"--%b--" % parameters.get(b"boundary", b"")
 
 
 def _save(value: UploadFile, path: Path) -> None:
