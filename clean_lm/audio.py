@@ -342,6 +342,29 @@ def fade_out(wav: np.ndarray, samples: int) -> np.ndarray:
     )
 
 
+def fade_in(wav: np.ndarray, samples: int) -> np.ndarray:
+    """The audio [channels, n], its first samples brought up from silence: fade_out the other way round."""
+    if whole("fade_in", samples) > wav.shape[1]:
+        raise AudioError(f"fade_in: got {samples} samples, expected 0 .. {wav.shape[1]}, the length of the audio")
+    return fade_out(wav[:, ::-1], samples)[:, ::-1]
+
+
+def close_loop(wav: np.ndarray, samples: int, crossfade_samples: int) -> np.ndarray:
+    """The first `samples` of audio [channels, n], so that they can be repeated without a click -> [channels, samples].
+
+    What comes after them is faded out over their beginning, which is faded in: the last sample goes on as it did.
+    The crossfade has equal power, as the two sides are different music; n >= samples + crossfade_samples, of which the
+    latter are at most half of the loop. Raises AudioError.
+    """
+    fade = whole("crossfade_samples", crossfade_samples, 0, samples // 2)
+    if samples + fade > wav.shape[1]:
+        raise AudioError(f"loop: got {wav.shape[1]} samples, expected {samples} and {fade} more for the crossfade")
+    angle = (np.arange(fade, dtype=np.float32) + 0.5) / max(fade, 1) * (np.pi / 2)
+    looped = wav[:, :samples].astype(np.float32)
+    looped[:, :fade] = looped[:, :fade] * np.sin(angle) + wav[:, samples : samples + fade] * np.cos(angle)
+    return looped
+
+
 def whole_frames(prompt: np.ndarray, rate: int, codec_rate: int, hop: int, at_end: bool) -> np.ndarray:
     """The prompt [channels, samples] cut to whole frames of the codec, its last samples if `at_end`, else its first.
 
