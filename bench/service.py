@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from clean_lm import MusicGen, audio_files
-from clean_lm.request import Request, begin, finish, read_source, validate
+from clean_lm.joining import finish
+from clean_lm.request import Request, validate
+from clean_lm.source import read_source
+from clean_lm.takes import draw_takes
 
 
 def main() -> None:
@@ -90,11 +93,8 @@ def plain(model: MusicGen, track: Path, seed: int, duration: float, out: Path) -
     asked = Request(input=track, seed=seed, duration=duration, rate="codec")
     asked = validate(asked, model.lm.manifest)
     source = read_source(asked, model.lm.manifest)
-    generation = begin(model, asked, source)
-    for _ in generation:
-        pass
-    done = finish(model, asked, source, generation)
-    audio_files.write(out, done.takes[0], done.rate, strategy="clip")
+    done = finish(model, asked, source, draw_takes(model, asked, source, lambda *_: None))
+    audio_files.write(out, done.takes[0].wav, done.rate, strategy="clip")
     return out.read_bytes()
 
 

@@ -2,6 +2,9 @@
 
   clean-lm continue track.wav -o out.wav --bundle bundle
   clean-lm continue track.wav -o out.wav --bundle bundle --from end --splice --text "drum and bass" --takes 3
+  clean-lm continue loop.wav -o out.wav --bundle bundle --bpm 174 --prompt-bars 4 --bars 16 --loop
+  clean-lm edit track.wav -o out.wav --bundle bundle --from 12 --to 16
+  clean-lm extend out.wav -o longer.wav --bundle bundle
   clean-lm generate -o out.wav --bundle bundle --text "slow house"
   clean-lm generate -o out.wav --bundle melody --text "slow house" --melody vocals.wav other.wav
   clean-lm codec track.wav -o decoded.wav --bundle bundle
@@ -18,35 +21,26 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from clean_lm import __version__, audio, audio_files, console, loudness
+from clean_lm import __version__, audio, audio_files, console, loudness, take_codes
 from clean_lm.audio import AudioError
 from clean_lm.audio_codec import ENCODE_BYTES, Codec
 from clean_lm.cli_checks import in_flags, require_free, validate_outputs, validate_threads
 from clean_lm.cli_output import Bar, outputs, replaced, write_takes
 from clean_lm.console import Parser
+from clean_lm.joining import Outcome, finish, written_as
 from clean_lm.manifest import BundleError, Manifest
+from clean_lm.musical_time import MOST_BARS
 from clean_lm.musicgen import MusicGen
-from clean_lm.request import (
-    QUIET_MIX_DB,
-    RATES,
-    SIDES,
-    Outcome,
-    Request,
-    Source,
-    begin,
-    finish,
-    quiet_mix,
-    read_source,
-    result_format,
-    validate,
-    written_as,
-)
+from clean_lm.options import integer
+from clean_lm.request import RATES, SIDES, Request, validate
+from clean_lm.source import QUIET_MIX_DB, Source, quiet_mix, read_source, result_format
+from clean_lm.takes import draw_takes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,19 +72,40 @@ def parser() -> argparse.ArgumentParser:
     add.set_defaults(run=run_continue)
     add.add_argument("input", type=Path, help="WAV, FLAC, OGG or MP3")
     add_generation(add)
-    add.add_argument("--prompt-seconds", type=float, default=6.0, help="seconds of the track to continue from")
+    add_prompt(add)
+    add_bars(add, prompt=True)
     add.add_argument("--from", dest="side", choices=SIDES, default="end", help="which end of it")
     add.add_argument("--splice", action="store_true", help="join the new part to the untouched track, "
                      "in place of returning the prompt as the codec renders it")  # fmt: skip
-    add.add_argument("--no-match-level", action="store_true", help="with --splice, leave the new part's level as the "
-                     "model gives it, in place of the track's at the seam")  # fmt: skip
-    add.add_argument("--channel", choices=audio.CHANNELS, default="mix", help="what a mono model is given of a track "
-                     "with several channels")  # fmt: skip
     add.add_argument("--rate", choices=RATES, default="source", help="whose sample rate and channels")
+
+    add = commands.add_parser("edit", help="make a part of a track anew", formatter_class=Help, description="Make a "
+                              "part of a track anew. The model hears what comes before it, and nothing of what comes "
+                              "after: the new part is crossfaded into that.")  # fmt: skip
+    add.set_defaults(run=run_edit)
+    add.add_argument("input", type=Path, help="WAV, FLAC, OGG or MP3")
+    add_generation(add, length=False)
+    add_prompt(add)
+    add.add_argument("--from", dest="begin", type=float, metavar="SECONDS", help="where the new part begins")
+    add.add_argument("--to", dest="stop", type=float, metavar="SECONDS", help="where it ends")
+    add.add_argument("--from-bar", type=int, metavar="N", help="with --bpm, in place of --from: the first bar that is "
+                     "made anew; the track's first one is 1")  # fmt: skip
+    add.add_argument("--to-bar", type=int, metavar="N", help="in place of --to: the first bar that stays as it is")
+    add_tempo(add)
+
+    add = commands.add_parser("extend", help="continue a take of ours from its own codes", formatter_class=Help,
+                              description="Continue a take that was written with --save-codes: from the codes beside "
+                              "it, in place of encoding its sound once more.")  # fmt: skip
+    add.set_defaults(run=run_extend)
+    add.add_argument("input", type=Path, help="a take: out.wav, with out.codes.json beside it")
+    add_generation(add)
+    add_prompt(add)
+    add_bars(add, prompt=True)
 
     add = commands.add_parser("generate", help="make music from a text", formatter_class=Help)
     add.set_defaults(run=run_generate)
     add_generation(add)
+    add_bars(add, prompt=False)
 
     add = commands.add_parser("codec", help="encode and decode a track: what the codec alone does to it")
     add.set_defaults(run=run_codec)
@@ -168,7 +183,50 @@ def add_verify(command: argparse.ArgumentParser) -> None:
                          "info: of all files")  # fmt: skip
 
 
-def add_generation(command: argparse.ArgumentParser) -> None:
+def add_prompt(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--prompt-seconds", type=float, default=6.0, help="seconds of the track to continue from")
+    command.add_argument("--no-match-level", action="store_true", help="with --splice, leave the new part's level as "
+                         "the model gives it, in place of the track's at the seam")  # fmt: skip
+    command.add_argument("--channel", choices=audio.CHANNELS, default="mix", help="what a mono model is given of a "
+                         "track with several channels")  # fmt: skip
+    command.add_argument("--retry-silent", type=int, default=0, metavar="N", help="draw a take again, up to N times "
+                         "with the next seeds, whose first beat is near-silent although the prompt is not")  # fmt: skip
+
+
+def add_bars(command: argparse.ArgumentParser, prompt: bool) -> None:
+    add_tempo(command)
+    if prompt:
+        command.add_argument("--prompt-bars", type=int, help="whole bars to continue from, up to the track's last bar "
+                             "line (--from start: from its first); default: as many as fit into "
+                             "--prompt-seconds")  # fmt: skip
+    command.add_argument("--bars", type=int, help="of the result, the prompt's among them, in place of --duration; "
+                         "default: as many as fit into it")  # fmt: skip
+    command.add_argument("--loop", action="store_true", help="let the end meet the beginning, so that the result can "
+                         "be repeated without a click")  # fmt: skip
+    command.add_argument("--until-silence", action="store_true", help="end where the music has been quiet for a bar "
+                         "(without --bpm: for 2 s), if that comes before the end")  # fmt: skip
+
+
+def add_tempo(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--bpm", type=tempo, help="beats a minute of the track; lengths are then "
+                         "whole bars")  # fmt: skip
+    command.add_argument("--beats-per-bar", type=int, default=4)
+    command.add_argument("--offset", type=float, default=0.0, metavar="SECONDS", help="from the beginning of the track "
+                         "to its first bar line")  # fmt: skip
+
+
+def tempo(text: str) -> float:
+    """An argument of --bpm."""
+    if text == "auto":  # librosa 0.11 said 121 for a loop at 90, and 83 for one at 167: no grid to cut bars by
+        raise argparse.ArgumentTypeError("got auto: no tempo is guessed, as bars are cut to the sample; give the "
+                                         "number that your DAW or the loop's name has")  # fmt: skip
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected beats a minute") from None
+
+
+def add_generation(command: argparse.ArgumentParser, length: bool = True) -> None:
     add_bundle(command)
     command.add_argument("--variant", help="int4, fp32, ...: one that clean-lm info lists; default: the bundle's")
     command.add_argument("--text", help="a description")
@@ -180,8 +238,9 @@ def add_generation(command: argparse.ArgumentParser) -> None:
                          "the seed if not given")  # fmt: skip
     command.add_argument("--style-length", type=float, default=3.0, help="seconds of the excerpt")
     command.add_argument("--style-levels", type=int, default=3, help="how closely to follow it (audiocraft's eval_q)")
-    command.add_argument("--duration", type=float, help="seconds in all, the prompt included, however many; default: "
-                         "the bundle's, 30 or with AudioGen 10")  # fmt: skip
+    if length:
+        command.add_argument("--duration", type=float, help="seconds in all, the prompt included, however many; "
+                             "default: the bundle's, 30 or with AudioGen 10")  # fmt: skip
     command.add_argument("--extend-stride", type=float, help="seconds from one window to the next, where the duration "
                          "is longer than one; default: the bundle's, 18 or with AudioGen 2")  # fmt: skip
     command.add_argument("--takes", type=int, default=1, help="more than one: out-1.wav, out-2.wav, ...")
@@ -192,13 +251,53 @@ def add_generation(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cfg-coef", type=float, default=3.0, help="guidance: how much the text counts")
     command.add_argument("--cfg-coef-beta", type=float, help="double guidance: how much more the text counts than a "
                          "melody or style; audiocraft suggests 5")  # fmt: skip
-    command.add_argument("--fade-out", type=float, default=0.0, metavar="SECONDS", help="bring the end down to silence")
+    command.add_argument("--spread", action="store_true", help="takes of different temperatures: 0.8 times "
+                         "--temperature for the first, 1.25 times for the last")  # fmt: skip
+    command.add_argument("--rank", action="store_true", help="number the takes by how well they go on: how probable "
+                         "the model finds them, and how their onsets agree with the prompt's")  # fmt: skip
+    command.add_argument("--save-codes", action="store_true", help="write each take's codes beside it, out.codes.json, "
+                         "for clean-lm extend")  # fmt: skip
+    if length:
+        command.add_argument("--fade-in", type=float, default=0.0, metavar="SECONDS", help="bring the beginning up")
+        command.add_argument("--fade-out", type=float, default=0.0, metavar="SECONDS", help="bring the end down to "
+                             "silence")  # fmt: skip
     command.add_argument("--strategy", choices=tuple(loudness.HEADROOM_DB), help="level, as in audiocraft's "
                          "audio_write; default: clip, with --splice the track's own")  # fmt: skip
 
 
 def run_continue(args: argparse.Namespace) -> None:
+    args.join = "splice" if args.splice else "rendered"
     run_request(args, request_of(args, input=args.input, match_level=not args.no_match_level))
+
+
+def run_edit(args: argparse.Namespace) -> None:
+    given = {"input": args.input, "match_level": not args.no_match_level, "join": "splice", "duration": 1.0}
+    request = request_of(args, **given)
+    run_request(args, replace(request, region=region(args, request), bpm=None))
+
+
+def region(args: argparse.Namespace, request: Request) -> tuple[float, float]:
+    """Seconds of the part that is made anew. Raises ValueError."""
+    found = []
+    for seconds, bar, name in ((args.begin, args.from_bar, "from"), (args.stop, args.to_bar, "to")):
+        if (seconds is None) == (bar is None):
+            raise ValueError(f"--{name}: give it, or --{name}-bar: one of them")
+        if bar is None:
+            found.append(seconds)
+            continue
+        if (time := request.time) is None:
+            raise ValueError(f"--{name}-bar: needs the track's tempo: give --bpm")
+        with in_flags():
+            time.validate()
+        integer(f"--{name}-bar", bar, 1, MOST_BARS)
+        found.append(time.offset + (bar - 1) * time.bar)
+    return found[0], found[1]
+
+
+def run_extend(args: argparse.Namespace) -> None:
+    args.join = "splice"
+    codes = take_codes.beside(args.input)
+    run_request(args, request_of(args, input=args.input, codes=codes, match_level=not args.no_match_level))
 
 
 def run_generate(args: argparse.Namespace) -> None:
@@ -208,7 +307,6 @@ def run_generate(args: argparse.Namespace) -> None:
 def request_of(args: argparse.Namespace, **given: Any) -> Request:
     """The request that the options make."""
     same = {field.name: getattr(args, field.name) for field in fields(Request) if hasattr(args, field.name)}
-    same["join"] = "splice" if getattr(args, "splice", False) else "rendered"
     return Request(**{**same, "melody": tuple(args.melody or ()), **given})
 
 
@@ -228,7 +326,7 @@ def run_request(args: argparse.Namespace, request: Request) -> None:
     outcome, facts = generate(args, load(args), request, source)
     summary = facts | outcome.facts | warnings
     strategy, subtype = written_as(request.join, request.input, args.output)
-    write_takes(args, outcome.takes, summary, strategy, subtype)
+    write_takes(args, outcome, summary, strategy, subtype)
 
 
 def warn_of_quiet_mix(args: argparse.Namespace, source: Source) -> dict[str, Any]:
@@ -255,14 +353,11 @@ def generate(
 ) -> tuple[Outcome, dict[str, Any]]:
     """The takes, and what was measured."""
     start = time.perf_counter()
-    generation = begin(model, request, source)
     with Bar(args, model) as bar:
-        for done in generation:
-            bar(done, generation.total)
-    outcome = finish(model, request, source, generation)
+        drawn = draw_takes(model, request, source, lambda _, done, total: bar(done, total))
+    outcome = finish(model, request, source, drawn)
     seconds = time.perf_counter() - start
-    new = (generation.frames - generation.known) / model.frame_rate
-    factor = round(new * request.takes / seconds, 3)
+    factor = round(drawn.frames / model.frame_rate / seconds, 3)
     return outcome, {
         "seed": request.seed,
         "seconds": round(seconds, 3),

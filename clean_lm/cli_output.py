@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from clean_lm import audio_files
+from clean_lm import audio_files, console, take_codes
 from clean_lm.console import plain
+from clean_lm.joining import Outcome
 from clean_lm.musicgen import MusicGen
 
 
@@ -56,33 +56,54 @@ def replaced(files: list[Path]) -> dict[str, list[str]]:
 
 
 def write_takes(
-    args: argparse.Namespace,
-    takes: list[np.ndarray],
-    summary: dict[str, Any],
-    strategy: str | None,
-    subtype: str | None,
+    args: argparse.Namespace, outcome: Outcome, summary: dict[str, Any], strategy: str | None, subtype: str | None
 ) -> None:
     """Write the takes and print what was done. strategy, subtype: audio_files.write's, unless --strategy is given."""
-    rate, files, clipped = summary["sample_rate"], outputs(args), 0
+    rate, files, clipped = outcome.rate, outputs(args), 0
     summary |= replaced(files)
-    for file, take in zip(files, takes, strict=True):
-        clipped += audio_files.write(file, take, rate, strategy=args.strategy or strategy, subtype=subtype)
-    summary |= {"channels": len(takes[0]), "duration": round(takes[0].shape[1] / rate, 3)}
+    for file, take in zip(files, outcome.takes, strict=True):
+        clipped += audio_files.write(file, take.wav, rate, strategy=args.strategy or strategy, subtype=subtype)
+        if args.save_codes:
+            take_codes.write(take_codes.beside(file), take.codes)
+    longest = max(take.wav.shape[1] for take in outcome.takes)
+    summary |= {"channels": len(outcome.takes[0].wav), "duration": round(longest / rate, 3)}
+    takes = [
+        {"file": str(file), "duration": round(take.wav.shape[1] / rate, 3), **take.facts}
+        for file, take in zip(files, outcome.takes, strict=True)
+    ]
+    silent = [take["file"] for take in takes if take.get("silent")]
+    for file in silent:
+        words = "the first beat is near-silent although the prompt is not; --retry-silent 3 draws again"
+        summary.setdefault("warnings", []).append(f"{file}: {words}")
+        console.say(f"warning: {plain(file)}: {words}")
     if args.json:
-        print(json.dumps({"event": "done", "files": [str(file) for file in files], "clipped": clipped, **summary}))
+        done = {"event": "done", "files": [str(file) for file in files], "clipped": clipped, **summary, "takes": takes}
+        print(json.dumps(done))
     else:
-        print_takes(files, summary, clipped)
+        print_takes(takes, summary, clipped)
 
 
-def print_takes(files: list[Path], summary: dict[str, Any], clipped: int) -> None:
+def print_takes(takes: list[dict[str, Any]], summary: dict[str, Any], clipped: int) -> None:
     """The summary in words."""
-    for file in files:
-        again = " (replaced)" if str(file) in summary.get("replaced", ()) else ""
-        facts = f"{summary['duration']} s, {summary['sample_rate']} Hz, {summary['channels']} channels"
-        print(f"{plain(file)}: {facts}{again}")
+    for take in takes:
+        again = " (replaced)" if take["file"] in summary.get("replaced", ()) else ""
+        facts = f"{take['duration']} s, {summary['sample_rate']} Hz, {summary['channels']} channels"
+        print(f"{plain(take['file'])}: {facts}{again}{take_words(take, len(takes))}")
     seam = f", new from {summary['seam']:.2f} s on" if "seam" in summary else ""
-    print(f"seed {summary['seed']}{seam}; {summary['seconds']:.1f} s, {summary['real_time_factor']:.2f} x real time")
+    bars = f", {summary['bars']} bars at {summary['bpm']:g} beats a minute" if "bars" in summary else ""
+    speed = f"{summary['seconds']:.1f} s, {summary['real_time_factor']:.2f} x real time"
+    print(f"seed {takes[0]['seed'] if len(takes) == 1 else summary['seed']}{seam}{bars}; {speed}")
     if "level_db" in summary:
         print(f"level of the new part: {summary['level_db']:+.1f} dB, to meet the track's at the seam")
     if clipped:
         print(f"{clipped} samples were clipped; --strategy peak keeps them")
+
+
+def take_words(take: dict[str, Any], takes: int) -> str:
+    """What tells a take from the others, and where it stands among them."""
+    words = [f"seed {take['seed']}", f"temperature {take['temperature']:g}"] if takes > 1 else []
+    if "log_probability" in take:
+        words.append(f"log-probability {take['log_probability']:.3f}")
+    if "onset_agreement" in take:
+        words.append(f"onset agreement {take['onset_agreement']:.2f}")
+    return f"; {', '.join(words)}" if words else ""

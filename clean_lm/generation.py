@@ -227,6 +227,10 @@ class Decoder:
         return self.graph.zeros(name, self.sizes)
 
 
+# Called with each column: logits float32 [B, K, card], codes int64 [B, K], and bool [B, K], which of them are drawn
+Observe = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+
 class Generation:
     """One generation under way. Iterating draws column after column: the loop that a port writes."""
 
@@ -251,6 +255,7 @@ class Generation:
         self.all[:, :, : prompt.shape[2]] = prompt.repeat(takes, axis=0)
         self.known = self.frames = prompt.shape[2]  # the prompt's frames, and those that have all their codes
         self.total = columns_drawn(windows, delays)
+        self.observe: Observe | None = None
 
     def __iter__(self) -> Iterator[int]:
         """Gives how many columns of `total` are drawn, after each."""
@@ -265,7 +270,10 @@ class Generation:
             for s in range(prefill, columns.shape[2]):
                 draw = self.decoder.prefill if s == prefill else self.decoder.step
                 codes = draw(known, self.uniform[done])
-                columns[:, :, s] = np.where(columns[:, :, s] == UNKNOWN, codes, columns[:, :, s])
+                drawn = columns[:, :, s] == UNKNOWN
+                if self.observe is not None:
+                    self.observe(self.decoder.logits, codes, drawn)
+                columns[:, :, s] = np.where(drawn, codes, columns[:, :, s])
                 known = columns[:, :, s : s + 1]
                 t = s - max(self.delays) - 1  # the frame that the column completes
                 if t >= window.known:

@@ -65,15 +65,20 @@ class MusicalTime:
         """Samples of so many bars: a loop of them goes round in a sequencer of this tempo."""
         return round(bars * self.bar * rate)
 
+    def whole_bars(self, samples: int, rate: int) -> int:
+        """How many whole bars a track of so many samples has, less than 0 for one that ends before its offset."""
+        whole = math.ceil((samples + ROUNDING - self.offset * rate) / (self.bar * rate))
+        while self.line(whole, rate) > samples + ROUNDING:
+            whole -= 1
+        return whole
+
     def prompt(self, samples: int, rate: int, at_end: bool) -> tuple[int, int]:
         """The prompt of a track that has so many samples: its first sample, and the one after its last.
 
         Up to the last bar line of the track, or from its first. Raises ValueError for a track that is too short.
         """
         assert self.prompt_bars is not None
-        whole = math.ceil((samples + ROUNDING - self.offset * rate) / (self.bar * rate))
-        while self.line(whole, rate) > samples + ROUNDING:
-            whole -= 1
+        whole = self.whole_bars(samples, rate)
         if whole < self.prompt_bars:
             raise ValueError(
                 f"prompt_bars: got {self.prompt_bars}, the track has {max(0, whole)} whole bars of {self.bar:.3f} s "
@@ -81,6 +86,25 @@ class MusicalTime:
             )
         last = whole if at_end else self.prompt_bars
         return self.line(last - self.prompt_bars, rate), min(samples, self.line(last, rate))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The codec's frames that hold whole bars, at its sample rate."""
+
+    prompt: int  # of the prompt, which end on its last bar line
+    total: int
+    first: int  # samples before the first bar line, as the prompt's first frame begins before it
+    length: int  # samples of the bars
+
+    @classmethod
+    def of(cls, time: MusicalTime, sample_rate: int, hop: int) -> "Frames":
+        """Those of a time with numbers for its bars; prompt_bars None: no prompt."""
+        assert time.bars is not None
+        given, length = time.length(time.prompt_bars or 0, sample_rate), time.length(time.bars, sample_rate)
+        prompt = -(-given // hop)
+        first = prompt * hop - given
+        return cls(prompt, -(-(first + length) // hop), first, length)
 
 
 def seconds_of(frames: int, frame_rate: float) -> float:

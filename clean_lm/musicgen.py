@@ -1,8 +1,9 @@
 """audiocraft's MusicGen over a bundle, in numpy and ONNX Runtime: audio in, audio out."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -17,6 +18,7 @@ from clean_lm.generation import Generation, Sampling
 from clean_lm.hub import find_bundle
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError, LoadOptions, Manifest
+from clean_lm.musical_time import Frames, MusicalTime, seconds_of
 from clean_lm.options import LONGEST, LONGEST_WINDOW, MOST_TAKES, integer, number, seconds, seeds, shown, texts, threads
 from clean_lm.options import rate as sample_rate
 from clean_lm.prefetch import prefetch
@@ -159,12 +161,19 @@ class MusicGen:
         seed: Seed = None,
         takes: int = 1,
         negative_descriptions: Descriptions | None = None,
+        musical_time: MusicalTime | None = None,
     ) -> Result:
         """Music for each description: float32 [B, channels, samples], with return_tokens (audio, codes [B, K, T]).
 
         negative_descriptions: per description a text that guidance leads away from, or None: what the unconditional row
-        is conditioned on. Counts for nothing with cfg_coef 1.
+        is conditioned on. Counts for nothing with cfg_coef 1. musical_time: whole bars in place of `duration`.
         """
+        if musical_time is not None:
+            if musical_time.prompt_bars is not None:
+                raise ValueError(f"prompt_bars: got {musical_time.prompt_bars}, expected None: there is no prompt")
+            model, frames = self._of_bars(musical_time, None)
+            found = model.generate(descriptions, progress, return_tokens, seed, takes, negative_descriptions)
+            return _part(found, frames)
         return self._finish(
             self._begin(descriptions, seed, takes, negatives=negative_descriptions), progress, return_tokens
         )
@@ -226,6 +235,7 @@ class MusicGen:
         takes: int = 1,
         negative_descriptions: Descriptions | None = None,
         prompt_codes: np.ndarray | None = None,
+        musical_time: MusicalTime | None = None,
     ) -> Result:
         """Continue audio to `duration` seconds in all, the prompt included, as the codec renders it.
 
@@ -235,7 +245,18 @@ class MusicGen:
         Row b of the result is drawn with seed + b. melody_wavs: as in generate_with_chroma. negative_descriptions: as
         in generate. Returns float32 [P x takes, channels, samples], with return_tokens beside it the codes
         [P x takes, K, T]. Raises ValueError before anything is generated.
+
+        musical_time: whole bars in place of `duration`: the prompt is cut to prompt_bars (None: all that it has) up to
+        its last bar line, and the audio has exactly `bars` (None: those in `duration`) from the prompt's first bar line
+        on. The codes are of whole frames: they may begin before the audio, and end after it.
         """
+        if musical_time is not None:
+            if prompt is None or prompt_codes is not None:
+                raise ValueError("musical_time: cuts a prompt to bars, which codes cannot be: give a prompt")
+            model, wav, frames = self._prompt_of_bars(musical_time, prompt, prompt_sample_rate)
+            options = (seed, melody_wavs, melody_sample_rate, takes, negative_descriptions)
+            found = model.generate_continuation(wav, self.sample_rate, descriptions, progress, return_tokens, *options)
+            return _part(found, frames)
         given, melodies = (prompt, prompt_sample_rate, prompt_codes), (melody_wavs, melody_sample_rate)
         generation = self._continue(*given, descriptions, seed, *melodies, takes, negative_descriptions)
         return self._finish(generation, progress, return_tokens)
@@ -348,6 +369,37 @@ class MusicGen:
         audio = self.codec.decode(codes)
         return (audio, codes) if return_tokens else audio
 
+    def _of_bars(self, time: MusicalTime, prompt_seconds: float | None) -> tuple["MusicGen", Frames]:
+        """The same model with the duration of whole bars. prompt_seconds: what there is of a prompt; None: no prompt."""
+        time.validate()
+        if prompt_seconds is None:
+            time = replace(time, bars=time.bars or max(1, int(self.duration / time.bar + 1e-9)))
+        else:
+            time = time.resolved(prompt_seconds, self.duration)
+            time.validate()
+        frames = Frames.of(time, self.sample_rate, self.codec.hop)
+        model = copy.copy(self)
+        model.duration = seconds_of(frames.total, self.frame_rate)
+        if model.duration > self.max_duration:  # windows round once more: half a frame keeps them from losing one
+            model.duration = (frames.total + 0.5) / self.frame_rate
+        return model, frames
+
+    def _prompt_of_bars(
+        self, time: MusicalTime, prompt: Prompt, rate: int | None
+    ) -> tuple["MusicGen", np.ndarray, Frames]:
+        """The model for whole bars, and the prompt's at the codec's rate. They end on a bar line and are whole frames:
+        before the first bar line is more of the prompt, or silence where it has not begun."""
+        time.validate()
+        wav, from_rate = as_batch(prompt, "prompt"), sample_rate("prompt_sample_rate", rate)
+        whole = max(0, time.whole_bars(wav.shape[2], from_rate))
+        model, frames = self._of_bars(time, whole * time.bar)
+        time = replace(time, prompt_bars=time.prompt_bars or max(1, whole))
+        _, end = time.prompt(wav.shape[2], from_rate, at_end=True)
+        wanted = frames.prompt * self.codec.hop
+        needed = math.ceil(wanted * from_rate / self.sample_rate)  # the same time, or a sample more
+        last = np.pad(wav[:, :, max(0, end - needed) : end], ((0, 0), (0, 0), (max(0, needed - end), 0)))
+        return model, convert_audio(last, from_rate, self.sample_rate, self.audio_channels)[:, :, -wanted:], frames
+
     def _prompt(self, prompt: Prompt | None, rate: int | None, codes: np.ndarray | None) -> Prepared:
         """A prompt, checked: its frames, its rows, and how to get its codes. Raises ValueError."""
         if (prompt is None) == (codes is None):
@@ -455,3 +507,9 @@ class MusicGen:
         """How melodies and styles are read, with the settings of now."""
         window = self.max_duration if self.duration > self.max_duration else None
         return Reference(self.lm, self.mert, self.sample_rate, self.audio_channels, window, self.excerpt)
+
+
+def _part(found: Result, frames: Frames) -> Result:
+    """A result whose audio is the bars alone."""
+    bars = slice(frames.first, frames.first + frames.length)
+    return (found[0][:, :, bars], found[1]) if isinstance(found, tuple) else found[:, :, bars]

@@ -56,6 +56,10 @@ def read(path: Path | str) -> tuple[np.ndarray, int]:
     return sf.read(path, dtype="int16" if sf.info(path).subtype == "PCM_16" else "int32", always_2d=True)
 
 
+def rms(wav: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(wav, dtype=np.float64))))
+
+
 # continue
 
 
@@ -72,6 +76,9 @@ def test_continue(run, music, track, tmp_path):
     assert said.pop("clipped") > 0  # `clip`, a dB under full scale
     assert np.abs(wav).max() == round(10 ** (-1 / 20) * 2**15)
     del said["progress"]
+    (take,) = said.pop("takes")
+    assert take.pop("first_beat_db") == pytest.approx(20 * np.log10(rms(wav[44100:66150]) / rms(wav[:44100])), abs=1)
+    assert take == {"file": str(tmp_path / "out.wav"), "duration": 2.0, "seed": 3, "temperature": 1.0}
     expected = {"seed": 3, "seam": 1.0, "sample_rate": 44100, "channels": 2, "duration": 2.0}
     assert said == {"files": [str(tmp_path / "out.wav")], **expected}
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["out.wav", "track.wav"]
@@ -136,10 +143,8 @@ def test_splice_keeps_the_tracks_bits(run, music, tmp_path, side, rate, channels
 def test_no_silence_at_the_seam(run, music, tmp_path, monkeypatch):
     """A spliced prompt is whole frames: the codec fills the rest with silence, which would come after the track."""
     given, rate = [], 11025
-    whole = cli.MusicGen.begin
-    monkeypatch.setattr(
-        cli.MusicGen, "begin", lambda s, t, p, *a, **k: given.append(p.shape[-1] / 640) or whole(s, t, p, *a, **k)
-    )
+    whole = cli.Codec.encode
+    monkeypatch.setattr(cli.Codec, "encode", lambda s, wav: given.append(wav.shape[-1] / 640) or whole(s, wav))
     sf.write(tmp_path / "in.wav", tone(1.013, rate), rate, "PCM_16")
     for side, seam in (("end", round(1.013 * rate)), ("start", 50 * rate // 50)):
         said = run("continue", tmp_path / "in.wav", "-o", tmp_path / "out.wav", "--bundle", music("text", True),

@@ -29,7 +29,7 @@ RUNTIME = {
     "soxr",
     "huggingface_hub",
 }  # the last three: extras
-SERVICE = {"anyio", "multipart", "prometheus_client", "starlette", "uvicorn"}  # the extra `serve`
+SERVICE = {"anyio", "python_multipart", "prometheus_client", "starlette", "uvicorn"}  # the extra `serve`
 
 
 def modules() -> dict[str, Path]:

@@ -71,6 +71,9 @@ def pcm(content: bytes) -> np.ndarray:
         ({"temperature": 0.5, "match_level": "false", "channel": "left", "negative_text": "drums", "text": "pads"},
          ["--splice", "--temperature", "0.5", "--no-match-level", "--channel", "left", "--negative-text", "drums",
           "--text", "pads"]),
+        ({"bpm": 240, "prompt_bars": 1, "bars": 3, "loop": "true", "takes": 3, "spread": "true", "rank": "true"},
+         ["--splice", "--bpm", "240", "--prompt-bars", "1", "--bars", "3", "--loop", "--takes", "3", "--spread",
+          "--rank"]),
     ],
 )  # fmt: skip
 def test_results_are_the_command_lines(served, models, track, tmp_path, fields, options):

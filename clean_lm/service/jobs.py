@@ -12,18 +12,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clean_lm import audio_files, request
+from clean_lm import audio_files
 from clean_lm.audio_codec import Codec
 from clean_lm.console import message
 from clean_lm.generation import Generation
+from clean_lm.joining import Outcome, finish
 from clean_lm.manifest import Manifest
-from clean_lm.request import QUIET_MIX_DB, Outcome, Request, Source
+from clean_lm.musicgen import MusicGen
+from clean_lm.request import validate
 from clean_lm.service import metrics
 from clean_lm.service.models import Models
 from clean_lm.service.options import AUDIO, request_of
 from clean_lm.service.problems import Problem, problem_of
 from clean_lm.service.settings import Settings
 from clean_lm.service.store import FINAL, MOST_ATTEMPTS, Record, Store
+from clean_lm.source import QUIET_MIX_DB, Source, quiet_mix, read_source, result_format
+from clean_lm.takes import draw_takes
 
 log = logging.getLogger("clean_lm")
 
@@ -155,12 +159,11 @@ class Service:
             for path in (found.input, found.style, *found.melody):
                 if path is not None:
                     require_length(path, settings.audio_seconds)
-            found = request.validate(found, manifest)
+            found = validate(found, manifest)
             for name in ("takes", "duration"):
                 if getattr(found, name) > (most := getattr(settings, name)):
                     raise ValueError(f"{name}: got {getattr(found, name):g}, this service allows {most:g}")
-            source = request.read_source(found, manifest)
-            request.result_format(found, manifest, source)
+            result_format(found, manifest, read_source(found, manifest))
         except ValueError as error:
             text = message(error).replace(f"{folder}{os.sep}", "").replace(f"{manifest.folder}", manifest.folder.name)
             raise ValueError(text) from None
@@ -235,6 +238,9 @@ class Service:
             raise Problem(404, GONE)
         files = {path.name: path for path in folder.iterdir() if is_input(path.name)}
         options = {**record.options, "seed": None, **changes}
+        for length, bars in (("duration", "bars"), ("prompt_seconds", "prompt_bars")):
+            if length in changes and bars not in changes:  # else the bars that it came to would go before it
+                options[bars] = None
         options = {name: value for name, value in options.items() if value is not None}
         model, variant = place.get("model") or record.model, place.get("variant")
         if variant is None and model == record.model:
@@ -289,23 +295,22 @@ class Service:
             record.state = "running"
             start = time.perf_counter()
             manifest = model.lm.manifest
-            source = request.read_source(asked, manifest)
+            source = read_source(asked, manifest)
             self._require_running(job)
-            generation = request.begin(model, asked, source)
-            job.total, job.began, job.codec, job.generation = (
-                generation.total,
-                time.monotonic(),
-                model.codec,
-                generation,
-            )
-            for done in generation:
-                job.done = done
-                self._require_running(job)
+            job.began = time.monotonic()
+            drawn = draw_takes(model, asked, source, lambda *drawn: self._drawn(job, model, *drawn))
             self._learn(job)
-            outcome = request.finish(model, asked, source, generation)
+            outcome = finish(model, asked, source, drawn)
             seconds = time.perf_counter() - start
-            self._keep(job, asked, source, outcome, seconds, (generation.frames - generation.known) / model.frame_rate)
+            self._keep(job, source, outcome, seconds, drawn.frames / model.frame_rate)
         self._finish(job, "done")
+
+    def _drawn(self, job: Job, model: MusicGen, generation: Generation, done: int, total: int) -> None:
+        """A column of a job is drawn. Raises Stopped."""
+        job.done, job.total = done, total
+        if is_live(job.record.options):
+            job.codec, job.generation = model.codec, generation
+        self._require_running(job)
 
     def _require_running(self, job: Job) -> None:
         if job.cancelled or self.stopping:
@@ -319,22 +324,28 @@ class Service:
         before = self._speed.get(key, found)
         self._speed[key] = before + SMOOTHING * (found - before)
 
-    def _keep(self, job: Job, asked: Request, source: Source, outcome: Outcome, seconds: float, new: float) -> None:
-        """Write the takes as they are, and say in the record what they are."""
+    def _keep(self, job: Job, source: Source, outcome: Outcome, seconds: float, new: float) -> None:
+        """Write the takes as they are, and say in the record what they are. new: seconds that were generated."""
         folder, takes = self.store.jobs / job.record.id, []
         for number, take in enumerate(outcome.takes, 1):
-            audio_files.write(folder / f"take-{number}.wav", take, outcome.rate, subtype=SUBTYPE)
-            seed = (asked.seed or 0) + number - 1
-            takes.append({"take": number, "seed": seed, "url": f"/v1/jobs/{job.record.id}/takes/{number}.wav"})
-        factor = new * asked.takes / seconds
+            audio_files.write(folder / f"take-{number}.wav", take.wav, outcome.rate, subtype=SUBTYPE)
+            url = f"/v1/jobs/{job.record.id}/takes/{number}.wav"
+            takes.append(
+                {"take": number, "url": url, "duration": round(take.wav.shape[1] / outcome.rate, 3), **take.facts}
+            )
+        factor = new / seconds
         warnings = []
         if source.mix_loss_db > QUIET_MIX_DB:
-            warnings.append(request.quiet_mix("input", source.mix_loss_db) + "; try channel left")
+            warnings.append(quiet_mix("input", source.mix_loss_db) + "; try channel left")
+        silent = [str(take["take"]) for take in takes if take.get("silent")]
+        if silent:
+            warnings.append(f"the first beat of take {', '.join(silent)} is near-silent although the prompt is not; "
+                            "retry_silent draws again")  # fmt: skip
         job.record.result = {
             "takes": takes,
             "sample_rate": outcome.rate,
-            "channels": len(outcome.takes[0]),
-            "duration": round(outcome.takes[0].shape[1] / outcome.rate, 3),
+            "channels": len(outcome.takes[0].wav),
+            "duration": max(take["duration"] for take in takes),
             **outcome.facts,
             "seconds": round(seconds, 3),
             "real_time_factor": round(factor, 3),
@@ -392,6 +403,11 @@ class Service:
             with self._changed:
                 if not self.stopping:
                     self._changed.wait_for(lambda: self.stopping, HOUSEKEEPING)
+
+
+def is_live(options: Mapping[str, Any]) -> bool:
+    """Whether a job's sound can be heard while it is made: its takes are drawn at once, and neither again nor cut."""
+    return not any(options.get(name) for name in ("spread", "rank", "retry_silent", "until_silence"))
 
 
 def is_input(name: str) -> bool:

@@ -47,13 +47,26 @@ def job_schema(audio: dict[str, Any]) -> dict[str, Any]:
 
 def schemas() -> dict[str, Any]:
     options = {name: option_schema(name, option) for name, option in (PLACE | OPTIONS).items()}
-    take = {"take": {"type": "integer"}, "seed": {"type": "integer"}, "url": TEXT}
+    take = {
+        "take": {"type": "integer"},
+        "seed": {"type": "integer"},
+        "temperature": NUMBER,
+        "url": TEXT,
+        "duration": {**NUMBER, "description": "seconds"},
+        "bars": {"type": "integer", "description": "with bpm"},
+        "first_beat_db": {**NUMBER, "description": "level of the first new beat beside that of the prompt's last four"},
+        "silent": {"type": "boolean", "description": "there and true where the first beat is near-silent"},
+        "log_probability": {**NUMBER, "description": "with rank: mean of a code, in nats, under the model itself"},
+        "onset_agreement": {**NUMBER, "description": "with rank: of the rhythm with the prompt's, -1 to 1"},
+    }
     result = {
         "takes": {"type": "array", "items": {"type": "object", "properties": take}},
         "sample_rate": {"type": "integer"},
         "channels": {"type": "integer"},
         "duration": {**NUMBER, "description": "seconds"},
         "seam": {**NUMBER, "description": "second at which the new part begins; not without a track"},
+        "bpm": {**NUMBER, "description": "with bpm"},
+        "bars": {"type": "integer", "description": "with bpm: that were asked for"},
         "level_db": {**NUMBER, "description": "how much louder the new part was made, to meet the track's level"},
         "seconds": {**NUMBER, "description": "that the job took"},
         "real_time_factor": {**NUMBER, "description": "seconds of new audio per second, all takes together"},

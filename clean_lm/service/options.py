@@ -44,7 +44,27 @@ OPTIONS = {
     "temperature": Option("number", "0: greedy", least=0),
     "cfg_coef": Option("number", "guidance: how much the text counts"),
     "cfg_coef_beta": Option("number", "double guidance: how much more the text counts than a melody or style"),
+    "fade_in": Option("number", "seconds at the beginning that are brought up from silence", least=0),
     "fade_out": Option("number", "seconds at the end that are brought down to silence", least=0),
+    "bpm": Option("number", "beats a minute of the track; lengths are then in whole bars", least=20, most=500),
+    "beats_per_bar": Option("integer", "of the track, with bpm", least=1, most=32),
+    "offset": Option("number", "with bpm: seconds from the beginning of the track to its first bar line", least=0),
+    "prompt_bars": Option(
+        "integer", "with bpm: bars to continue from; default: as many as fit into prompt_seconds", least=1
+    ),
+    "bars": Option(
+        "integer", "with bpm: of the result, the prompt's among them; default: as many as fit into duration", least=1
+    ),
+    "loop": Option("boolean", "let the end meet the beginning, so that the result can be repeated without a click"),
+    "until_silence": Option("boolean", "end where the music has been quiet for a bar, or without bpm for 2 s"),
+    "retry_silent": Option(
+        "integer",
+        "how often to draw a take again whose first beat is near-silent although the prompt is not",
+        least=0,
+        most=20,
+    ),
+    "spread": Option("boolean", "takes of different temperatures, from 0.8 to 1.25 times temperature"),
+    "rank": Option("boolean", "takes in the order of how well they go on from the prompt"),
     "prompt_seconds": Option("number", "seconds of the track to continue from"),
     "side": Option("string", "which end of the track", choices=SIDES),
     "join": Option(

@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, to_thread
 from clean_lm import audio_files
 from clean_lm.audio_codec import Codec
 from clean_lm.generation import Generation
-from clean_lm.request import written_as
+from clean_lm.joining import written_as
 from clean_lm.service.jobs import Job, Service
 from clean_lm.service.problems import Problem
 from clean_lm.service.store import FINAL
