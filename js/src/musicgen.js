@@ -274,8 +274,8 @@ export class MusicGen {
     if (time.promptBars !== null) {
       throw new RangeError(`promptBars: got ${time.promptBars}, expected null: there is no prompt; give bars alone`)
     }
-    const { bars } = time.resolved(0, this.duration)
-    return this._inBars(NOTHING, options, framesOf(time, 0, /** @type {number} */ (bars), this.codec))
+    const bars = time.bars ?? Math.max(1, Math.trunc(this.duration / time.bar + 1e-9))
+    return this._inBars(NOTHING, options, framesOf(time, 0, bars, this.codec))
   }
 
   /**

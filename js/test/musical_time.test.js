@@ -186,8 +186,23 @@ describe('generations', () => {
     const duration = (frames + 0.5) / model.frameRate
     const plain = await model.generateContinuation(padded, RATE, { ...options, duration })
     assert.deepEqual(takes[1].codes, plain.takes[1].codes)
-    const all = await model.generate({ musicalTime: { bpm: 120 } })
-    assert.equal(all.audio[0].length, Math.floor(model.duration / 2) * 2 * model.sampleRate)
+  })
+
+  test('without a prompt and a number of bars, they are those of the duration, one at least', async () => {
+    const { duration } = model
+    try {
+      for (const [seconds, bars] of [
+        [1.5, 3],
+        [1.4, 2],
+        [0.1, 1],
+      ]) {
+        model.duration = seconds
+        const { audio } = await model.generate({ musicalTime: { bpm: 120, beatsPerBar: 1 } })
+        assert.equal(audio[0].length, bars * 16_000)
+      }
+    } finally {
+      model.duration = duration
+    }
   })
 
   test('the prompt is brought to whole frames from any rate', async () => {
