@@ -370,7 +370,7 @@ class MusicGen:
         return (audio, codes) if return_tokens else audio
 
     def _of_bars(self, time: MusicalTime, prompt_seconds: float | None) -> tuple["MusicGen", Frames]:
-        """The same model with the duration of whole bars. prompt_seconds: what there is of a prompt; None: no prompt."""
+        """The same model with the duration of whole bars. prompt_seconds: what a prompt has; None: no prompt."""
         time.validate()
         if prompt_seconds is None:
             time = replace(time, bars=time.bars or max(1, int(self.duration / time.bar + 1e-9)))

@@ -1,10 +1,20 @@
-"""Bars and beats: where they begin, to the sample, and what does not fit."""
+"""Bars and beats: where they begin, to the sample, and what does not fit.
+
+python -m tests.test_musical_time    writes js/test/musical_time.json anew, the numbers that JavaScript must give
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
 
 from clean_lm import audio
 from clean_lm.musical_time import MusicalTime, seconds_of
+from tests.support import ROOT
+
+FOR_JAVASCRIPT = ROOT / "js" / "test" / "musical_time.json"
 
 
 def test_a_bar_at_174():
@@ -90,3 +100,59 @@ def test_fades():
     assert audio.fade_in(wav, 4)[0, 0] == 0
     with pytest.raises(audio.AudioError, match="fade_in: got 9 samples"):
         audio.fade_in(wav, 9)
+
+
+def numbers_for_javascript() -> dict[str, Any]:
+    """60 grids, half of them with lines that lie between two samples, and the ends of a piece of audio."""
+    rng = np.random.default_rng(19)
+    wav = rng.uniform(-1, 1, (2, 50)).astype(np.float32)
+    return {
+        "grids": [grid_for_javascript(rng, ties=bool(i % 2)) for i in range(60)],
+        "audio": wav.tolist(),
+        "fade_in": audio.fade_in(wav, 20).tolist(),
+        "close_loop": audio.close_loop(wav, 34, 16).tolist(),
+    }
+
+
+def grid_for_javascript(rng: np.random.Generator, ties: bool) -> dict[str, Any]:
+    """A grid and all its numbers. Ties: half a second or less a beat and an odd rate, so that lines end in .5."""
+    bpm = float(rng.choice([60, 120, 240])) if ties else round(float(rng.uniform(20, 500)), int(rng.integers(0, 5)))
+    rate = int(rng.choice([8001, 22051, 44101]) if ties else rng.choice([8000, 11025, 32000, 44100, 48000, 96000]))
+    offset = float(rng.choice([0, 0.5, 1.25])) if ties else float(rng.uniform(0, 5))
+    prompt_bars = int(rng.integers(1, 9))
+    bars = prompt_bars + int(rng.integers(1, 9))
+    time = MusicalTime(bpm, prompt_bars, bars, int(rng.choice([1, 3, 4, 7])), offset)
+    time.validate()
+    samples = time.line(prompt_bars + int(rng.integers(0, 3)), rate) + int(rng.integers(-2, 4))
+    samples = max(samples, time.line(prompt_bars, rate))
+    seconds, duration = float(rng.uniform(1, 20)), float(rng.uniform(10, 60))
+    free = [
+        MusicalTime(bpm, None, some, time.beats_per_bar, offset).resolved(seconds, duration) for some in (None, bars)
+    ]
+    frames, frame_rate = int(rng.integers(1, 5000)), float(rng.choice([50, 25, 44100 / 640, 30.3]))
+    return {
+        "given": asdict(time),
+        "rate": rate,
+        "samples": samples,
+        "bar": time.bar,
+        "lines": [time.line(n, rate) for n in range(20)],
+        "lengths": [time.length(n, rate) for n in range(20)],
+        "from_end": time.prompt(samples, rate, at_end=True),
+        "from_start": time.prompt(samples, rate, at_end=False),
+        "resolved": [seconds, duration, [[one.prompt_bars, one.bars] for one in free]],
+        "seconds_of": [frames, frame_rate, seconds_of(frames, frame_rate)],
+    }
+
+
+def test_what_javascript_must_give():
+    """js/test/musical_time.test.js compares its numbers with this file, which has Python's."""
+    found = json.loads(json.dumps(numbers_for_javascript()))
+    stored = json.loads(FOR_JAVASCRIPT.read_text(encoding="utf-8"))
+    assert found["grids"] == stored["grids"], "write the file anew: python -m tests.test_musical_time"
+    for name in ("audio", "fade_in", "close_loop"):  # the last bit of a cosine differs from one processor to another
+        np.testing.assert_allclose(found[name], stored[name], atol=2e-7)
+
+
+if __name__ == "__main__":
+    FOR_JAVASCRIPT.write_text(json.dumps(numbers_for_javascript()) + "\n", encoding="utf-8")
+    print(f"wrote {FOR_JAVASCRIPT}")

@@ -7,20 +7,24 @@
  *     player      see Player in player.js
  */
 
+import { closeLoop } from '../src/splice.js'
 import { dropped, openFolder, served } from './bundles.js'
+import { part, request, showLengths } from './form.js'
 import { bundle, choice, engine, listenToModel, load, offerFolder, offerServed } from './model.js'
 import { keepPage } from './offline.js'
 import { $, calm, complain, complainUnlessStopped, field, say, select, url, working } from './page.js'
-import { promptOf, readSound, Recorder } from './sound.js'
+import { readSound, Recorder } from './sound.js'
 import { addTake, changed, draw, finish, listenToStage, measured, player, showLoop, takes } from './stage.js'
 import { clock } from './takes.js'
 
 /**
  * @typedef {import('./takes.js').Take} Take
  * @typedef {import('./sound.js').Loop} Loop
+ * @typedef {import('../src/musical_time.js').MusicalTime} MusicalTime
  * @typedef {import('./worker.js').Loaded} Loaded
  */
 
+const LOOP_FADE = 0.02 // seconds of what comes after a take, over its beginning when it is repeated
 const CANCEL_TIMEOUT = 3000 // ms until a worker that does not cancel is terminated
 
 /** @type {Loop | null} */
@@ -51,13 +55,13 @@ function useLoop(sound) {
   $('alert').hidden = true
   document.body.classList.add('has-loop')
   const filled = audio[0].length
-  showLoop({ samples: audio, filled, complete: true, sampleRate, speed: Infinity, name, part: () => part(sound) })
+  showLoop({
+    ...{ samples: audio, filled, complete: true, closed: null, sampleRate, speed: Infinity, name },
+    part: () => part(sound),
+  })
   updateButton()
   say(`${name}: ${(filled / sampleRate).toFixed(1)} s, ${sampleRate} Hz.`)
 }
-
-/** The part of a loop that is continued. @param {Loop} sound */
-const part = (sound) => promptOf(sound, field('prompt').valueAsNumber || 0, select('side').value === 'start')
 
 /** Enable the button where there is a loop, a model, and nothing running. */
 function updateButton() {
@@ -111,59 +115,13 @@ async function demoLoop() {
 
 // ---- generating
 
-/** The request that the form describes; null where a field is wrong, after saying which. */
-function request() {
-  /** @type {[string, (value: number) => boolean, string][]} */
-  const rules = [
-    ['duration', (n) => n > 0 && n <= 300, 'Total length: more than 0 and up to 300 seconds.'],
-    ['prompt', (n) => n > 0, 'Length of the loop to continue: more than 0 seconds.'],
-    ['seed', (n) => Number.isSafeInteger(n) && n >= 0, 'Seed: a whole number, 0 or more.'],
-    ['temperature', (n) => n >= 0, 'Temperature: 0 or more.'],
-    ['topk', (n) => Number.isSafeInteger(n) && n >= 0, 'Top-k: a whole number, 0 for all.'],
-    ['cfg', (n) => Number.isFinite(n), 'Guidance: a number, 1 for none.'],
-  ]
-  const wrong = rules.filter(([id, holds]) => {
-    const ok = field(id).value !== '' && holds(field(id).valueAsNumber)
-    field(id).setAttribute('aria-invalid', String(!ok))
-    return !ok
-  })
-  const { audio, sampleRate } = /** @type {Loop} */ (loop)
-  const { from, to } = part(/** @type {Loop} */ (loop))
-  const duration = field('duration').valueAsNumber
-  if (!wrong.length && (to - from) / sampleRate >= duration) {
-    field('duration').setAttribute('aria-invalid', 'true')
-    wrong.push([
-      'duration',
-      () => false,
-      `Total length: more than the ${((to - from) / sampleRate).toFixed(1)} s of the loop that it begins with.`,
-    ])
-  }
-  if (wrong.length) {
-    say(wrong.map(([, , text]) => text).join(' '))
-    field(wrong[0][0]).focus()
-    return null
-  }
-  return {
-    prompt: audio.map((channel) => channel.slice(from, to)),
-    sampleRate,
-    options: {
-      description: field('text').disabled ? null : field('text').value || null,
-      duration,
-      seed: field('seed').valueAsNumber,
-      temperature: field('temperature').valueAsNumber,
-      topK: field('topk').valueAsNumber,
-      cfgCoef: field('cfg').valueAsNumber,
-      chunkSeconds: 0.5,
-    },
-  }
-}
-
 /** @param {Event} event */
 async function generate(event) {
   event.preventDefault()
   if (busy || !loop || !bundle) return
-  const wanted = request()
-  if (!wanted) return
+  const found = request(loop)
+  if (!found) return
+  const { time, ...wanted } = found
   player.unlock(bundle.tree.model.sample_rate) // while the tap is handled: phones refuse it later
   $('alert').hidden = true
   $('stage').scrollIntoView({ block: 'nearest', behavior: calm.matches ? 'auto' : 'smooth' })
@@ -172,7 +130,7 @@ async function generate(event) {
   try {
     const loaded = await load()
     for (let n = Number(select('takes').value); n > 0 && !stopped; n--) {
-      await generateTake({ ...wanted, options: { ...wanted.options, seed: field('seed').valueAsNumber } }, loaded)
+      await generateTake({ ...wanted, options: { ...wanted.options, seed: field('seed').valueAsNumber } }, time, loaded)
       field('seed').value = String(field('seed').valueAsNumber + 1)
     }
   } catch (error) {
@@ -186,12 +144,17 @@ async function generate(event) {
  * Generate a take: its sound is played and drawn while it grows.
  *
  * @param {import('./engine.js').Request} wanted
+ * @param {MusicalTime | null} time
  * @param {Loaded} loaded
  */
-async function generateTake(wanted, loaded) {
+async function generateTake(wanted, time, loaded) {
   const running = engine()
   if (!running) throw new Error('no model is loaded')
-  const take = newTake(wanted, loaded)
+  const take = newTake(wanted, time, loaded)
+  const fade = time ? Math.round(LOOP_FADE * take.sampleRate) : 0
+  const all = take.samples.map(({ length }) => new Float32Array(length + fade)) // with what comes after the bars
+  take.samples = all.map((channel) => channel.subarray(0, channel.length - fade))
+  let received = 0
   const started = performance.now()
   let firstColumn = 0 // when it was sampled: until then the model reads the loop
   say(`Generating take ${take.number}.`)
@@ -199,10 +162,9 @@ async function generateTake(wanted, loaded) {
   try {
     take.codes = await running.generate(wanted, {
       onChunk(audio) {
-        audio.forEach((channel, c) =>
-          take.samples[c].set(channel.subarray(0, take.samples[c].length - take.filled), take.filled),
-        )
-        take.filled = Math.min(take.filled + audio[0].length, take.samples[0].length)
+        audio.forEach((channel, c) => all[c].set(channel.subarray(0, all[c].length - received), received))
+        received = Math.min(received + audio[0].length, all[0].length)
+        take.filled = Math.min(received, take.samples[0].length)
         changed(take)
       },
       onProgress({ done, total, ms }) {
@@ -218,6 +180,7 @@ async function generateTake(wanted, loaded) {
       },
     })
     take.state = 'done'
+    if (time) take.closed = closeLoop(all, take.filled, fade)
     lastTake = take
     say(`Take ${take.number} is complete: ${(take.filled / take.sampleRate).toFixed(1)} s, seed ${take.seed}.`)
   } catch (error) {
@@ -234,13 +197,15 @@ async function generateTake(wanted, loaded) {
  * An empty take, in the list.
  *
  * @param {import('./engine.js').Request} wanted
+ * @param {MusicalTime | null} time
  * @param {Loaded} loaded
  * @returns {Take}
  */
-function newTake({ prompt, sampleRate: rate, options }, { sampleRate, channels, frameRate, variant }) {
+function newTake({ prompt, sampleRate: rate, options }, time, { sampleRate, channels, frameRate, variant }) {
   const { duration = 0, description, seed } = options
   const hop = sampleRate / frameRate
-  const samples = Math.trunc(duration * frameRate) * hop
+  const [promptBars, bars] = [Number(time?.promptBars), Number(time?.bars)]
+  const samples = time ? time.length(bars, sampleRate) : Math.trunc(duration * frameRate) * hop
   /** @type {Take} */
   const take = {
     number: ++number,
@@ -250,8 +215,10 @@ function newTake({ prompt, sampleRate: rate, options }, { sampleRate, channels, 
     samples: Array.from({ length: channels }, () => new Float32Array(samples)),
     filled: 0,
     complete: false,
+    closed: null,
+    bars: time && { count: bars, sampleRate: rate, samples: time.length(bars, rate) },
     sampleRate,
-    seam: Math.ceil((prompt[0].length / rate) * frameRate) * hop,
+    seam: time ? time.length(promptBars, sampleRate) : Math.ceil((prompt[0].length / rate) * frameRate) * hop,
     speed: 0,
     realTime: 0,
     runs: [choice().backend === 'webgpu' ? 'WebGPU' : 'WebAssembly', variant].filter(Boolean).join(', '),
@@ -295,7 +262,11 @@ function listen() {
   $('stop').addEventListener('click', stop)
   $('alert-close').addEventListener('click', () => ($('alert').hidden = true))
   $('roll').addEventListener('click', () => (field('seed').value = String(drawSeed())))
-  for (const id of ['prompt', 'side']) $(id).addEventListener('input', draw)
+  for (const id of ['prompt', 'prompt-bars', 'side']) $(id).addEventListener('input', draw)
+  field('bpm').addEventListener('input', () => {
+    showLengths(loop)
+    draw()
+  })
   for (const button of document.querySelectorAll('[data-record]')) button.addEventListener('click', record)
   for (const button of document.querySelectorAll('[data-demo]')) button.addEventListener('click', demoLoop)
   field('file').addEventListener('change', () => {

@@ -7,6 +7,9 @@
  *     take       [========================......]      = generated, . not yet
  *     scheduled  [ piece | piece | piece ]              up to AHEAD of the position
  *     played     [=========]
+ *
+ * A take that is to be repeated goes on, at the sample after its last one, with a copy whose beginning continues its end,
+ * which the audio hardware's clock repeats.
  */
 
 const AHEAD = 1.5 // seconds: timers of a background page run once a second
@@ -21,6 +24,7 @@ const LONGEST_WAIT = 4 // seconds of audio to wait for at most, even if playing 
  * @property {boolean} complete whether it will not grow any more
  * @property {number} sampleRate
  * @property {number} speed seconds of audio generated per second; Infinity for the loop
+ * @property {Float32Array[] | null} closed what is repeated, as long as samples; null: nothing, or not yet
  *
  * @typedef {'paused' | 'playing' | 'waiting'} State waiting: for samples that are still being generated
  */
@@ -42,6 +46,9 @@ export class Player extends EventTarget {
     this.next = 0 // sample to schedule next
     /** @type {GainNode | null} */
     this.gain = null
+    this.repeats = false
+    /** @type {AudioBufferSourceNode | null} what repeats the sound, scheduled or playing */
+    this.round = null
     setInterval(() => this.fill(), 100)
   }
 
@@ -68,8 +75,8 @@ export class Player extends EventTarget {
   _sample() {
     const { context, sound, state } = this
     if (!context || !sound || state !== 'playing') return this.start
-    const since = Math.max(0, context.currentTime - this.origin) * sound.sampleRate
-    return Math.min(this.start + since, sound.filled)
+    const at = this.start + Math.max(0, context.currentTime - this.origin) * sound.sampleRate
+    return this.round ? at % sound.filled : Math.min(at, sound.filled)
   }
 
   /**
@@ -103,6 +110,13 @@ export class Player extends EventTarget {
     this._set('paused')
   }
 
+  /** Whether sounds that can be repeated are. @param {boolean} on */
+  repeat(on) {
+    this.repeats = on
+    if (!on && this.round && this.sound) this.play(this.sound, this.position)
+    else this.fill()
+  }
+
   /** How many seconds of audio are missing before playing goes on; 0: none. */
   get lacking() {
     const { sound } = this
@@ -127,6 +141,7 @@ export class Player extends EventTarget {
     const position = this._sample()
     if (position >= sound.filled) return sound.complete ? this._end() : this._wait()
     while (this.next < Math.min(sound.filled, position + AHEAD * sound.sampleRate)) this._schedule(context, sound)
+    if (this.repeats && sound.closed && !this.round && this.next === sound.filled) this._repeat(context, sound.closed)
   }
 
   /**
@@ -149,13 +164,40 @@ export class Player extends EventTarget {
    */
   _schedule(context, sound) {
     const end = Math.min(sound.filled, this.next + Math.round(PIECE * sound.sampleRate))
-    const piece = context.createBuffer(sound.samples.length, end - this.next, sound.sampleRate)
-    sound.samples.forEach((channel, c) => piece.copyToChannel(channel.slice(this.next, end), c))
-    const node = context.createBufferSource()
-    node.buffer = piece
-    node.connect(/** @type {GainNode} */ (this.gain))
-    node.start(this.origin + (this.next - this.start) / sound.sampleRate)
+    const piece = sound.samples.map((channel) => channel.slice(this.next, end))
+    this._node(context, piece, sound.sampleRate).start(this._when(sound))
     this.next = end
+  }
+
+  /**
+   * Repeat a sound after what is scheduled, its end.
+   *
+   * @param {AudioContext} context
+   * @param {Float32Array[]} closed
+   */
+  _repeat(context, closed) {
+    const sound = /** @type {Playable} */ (this.sound)
+    this.round = this._node(context, closed, sound.sampleRate)
+    this.round.loop = true
+    this.round.start(this._when(sound))
+  }
+
+  /** When the next sample is to be played, by the context's clock. @param {Playable} sound */
+  _when({ sampleRate }) {
+    return this.origin + (this.next - this.start) / sampleRate
+  }
+
+  /**
+   * @param {AudioContext} context
+   * @param {Float32Array[]} channels
+   * @param {number} sampleRate
+   */
+  _node(context, channels, sampleRate) {
+    const node = context.createBufferSource()
+    node.buffer = context.createBuffer(channels.length, channels[0].length, sampleRate)
+    channels.forEach((channel, c) => node.buffer?.copyToChannel(/** @type {any} */ (channel), c))
+    node.connect(/** @type {GainNode} */ (this.gain))
+    return node
   }
 
   /** Wait for more samples. */
@@ -173,11 +215,12 @@ export class Player extends EventTarget {
 
   /** Fade out and drop what is scheduled. */
   _silence() {
-    const { gain, context } = this
-    this.gain = null
+    const { gain, round, context } = this
+    this.gain = this.round = null
     if (!gain || !context) return
     gain.gain.cancelScheduledValues(context.currentTime)
     gain.gain.setTargetAtTime(0, context.currentTime, FADE / 3)
+    round?.stop(context.currentTime + 0.2)
     setTimeout(() => gain.disconnect(), 200)
   }
 

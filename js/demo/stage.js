@@ -1,6 +1,8 @@
 /** Plays and draws the loop or a take, and manages the list of takes. */
 
+import { resample } from '../src/audio.js'
 import { encodeWav } from '../src/wav.js'
+import { Lanes } from './lanes.js'
 import { $, calm } from './page.js'
 import { Player } from './player.js'
 import { aboutTake, clock, pace, TakeList } from './takes.js'
@@ -23,6 +25,7 @@ let loop = null
 /** @type {Record<Slot, Take | null>} */
 const slots = { A: null, B: null }
 const list = new TakeList($('list'), { play: toggle, assign, download, remove })
+const lanes = new Lanes($('lanes'), (take, part) => goTo(take, part === null ? null : part * shownSeconds()))
 
 /** @param {Playable} sound @returns {sound is Take} */
 const isTake = (sound) => 'seed' in sound
@@ -38,6 +41,7 @@ export function showLoop(sound) {
 export function addTake(take) {
   takes.push(take)
   list.add(take)
+  lanes.add(take)
   assign(take, slots.A ? 'B' : 'A')
   $('no-takes').hidden = true
   if (player.state === 'paused' || player.sound === null || !isTake(player.sound)) {
@@ -48,7 +52,7 @@ export function addTake(take) {
 
 /** A take has more samples. @param {Take} take */
 export function changed(take) {
-  if (take === shown) draw()
+  draw()
   player.fill()
   refresh()
 }
@@ -65,6 +69,7 @@ export function finish(take) {
 function show(sound) {
   shown = sound
   $('to-seam').hidden = $('download').hidden = $('seam').hidden = !isTake(sound)
+  $('repeat').hidden = !(isTake(sound) && sound.bars)
   if (isTake(sound)) showNumbers(sound)
   draw()
   refresh()
@@ -81,8 +86,12 @@ export function draw() {
     const bright = isTake(shown) ? { from: shown.seam, to: Infinity } : shown.part()
     drawWaveform(/** @type {HTMLCanvasElement} */ ($('canvas')), { samples, filled, ...bright })
     if (isTake(shown)) $('seam').style.left = `${(100 * shown.seam) / samples[0].length}%`
+    lanes.draw(isTake(shown) ? shown : null)
   })
 }
+
+/** How long the time axis is. */
+const shownSeconds = () => (shown ? shown.samples[0].length / shown.sampleRate : 0)
 
 /** @param {Take} take */
 function showNumbers(take) {
@@ -166,10 +175,20 @@ function toggle(sound) {
 
 function swap() {
   const other = shown === slots.A ? slots.B : slots.A
-  if (!other) return
-  const at = player.sound && isTake(player.sound) ? player.position : 0
-  show(other)
-  player.seek(other, at)
+  if (other) goTo(other, null)
+}
+
+/** Show a take. @param {Take} take @param {number | null} seconds where; null: where the player is in another take */
+function goTo(take, seconds) {
+  const at = seconds ?? (player.sound && isTake(player.sound) ? player.position : 0)
+  if (take !== shown) show(take)
+  seek(at)
+}
+
+function repeat() {
+  if ($('repeat').hidden) return
+  player.repeat(!player.repeats)
+  $('repeat').setAttribute('aria-pressed', String(player.repeats))
 }
 
 /** @param {Take} take @param {Slot} slot */
@@ -189,10 +208,19 @@ function seek(seconds) {
 
 /** @param {Take} take */
 function download(take) {
-  const file = encodeWav(
-    take.samples.map((channel) => channel.subarray(0, take.filled)),
-    take.sampleRate,
-  )
+  const { bars, filled, samples, sampleRate, state } = take
+  const file =
+    bars && state === 'done' // so that it is as long as the loop's own bars
+      ? encodeWav(
+          samples.map((channel) =>
+            resample(channel, sampleRate, bars.sampleRate, { length: bars.samples, exact: true }),
+          ),
+          bars.sampleRate,
+        )
+      : encodeWav(
+          samples.map((channel) => channel.subarray(0, filled)),
+          sampleRate,
+        )
   const link = document.createElement('a')
   link.href = URL.createObjectURL(new Blob([file], { type: 'audio/wav' }))
   link.download = `${take.loop.replace(/\.\w+$/, '') || 'loop'} seed ${take.seed}.wav`
@@ -205,11 +233,13 @@ function remove(take) {
   if (player.sound === take) player.pause()
   takes.splice(takes.indexOf(take), 1)
   list.remove(take)
+  lanes.remove(take)
   for (const slot of /** @type {Slot[]} */ (['A', 'B'])) if (slots[slot] === take) slots[slot] = null
   $('no-takes').hidden = takes.length > 0
   const left = takes.at(-1) ?? loop
-  if (shown === take && left) show(left)
-  else refresh()
+  if (shown === take && left) return show(left)
+  draw()
+  refresh()
 }
 
 export function listenToStage() {
@@ -220,6 +250,7 @@ export function listenToStage() {
     refresh()
   })
   $('ab').addEventListener('click', swap)
+  $('repeat').addEventListener('click', repeat)
   $('download').addEventListener('click', () => shown && isTake(shown) && download(shown))
   player.addEventListener('state', refresh)
   listenToWave()
@@ -227,6 +258,7 @@ export function listenToStage() {
     if (event.ctrlKey || event.metaKey || event.altKey) return
     const typing = /** @type {HTMLElement} */ (event.target).matches('input, select, textarea')
     if (event.key.toLowerCase() === 'x' && !typing) swap()
+    if (event.key.toLowerCase() === 'l' && !typing) repeat()
     if (event.key !== ' ' || event.target !== document.body || !shown) return
     event.preventDefault()
     toggle(shown)

@@ -8,11 +8,17 @@
  * @property {string} text
  * @property {string} loop name of the loop that it continues
  * @property {number} seam the first generated sample
+ * @property {Bars | null} bars null: its length is in seconds
  * @property {string} runs backend and variant
  * @property {number} ms time of a step
  * @property {number} realTime seconds of new audio per second, including the time to read the loop
  * @property {Int32Array[] | null} codes one array a codebook; null until it is complete
  * @property {string} state "generating", "done" or "stopped"
+ *
+ * @typedef {object} Bars
+ * @property {number} count
+ * @property {number} sampleRate of the loop
+ * @property {number} samples of so many bars at that rate
  *
  * @typedef {'A' | 'B'} Slot
  * @typedef {object} Actions
@@ -29,8 +35,9 @@ export const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.flo
 export const pace = (factor) => `${factor.toFixed(factor < 1 ? 2 : 1)}×`
 
 /** @param {Take} take */
-export function aboutTake({ filled, sampleRate, realTime, runs, state, text }) {
-  const length = `${(filled / sampleRate).toFixed(1)} s`
+export function aboutTake({ filled, sampleRate, bars, realTime, runs, state, text }) {
+  const seconds = `${(filled / sampleRate).toFixed(1)} s`
+  const length = bars && state === 'done' ? `${bars.count} bars, ${seconds}` : seconds
   return [
     text ? `“${text}”` : '',
     state === 'done' ? length : `${state}, ${length}`,

@@ -36,7 +36,7 @@
 const OPTIONS = [
   ...['description', 'negativeDescription', 'duration', 'maxDuration', 'extendStride', 'chunkSeconds', 'seed', 'takes'],
   ...['temperature', 'topK', 'topP', 'cfgCoef', 'cfgCoefBeta', 'twoStepCfg', 'promptCodes'],
-  ...['melody', 'melodySampleRate', 'styleFeatures', 'evalQ', 'excerptLength', 'excerptStart'],
+  ...['melody', 'melodySampleRate', 'styleFeatures', 'evalQ', 'excerptLength', 'excerptStart', 'musicalTime'],
 ]
 const MOST_SAMPLES = 2 ** 28 // of a message, all channels: 1 GB, which is copied into the other process
 const UNSAFE = /[\\/:*?"<>|\p{Cc}\p{Cf}]/gu // in names of files, on one system or another

@@ -10,6 +10,7 @@
  * @typedef {import('./musicgen.js').GenerateOptions} GenerateOptions
  * @typedef {import('./musicgen.js').Generated} Generated
  * @typedef {import('./musicgen.js').Take} Take
+ * @typedef {import('./musical_time.js').Grid} Grid
  * @typedef {import('./manifest.js').LoadOptions} LoadOptions
  * @typedef {import('./files.js').Source} Source
  * @typedef {import('./device.js').Device} Device
@@ -26,9 +27,21 @@ export { BundleError } from './files.js'
 export { Decoder, Generation } from './generation.js'
 export { LanguageModel } from './language_model.js'
 export { Manifest } from './manifest.js'
+export { MusicalTime } from './musical_time.js'
 export { MusicGen } from './musicgen.js'
 export { uniforms } from './philox.js'
-export { amplify, fadeOut, matchLevel, mixLoss, pickChannel, splice, toSource, wholeFrames } from './splice.js'
+export {
+  amplify,
+  closeLoop,
+  fadeIn,
+  fadeOut,
+  matchLevel,
+  mixLoss,
+  pickChannel,
+  splice,
+  toSource,
+  wholeFrames,
+} from './splice.js'
 export { TextConditioner } from './text_encoder.js'
 export { decodeWav, encodeWav } from './wav.js'
 export { windows } from './windows.js'

@@ -9,6 +9,7 @@ import { HubFiles } from './hub.js'
 import { COLUMNS, LanguageModel, randomSeed, seedsOf } from './language_model.js'
 import { Manifest } from './manifest.js'
 import { requireAudio } from './memory.js'
+import { framesOf, MusicalTime, secondsOf } from './musical_time.js'
 import { CONTINUE, GENERATE, STREAM, STREAM_CONTINUATION, validateCodes, validateOptions } from './options.js'
 import { prefetch } from './prefetch.js'
 import { TextConditioner } from './text_encoder.js'
@@ -20,6 +21,9 @@ import { TextConditioner } from './text_encoder.js'
  * @typedef {{ generation: Generation, seed: Seed, takes: number }} Started
  * @typedef {{ prompts: number | null, frames: number, codes: () => Promise<Int32Array[][] | null> }} Prompt what is
  *   continued, not yet encoded: how many prompts of how many frames, and what gives their codes
+ * @typedef {{ first: number, length: number }} Part samples of the result that are returned
+ * @typedef {{ prompt: Prompt, options: GenerateOptions, part: Part | null }} Request what a call generates; part: null for
+ *   all of it
  * @typedef {Float32Array | AudioChannels} Audio mono, or one array a channel
  * @typedef {Int32Array[] | number[][]} Codes one array a codebook
  * @typedef {string | null} Text null or "": none
@@ -49,6 +53,9 @@ import { TextConditioner } from './text_encoder.js'
  * @property {number} [excerptLength] style models: seconds of the melody that are used; default 3
  * @property {number} [excerptStart] style models: where they begin; default: chosen by the seed
  * @property {Codes | Codes[] | null} [promptCodes] continuations: codes of earlier ones, in place of audio
+ * @property {import('./musical_time.js').Grid} [musicalTime] in place of a duration: the audio is this many whole bars, to
+ *   the sample, and begins on a bar line. Continuations: the prompt is cut to whole bars, up to the last bar line of the
+ *   audio. The codes are those of whole frames, and may begin before the audio and end after it
  * @property {AbortSignal} [signal] cancels: the promise is rejected with the signal's reason
  * @property {import('./files.js').OnProgress} [onProgress] called with the columns sampled so far and their total
  * @property {(codes: Int32Array[], rows: Int32Array[][]) => void} [onCodes] streams: called with the codes of the next
@@ -150,7 +157,7 @@ export class MusicGen {
    */
   async generateContinuation(audio, sampleRate, options = {}) {
     this._validate('generateContinuation', options, CONTINUE)
-    return this._complete(await this._begin(options, this._prompt(audio, sampleRate, options)), options)
+    return this._complete(this._continuation(audio, sampleRate, options))
   }
 
   /**
@@ -161,7 +168,7 @@ export class MusicGen {
    */
   async generate(options = {}) {
     this._validate('generate', options, GENERATE)
-    return this._complete(await this._begin(options, NOTHING), options)
+    return this._complete(this._generation(options))
   }
 
   /**
@@ -176,9 +183,9 @@ export class MusicGen {
    */
   async *streamContinuation(audio, sampleRate, options = {}) {
     this._validate('streamContinuation', options, STREAM_CONTINUATION)
-    const prompt = this._prompt(audio, sampleRate, options)
-    this._requireOneTake(prompt, options)
-    yield* firstOf(this._stream(prompt, options))
+    const request = this._continuation(audio, sampleRate, options)
+    this._requireOneTake(request)
+    yield* firstOf(this._stream(request))
   }
 
   /**
@@ -189,8 +196,9 @@ export class MusicGen {
    */
   async *stream(options = {}) {
     this._validate('stream', options, STREAM)
-    this._requireOneTake(NOTHING, options)
-    yield* firstOf(this._stream(NOTHING, options))
+    const request = this._generation(options)
+    this._requireOneTake(request)
+    yield* firstOf(this._stream(request))
   }
 
   /**
@@ -203,7 +211,7 @@ export class MusicGen {
    */
   async *streamContinuationTakes(audio, sampleRate, options = {}) {
     this._validate('streamContinuationTakes', options, STREAM_CONTINUATION)
-    yield* this._stream(this._prompt(audio, sampleRate, options), options)
+    yield* this._stream(this._continuation(audio, sampleRate, options))
   }
 
   /**
@@ -214,7 +222,7 @@ export class MusicGen {
    */
   async *streamTakes(options = {}) {
     this._validate('streamTakes', options, STREAM)
-    yield* this._stream(NOTHING, options)
+    yield* this._stream(this._generation(options))
   }
 
   /**
@@ -229,25 +237,24 @@ export class MusicGen {
   }
 
   /**
-   * @param {Prompt} prompt
-   * @param {GenerateOptions & { chunkSeconds?: number }} options
+   * @param {Request & { options: { chunkSeconds?: number } }} request
    * @returns {AsyncGenerator<AudioChannels[], void, void>}
    */
-  async *_stream(prompt, options) {
+  async *_stream({ prompt, options, part }) {
     const { chunkSeconds = 1, onProgress, onCodes, signal } = options
     const size = Math.round(chunkSeconds * this.frameRate)
     const { generation } = await this._begin(options, prompt, true)
     const codes = streamCodes(generation, size, onProgress, onCodes)
-    yield* prefetch(this.codec.decodeStream(codes, size, signal))
+    const chunks = prefetch(this.codec.decodeStream(codes, size, signal))
+    yield* part ? partOf(chunks, part) : chunks
   }
 
   /**
    * Throw unless a stream has one take.
    *
-   * @param {Prompt} prompt
-   * @param {GenerateOptions} options
+   * @param {Request} request
    */
-  _requireOneTake(prompt, options) {
+  _requireOneTake({ prompt, options }) {
     const rows = promptsOf(options, prompt) * (options.takes ?? 1)
     if (rows === 1) return
     throw new RangeError(
@@ -256,37 +263,120 @@ export class MusicGen {
   }
 
   /**
-   * What is continued, checked and not yet encoded.
+   * What a call without a prompt generates.
+   *
+   * @param {GenerateOptions} options
+   * @returns {Request}
+   */
+  _generation(options) {
+    if (!options.musicalTime) return { prompt: NOTHING, options, part: null }
+    const time = wholeBars(options)
+    if (time.promptBars !== null) {
+      throw new RangeError(`promptBars: got ${time.promptBars}, expected null: there is no prompt; give bars alone`)
+    }
+    const bars = time.bars ?? Math.max(1, Math.trunc(this.duration / time.bar + 1e-9))
+    return this._inBars(NOTHING, options, framesOf(time, 0, bars, this.codec))
+  }
+
+  /**
+   * What a call with a prompt generates, its prompt checked and not yet encoded.
    *
    * @param {Audio | Audio[] | null} audio
    * @param {number | null} sampleRate
    * @param {GenerateOptions} options
-   * @returns {Prompt}
+   * @returns {Request}
    */
-  _prompt(audio, sampleRate, options) {
-    const { promptCodes, signal } = options
-    if (promptCodes) {
-      if (audio) throw new TypeError('promptCodes: got audio too, expected one of them; pass null for audio')
-      const codes = /** @type {Int32Array[][]} */ (isListOfCodes(promptCodes) ? promptCodes : [promptCodes])
-      for (const row of codes) validateCodes('promptCodes', row, this.lm.codebooks, this.lm.card)
-      const lengths = new Set(codes.map((row) => row[0].length))
-      if (lengths.size > 1) throw unequal('promptCodes', [...lengths], 'frames')
-      const frames = codes[0][0].length
-      this._validateLength('promptCodes', frames, frames / this.frameRate, options)
-      return { prompts: codes.length, frames, codes: async () => codes }
-    }
+  _continuation(audio, sampleRate, options) {
+    const { musicalTime, promptCodes, signal } = options
+    if (promptCodes) return { prompt: this._promptOfCodes(promptCodes, audio, options), options, part: null }
     const rate = /** @type {number} */ (sampleRate)
     const prompts = (isListOfAudio(audio) ? audio : [audio]).map((one) =>
       validateAudio('audio', one, 'sampleRate', rate),
     )
     const lengths = new Set(prompts.map((channels) => channels[0].length))
     if (lengths.size > 1) throw unequal('audio', [...lengths], 'samples')
+    if (musicalTime) return this._continuedBars(prompts, rate, options)
     const seconds = prompts[0][0].length / rate
     const frames = Math.ceil(seconds * this.frameRate)
     this._validateLength('audio', frames, seconds, options)
+    const convert = (/** @type {AudioChannels} */ one) => this._convert('audio', one, rate, signal)
+    return { prompt: this._promptOf(prompts, frames, convert), options, part: null }
+  }
+
+  /**
+   * A continuation in whole bars. The prompt ends on a bar line and is whole frames, as the codec fills a part of one up
+   * with silence: the first frame has what comes before the bars, or silence at the beginning of the track.
+   *
+   * @param {AudioChannels[]} prompts
+   * @param {number} rate
+   * @param {GenerateOptions} options
+   * @returns {Request}
+   */
+  _continuedBars(prompts, rate, options) {
+    const given = wholeBars(options)
+    const samples = prompts[0][0].length
+    const time = given.resolved(given.wholeBars(samples, rate) * given.bar, this.duration)
+    const { end } = time.prompt(samples, rate)
+    const [promptBars, bars] = /** @type {number[]} */ ([time.promptBars, time.bars])
+    const frames = framesOf(time, promptBars, bars, this.codec)
+    const wanted = frames.prompt * this.codec.hop
+    const needed = Math.ceil((wanted * rate) / this.sampleRate) // of the audio: the same time, or a sample more
+    const convert = async (/** @type {AudioChannels} */ one) => {
+      const last = one.map((channel) => upTo(channel, end, needed))
+      const converted = await this._convert('audio', last, rate, options.signal)
+      return converted.map((channel) => channel.slice(-wanted))
+    }
+    const request = this._inBars(this._promptOf(prompts, frames.prompt, convert), options, frames)
+    this._validateLength('promptBars', frames.prompt, frames.prompt / this.frameRate, request.options)
+    return request
+  }
+
+  /**
+   * @param {Prompt} prompt
+   * @param {GenerateOptions} options
+   * @param {import('./musical_time.js').Frames} frames
+   * @returns {Request}
+   */
+  _inBars(prompt, options, { all, first, length }) {
+    const { maxDuration = this.maxDuration } = options
+    const seconds = secondsOf(all, this.frameRate)
+    // windows round once more: half a frame keeps them from losing one
+    const duration = seconds > maxDuration ? (all + 0.5) / this.frameRate : seconds
+    CONTINUE.duration('musicalTime', duration, 1 / this.frameRate)
+    // options may be inherited
+    return { prompt, options: Object.assign(Object.create(options), { duration }), part: { first, length } }
+  }
+
+  /**
+   * @param {Codes | Codes[]} promptCodes
+   * @param {Audio | Audio[] | null} audio
+   * @param {GenerateOptions} options
+   * @returns {Prompt}
+   */
+  _promptOfCodes(promptCodes, audio, options) {
+    if (audio) throw new TypeError('promptCodes: got audio too, expected one of them; pass null for audio')
+    if (options.musicalTime) {
+      throw new TypeError('promptCodes: got musicalTime too, but codes have no bar lines; expected one of them')
+    }
+    const codes = /** @type {Int32Array[][]} */ (isListOfCodes(promptCodes) ? promptCodes : [promptCodes])
+    for (const row of codes) validateCodes('promptCodes', row, this.lm.codebooks, this.lm.card)
+    const lengths = new Set(codes.map((row) => row[0].length))
+    if (lengths.size > 1) throw unequal('promptCodes', [...lengths], 'frames')
+    const frames = codes[0][0].length
+    this._validateLength('promptCodes', frames, frames / this.frameRate, options)
+    return { prompts: codes.length, frames, codes: async () => codes }
+  }
+
+  /**
+   * @param {AudioChannels[]} prompts
+   * @param {number} frames
+   * @param {(prompt: AudioChannels) => Promise<AudioChannels>} convert to what the codec encodes
+   * @returns {Prompt}
+   */
+  _promptOf(prompts, frames, convert) {
     const codes = async () => {
       const encoded = []
-      for (const one of prompts) encoded.push(await this.codec.encode(await this._convert('audio', one, rate, signal)))
+      for (const one of prompts) encoded.push(await this.codec.encode(await convert(one)))
       return encoded
     }
     return { prompts: prompts.length, frames, codes }
@@ -315,7 +405,7 @@ export class MusicGen {
   /**
    * Throw where a prompt leaves nothing to generate.
    *
-   * @param {'audio' | 'promptCodes'} name
+   * @param {'audio' | 'promptBars' | 'promptCodes'} name
    * @param {number} frames
    * @param {number} seconds
    * @param {GenerateOptions} options
@@ -485,17 +575,19 @@ export class MusicGen {
   /**
    * Run a generation to its end and decode all takes.
    *
-   * @param {Started} started
-   * @param {GenerateOptions} options
+   * @param {Request} request
    * @returns {Promise<Generated>}
    */
-  async _complete({ generation, seed, takes: each }, { onProgress, signal }) {
+  async _complete({ prompt, options, part }) {
+    const { onProgress, signal } = options
+    const { generation, seed, takes: each } = await this._begin(options, prompt)
     for await (const done of generation) onProgress?.(done, generation.total, COLUMNS)
     /** @type {Take[]} */
     const takes = []
     for (const codes of generation.codes()) {
       const row = takes.length
-      const audio = await this.codec.decode(codes, signal)
+      const whole = await this.codec.decode(codes, signal)
+      const audio = part ? whole.map((channel) => channel.slice(part.first, part.first + part.length)) : whole
       takes.push({ audio, codes, seed: seedOf(seed, row), prompt: Math.floor(row / each) })
     }
     return { ...takes[0], sampleRate: this.sampleRate, takes }
@@ -505,6 +597,43 @@ export class MusicGen {
 /** The first take's chunks. @param {AsyncIterable<AudioChannels[]>} chunks @returns {AsyncGenerator<AudioChannels, void, void>} */
 async function* firstOf(chunks) {
   for await (const [first] of chunks) yield first
+}
+
+/**
+ * A part of audio that comes in chunks.
+ *
+ * @param {AsyncIterable<AudioChannels[]>} chunks of all takes
+ * @param {Part} part
+ * @returns {AsyncGenerator<AudioChannels[], void, void>}
+ */
+async function* partOf(chunks, { first, length }) {
+  let at = -first // where the chunk begins in the part
+  for await (const takes of chunks) {
+    const [start, end] = [Math.max(0, -at), Math.max(0, length - at)]
+    at += takes[0][0].length
+    if (start < Math.min(end, takes[0][0].length)) {
+      yield takes.map((channels) => channels.map((channel) => channel.slice(start, end)))
+    }
+  }
+}
+
+/** The grid of options with whole bars; throws where another length is given, too. @param {GenerateOptions} options */
+function wholeBars({ musicalTime, duration }) {
+  if (duration === undefined) return new MusicalTime(/** @type {import('./musical_time.js').Grid} */ (musicalTime))
+  throw new TypeError(`duration: got ${duration} s and musicalTime, whose bars are the length; expected one of them`)
+}
+
+/**
+ * The last samples before `end`, silence before the channel begins.
+ *
+ * @param {Float32Array} channel
+ * @param {number} end
+ * @param {number} samples
+ */
+function upTo(channel, end, samples) {
+  const last = new Float32Array(samples)
+  last.set(channel.subarray(Math.max(0, end - samples), end), Math.max(0, samples - end))
+  return last
 }
 
 /**

@@ -22,6 +22,9 @@ const [MOST_CHARACTERS, MOST_TOKENS] = [10_000, 2_048]
 const MOST_GUIDANCE = 1e6 // logits are multiplied by it in float32
 const [COLDEST, HOTTEST] = [1e-6, 1e6] // logits divided by them stay in float32's range
 const HIGHEST_RATE = 1_000_000 // samples per second
+const [SLOWEST, FASTEST] = [20, 500] // beats a minute
+const MOST_BEATS = 32 // of a bar
+const MOST_BARS = 10_000
 
 /** A text of a message, in one line; long ones are cut. @param {string} text */
 const line = (text) => printable(text.length > 60 ? `${text.slice(0, 57)}...` : text)
@@ -186,6 +189,22 @@ const LENGTH = {
   onProgress: callback,
 }
 
+const tempo = between(SLOWEST, FASTEST, `beats a minute, ${SLOWEST} to ${FASTEST}`)
+const bars = orNull(whole(1, MOST_BARS, `a whole number from 1 to ${MOST_BARS}`))
+/** MusicalTime. @type {Table} */
+export const MUSICAL_TIME = {
+  bpm: (name, value, frame) => {
+    if (value !== 'auto') return tempo(name, value, frame)
+    throw new TypeError(
+      `${name}: got "auto", expected beats a minute: JavaScript has no estimate of the tempo, the command line has one`,
+    )
+  },
+  promptBars: bars,
+  bars,
+  beatsPerBar: whole(1, MOST_BEATS, `a whole number from 1 to ${MOST_BEATS}`),
+  offset: between(0, LONGEST, `seconds to the first bar line, 0 to ${LONGEST}`),
+}
+
 /** MusicGen.generate. @type {Table} */
 export const GENERATE = {
   ...SAMPLING,
@@ -199,6 +218,7 @@ export const GENERATE = {
   evalQ: whole(1, 64, 'a whole number of levels, 1 or more'),
   excerptLength: seconds(LONGEST, 0.01),
   excerptStart: seconds(LONGEST, 0),
+  musicalTime: object,
 }
 
 const CONTINUED = { promptCodes: arrays }

@@ -176,6 +176,48 @@ export function fadeOut(audio, samples) {
 }
 
 /**
+ * The audio, its first samples brought up from silence: fadeOut the other way round.
+ *
+ * @param {Float32Array | AudioChannels} audio
+ * @param {number} samples
+ * @returns {AudioChannels}
+ */
+export function fadeIn(audio, samples) {
+  const reversed = (/** @type {AudioChannels} */ wav) => wav.map((channel) => channel.slice().reverse())
+  return reversed(fadeOut(reversed(validateSamples('audio', audio)), samples))
+}
+
+/**
+ * The first `samples` of audio, so that they can be repeated without a click.
+ *
+ * What comes after them is faded out over their beginning, which is faded in: the last sample goes on as it did. The
+ * crossfade has equal power, as the two sides are different music.
+ *
+ *     audio  |===================|---\     crossfadeSamples of what comes after the loop
+ *     loop   |---\===============|         begin it
+ *             /---
+ *
+ * @param {Float32Array | AudioChannels} audio the loop, and crossfadeSamples or more after it
+ * @param {number} samples of the loop
+ * @param {number} crossfadeSamples half of the loop at most
+ * @returns {AudioChannels}
+ */
+export function closeLoop(audio, samples, crossfadeSamples) {
+  const wav = validateSamples('audio', audio)
+  samplesUpTo('samples', samples, wav[0].length, 'the length of the audio')
+  const most = Math.min(Math.floor(samples / 2), wav[0].length - samples)
+  samplesUpTo('crossfadeSamples', crossfadeSamples, most, 'half of the loop, and the audio after it')
+  return wav.map((channel) => {
+    const loop = channel.slice(0, samples)
+    for (let i = 0; i < crossfadeSamples; i++) {
+      const angle = ((i + 0.5) / crossfadeSamples) * (Math.PI / 2)
+      loop[i] = channel[i] * Math.sin(angle) + channel[samples + i] * Math.cos(angle)
+    }
+    return loop
+  })
+}
+
+/**
  * The prompt cut to whole frames of the codec, which fills a part of a frame up with silence: that would be heard at the
  * seam.
  *

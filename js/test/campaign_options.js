@@ -25,7 +25,7 @@ const CALLS = ['generate', 'generateContinuation', 'stream', 'streamContinuation
 const NAMES = [
   ...['description', 'duration', 'topK', 'topP', 'temperature', 'cfgCoef', 'cfgCoefBeta', 'extendStride'],
   ...['maxDuration', 'seed', 'takes', 'melody', 'melodySampleRate', 'evalQ', 'excerptLength', 'excerptStart'],
-  ...['negativeDescription', 'twoStepCfg', 'styleFeatures'],
+  ...['negativeDescription', 'twoStepCfg', 'styleFeatures', 'musicalTime'],
   ...['promptCodes', 'chunkSeconds', 'signal', 'onProgress', 'onCodes', '__proto__', 'constructor', 'a\nb\x1b[2J'],
 ]
 /** What may be accepted, so that other options are tried further on. @type {Record<string, any[]>} */
@@ -45,6 +45,11 @@ const FITTING = {
   takes: [1, 2, 250],
   promptCodes: [Array(4).fill([1, 2, 3]), Array(4).fill(new Uint8Array(9)), Array(2).fill(Array(4).fill([1, 2]))],
   chunkSeconds: [0.02, 0.1, 86_400],
+  musicalTime: [
+    { bpm: 500, beatsPerBar: 1, bars: 2 },
+    { bpm: 20, bars: 10_000 },
+    { bpm: 120, offset: 86_400 },
+  ],
 }
 const STREAMED = ['chunkSeconds', 'onCodes']
 const NUMBERS = [
@@ -97,10 +102,12 @@ export function makeCall(random) {
  */
 function makeOptions(random, name) {
   const foreign = name.startsWith('stream') ? ['takes'] : STREAMED
+  /** @type {Record<string, any>} */
   const options = { duration: 0.3 }
   for (let left = 1 + random.below(3); left > 0; left--) {
     const key = random.pick(random.once(2) ? NAMES : Object.keys(FITTING))
     if (foreign.includes(key) && random.below(8)) continue
+    if (key === 'musicalTime' && random.below(8)) delete options.duration // which it takes the place of
     Object.defineProperty(options, key, { value: anything(random, key), enumerable: true, configurable: true })
   }
   return options

@@ -1,4 +1,4 @@
-/** The examples run as they stand: node.mjs in Node, page.html in headless Chromium. */
+/** The examples run as they stand: node.mjs in Node, page.html in headless Chromium, the README's lines on bars. */
 
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
@@ -14,10 +14,11 @@ import { promisify } from 'node:util'
 import * as node from 'onnxruntime-node'
 import { chromium } from 'playwright-core'
 
-import { decodeWav, MusicGen } from '../src/index.js'
+import * as library from '../src/index.js'
 import { executablePath, FLAGS, skip } from './chromium.js'
-import { BUNDLE } from './kit.js'
+import { BUNDLE, clip } from './kit.js'
 
+const { decodeWav, MusicalTime, MusicGen } = library
 const ort = /** @type {any} */ (node)
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 const LOOP = join(ROOT, 'demo/loop.wav')
@@ -109,4 +110,28 @@ test('page.html plays the continued loop', { skip, timeout: 120_000 }, async () 
     server.close()
     server.closeAllConnections()
   }
+})
+
+test('the README’s lines on whole bars', async () => {
+  const text = await readFile(join(ROOT, 'js/README.md'), 'utf8')
+  const [section] = /^### Whole bars\n[^]*?^### /m.exec(text) ?? []
+  const [call, app] = [...String(section).matchAll(/^```js\n([^]*?)^```/gm)].map(([, code]) => code)
+  const rate = 44100
+  const given = { ...library, model: await MusicGen.load(BUNDLE, { ort }), track: clip(5, rate), rate }
+  const AsyncFunction = /** @type {any} */ (async () => {}).constructor
+  const run = (/** @type {string} */ code, /** @type {string} */ names) =>
+    new AsyncFunction(...Object.keys(given), `${code}\nreturn { ${names} }`)(...Object.values(given))
+  const time = new MusicalTime({ bpm: 174 })
+
+  const whole = await run(call, 'audio, loop')
+  assert.equal(decodeWav(whole.loop).audio[0].length, 176_552)
+  assert.equal(whole.audio[0].length, time.length(4, 32_000))
+
+  const { joined, loop, longer, fade, start, end } = await run(app, 'joined, loop, longer, fade, start, end')
+  assert.deepEqual([start, end], [time.line(1, rate), time.line(3, rate)])
+  assert.equal(longer[1].length, end + time.length(2, rate))
+  assert.deepEqual(longer[1].slice(0, end - fade), given.track[1].slice(0, end - fade))
+  assert.equal(loop[1].length, time.length(4, rate))
+  assert.deepEqual(loop[1].slice(fade), joined[1].slice(start + fade, start + loop[1].length))
+  assert.ok(Math.abs(loop[1][0] - joined[1][start + loop[1].length]) < 2e-3, 'it goes on as it ended')
 })
