@@ -10,6 +10,7 @@ random. Writes results.json, results.md and results.png. Ctrl-C ends it and writ
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -163,6 +164,8 @@ class Bench:
             self.say(f"opening {entry.name}")
             opened[entry.name] = entry.open()
             self.coders[entry.name] = opened[entry.name].coder.name
+        gc.collect()
+        gc.freeze()  # what is open: a collection before every sample would look through all of it
         coders = {contender.coder.name: contender.coder for contender in opened.values()}
         ours_alone = [name for name in opened if name.startswith(OURS)]
         for turn in range(self.args.rounds):

@@ -1,6 +1,7 @@
 """Upstream's arrays, graphs that are traced once for the whole run, and bundles."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -26,17 +27,31 @@ def hash_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traces(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every export reads the graphs that an export before it has traced, in whichever worker of the run."""
-    if "export.onnx_graph" not in sys.modules:
-        return  # no test that was collected exports
-    from export import onnx_graph
-    from tests.traces import Traces
+def collections() -> Iterator[None]:
+    """Python looks for garbage less often, and not in what is imported: a tenth of an export's time otherwise."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
 
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Every export reads the graphs that an export before it has traced, in whichever worker of the run. Returns the
+    environment in which a program's exports do so too."""
     folder = tmp_path_factory.getbasetemp()  # a worker's own, in the run's
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "traces"
     folder.mkdir(exist_ok=True)
-    onnx_graph.trace = Traces(folder)
+    if "export.onnx_graph" in sys.modules:  # else no test that was collected exports
+        from export import onnx_graph
+        from tests.traces import Traces
+
+        onnx_graph.trace = Traces(folder)
+    paths = [ROOT / "tests" / "shared_traces", ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"TRACES": str(folder), "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
 @pytest.fixture(scope="session")

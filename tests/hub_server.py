@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -171,6 +172,7 @@ def served(handler: type[Handler], hub: Hub, host: str) -> Iterator[str]:
 def running(monkeypatch: pytest.MonkeyPatch, cache: Any) -> Iterator[Hub]:
     """A hub that huggingface_hub talks to in this process, with an empty cache of its own."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import _http
 
     hub = Hub()
     with served(Handler, hub, "localhost") as hub.endpoint, served(Storage, hub, "127.0.0.1") as hub.storage:
@@ -183,4 +185,6 @@ def running(monkeypatch: pytest.MonkeyPatch, cache: Any) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setenv("NO_PROXY", "*")
+        # It tries five times where nothing answers, and waits for half a minute between them.
+        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda _: None))
         yield hub

@@ -32,7 +32,7 @@ RELEASED = Model(24, 16, 64, 4, 2048, (0, 1, 2, 3), 768, 32_000, 50.0)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, traces):
     """One run of everything, from the demo's checkpoint: the folder it wrote to, and its files.
 
     PyTorch on one thread: where other programs run, several wait for each other in every one of its small operations.
@@ -42,7 +42,8 @@ def run(tmp_path_factory):
     arguments = ["--size", "tiny", "--work", work, "--ckpt", ROOT / "demo", "--rounds", 2, "--steps", 2, "--takes", 2]
     arguments += ["--variants", "fp32", "int8", "--contenders", *NAMES, "--openvino", *WEIGHTS]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
+        for name, value in {**traces, "OMP_NUM_THREADS": "1"}.items():
+            patch.setenv(name, value)
         command.main([str(argument) for argument in arguments])
     yield SimpleNamespace(
         work=work,

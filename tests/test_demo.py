@@ -157,7 +157,7 @@ def test_the_command(tmp_path):
 
 def train(folder: Path, out: str) -> str:
     parts = ("codec", "decoder", "lm", "further")
-    steps = ["--loops", "3", *(word for part in parts for word in (f"--{part}-steps", "2"))]
+    steps = ["--loops", "3", "--batch", "1", *(word for part in parts for word in (f"--{part}-steps", "2"))]
     arguments = [sys.executable, "-m", "demo.train", "--out", folder / out, "--work", folder / "work", *steps]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -38,7 +38,7 @@ CODEC: dict[str, Any] = {
     "num_filters": 4,
     "hidden_size": 8,
     "codebook_dim": 8,
-    "upsampling_ratios": [8, 5, 4, 4],
+    "upsampling_ratios": [32, 20],
     "target_bandwidths": [1.0],
     "codebook_size": 32,
     "norm_type": "weight_norm",

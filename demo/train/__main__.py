@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--decoder-steps", type=int, default=DECODER.steps)
     parser.add_argument("--lm-steps", type=int, default=LM.steps)
     parser.add_argument("--further-steps", type=int, default=FURTHER.steps)
+    parser.add_argument("--batch", type=int, default=LM.batch, help=f"sequences of a step (default: {LM.batch})")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -51,8 +52,8 @@ def make(args: argparse.Namespace) -> None:
     """Make all parts in turn, each from the files of those before it."""
     loops, kinds = synth.render(args.work, args.loops, SECONDS)
 
-    trained = codec.fit(loops, args.work, replace(CODEC, steps=args.codec_steps))
-    trained = codec.finish(trained, loops, args.work, replace(DECODER, steps=args.decoder_steps))
+    trained = codec.fit(loops, args.work, replace(CODEC, steps=args.codec_steps, batch=args.batch))
+    trained = codec.finish(trained, loops, args.work, replace(DECODER, steps=args.decoder_steps, batch=args.batch))
     path = args.out / "compression_state_dict.bin"
     write_codec(path, codec.CONFIG, trained.state_dict())
 
@@ -62,8 +63,9 @@ def make(args: argparse.Namespace) -> None:
     stored = weights.codec.load(path)  # the codes are those of the file, whose weights are rounded
     encoder = fill(Encoder(stored.config, StandardRecurrence()), stored.weights("encoder"))
     codes = lm.encode(encoder, loops, SEED, args.work / "codes.npy")
-    model = lm.fit(codes, kinds, texts, args.work, replace(LM, steps=args.lm_steps))
-    model = lm.fit(codes, kinds, texts, args.work, replace(FURTHER, steps=args.further_steps), before=model)
+    model = lm.fit(codes, kinds, texts, args.work, replace(LM, steps=args.lm_steps, batch=args.batch))
+    further = replace(FURTHER, steps=args.further_steps, batch=args.batch)
+    model = lm.fit(codes, kinds, texts, args.work, further, before=model)
     write_lm(args.out / "state_dict.bin", lm.CONFIG, model.state_dict())
 
     audio_files.write(args.out / "loop.wav", prompt().wave[None], synth.RATE)
