@@ -294,6 +294,40 @@ describe('the page of the service', { skip, timeout: 300_000 }, () => {
     await fill(page, { temperature: 1 })
   })
 
+  test('with a tempo a take is whole bars, which go round', async () => {
+    await page.locator('#file').setInputFiles(LOOP)
+    await page.locator('#bars-more summary').click()
+    await page.getByLabel('The end meets the beginning').check()
+    const { job, row } = await start(page, { ...SHORT, takes: 1, bpm: 500, prompt_bars: 2, bars: 6 })
+    assert.deepEqual([job.request.bars, job.request.loop, job.request.prompt_bars], [6, true, 2])
+    await row.getByText(/^Take 1, seed/).waitFor(SLOW)
+    const { result } = await (await fetch(`${service.url}v1/jobs/${job.id}`)).json()
+    assert.equal(result.duration, 3.84 + 4 * 0.48) // 8 bars of 0.48 s of the loop, then 4 new ones
+    assert.equal(await row.locator('.takes audio').evaluate((audio) => Reflect.get(audio, 'loop')), true)
+    await shot(page, 'bars')
+    await page.reload()
+    assert.equal(await page.locator('#bpm').inputValue(), '500')
+    assert.equal(await page.locator('#bpm').isVisible(), true)
+    await page.getByLabel('The end meets the beginning').uncheck()
+    for (const name of ['bpm', 'prompt_bars', 'bars']) await page.locator(`#settings [name=${name}]`).fill('')
+  })
+
+  test('a melody model is given a melody', async () => {
+    await page.locator('#model').selectOption('melody')
+    await page.locator('#file').setInputFiles(LOOP)
+    await page.getByLabel('Melody').setInputFiles(LOOP)
+    const { text: _, ...values } = SHORT
+    const { row } = await start(page, { ...values, model: 'melody', takes: 1 })
+    const form = page.locator('#settings')
+    assert.equal(
+      await form.evaluate((form) => Reflect.get(new FormData(/** @type {any} */ (form)).get('melody') ?? {}, 'name')),
+      'loop.wav',
+    )
+    await row.getByText(/^Take 1, seed/).waitFor(SLOW)
+    await page.locator('#model').selectOption('text')
+    assert.equal(await page.locator('#reference').isVisible(), false)
+  })
+
   test('every control has a name, is reached by the keyboard, and shows the focus', async () => {
     const unnamed = await page.evaluate(() => {
       const named = (/** @type {Element} */ element) =>
@@ -335,11 +369,11 @@ describe('the page of the service', { skip, timeout: 300_000 }, () => {
     const phone = await context.newPage()
     await phone.addInitScript((jobs) => localStorage.setItem('clean-lm-jobs', jobs), jobs)
     await phone.goto(service.url)
-    await takesOf(phone.locator('.job').first(), 2)
+    await takesOf(phone.locator('.job').first(), 1)
     await phone.locator('#file').setInputFiles(LOOP)
-    await phone.locator('summary').tap()
+    for (const part of ['#more', '#bars-more']) await phone.locator(`${part} summary`).tap()
     const { wide, small } = await phone.evaluate(() => {
-      const controls = [...document.querySelectorAll('button, a, select, input:not(.sr), .button, summary')]
+      const controls = [...document.querySelectorAll('button, a, select, input:not(.sr, [type=checkbox]), .check, .button, summary')]
       const small = controls.filter((element) => {
         const { width, height } = element.getBoundingClientRect()
         return element.checkVisibility() && (width < 44 || height < 44)

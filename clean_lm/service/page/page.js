@@ -1,11 +1,12 @@
 /**
  * The page of `clean-lm serve`: sends a loop, shows its jobs, plays their takes and offers them as files.
  *
- * @typedef {{ name: string, error: string | null, defaults?: { duration: number }, takes_text?: boolean }} Model
+ * @typedef {{ name: string, error: string | null, defaults?: { duration: number }, takes_text?: boolean,
+ *     takes_melody?: boolean, takes_style?: boolean }} Model
  * @typedef {{ takes: { take: number, seed: number }[], duration: number, seam?: number, seconds: number,
  *     real_time_factor: number, warnings: string[] }} Result times in seconds
  * @typedef {{ id: string, status: 'queued' | 'loading' | 'running' | 'done' | 'failed' | 'cancelled', model: string,
- *     request: { text: string | null, duration: number, takes: number }, progress: number, position: number | null,
+ *     request: { text: string | null, duration: number, takes: number, loop: boolean }, progress: number, position: number | null,
  *     seconds_left: number | null, error: { detail: string } | null, result: Result | null }} Job
  * @typedef {{ name: string, row: HTMLElement, job: Job, fresh: boolean }} Entry name: of its loop; fresh: not heard yet
  */
@@ -162,6 +163,7 @@ function showTakes(entry, { takes, seam }) {
     find(item, 'p').textContent = `Take ${take}, seed ${seed}`
     audio.src = urlOf(`${entry.job.id}/takes/${take}.wav`)
     audio.ariaLabel = `Take ${take} of ${entry.name}`
+    audio.loop = entry.job.request.loop
     find(item, 'button').hidden = seam === undefined
     find(item, 'button').addEventListener('click', () => {
       audio.currentTime = Math.max(0, (seam ?? 0) - LEAD)
@@ -179,7 +181,10 @@ function showTakes(entry, { takes, seam }) {
 
 /** What the buttons of a job do. @type {Record<string, (entry: Entry) => Promise<void>>} */
 const actions = {
-  cancel: async (entry) => show(entry, await ask(`jobs/${entry.job.id}/cancel`, { method: 'POST' })),
+  cancel: async (entry) => {
+    silence(part(entry, 'live'))
+    show(entry, await ask(`jobs/${entry.job.id}/cancel`, { method: 'POST' }))
+  },
   retry: async ({ job, name }) => begin(await ask(`jobs/${job.id}/retry`, { method: 'POST', body: '{}' }), name),
   remove: async (entry) => {
     await ask(`jobs/${entry.job.id}`, { method: 'DELETE' })
@@ -190,10 +195,18 @@ const actions = {
 
 /** @param {Entry} entry */
 function forget({ row, job }) {
-  for (const audio of row.querySelectorAll('audio')) audio.removeAttribute('src') // its download ends
+  silence(row)
   row.remove()
   entries.delete(job.id)
   keep()
+}
+
+/** End the downloads of all players in a part of the page. @param {HTMLElement} place */
+function silence(place) {
+  for (const audio of place.querySelectorAll('audio')) {
+    audio.removeAttribute('src')
+    audio.load()
+  }
 }
 
 /** Play a job's first take while it is made, unless something else is played. @param {Entry} entry */
@@ -272,6 +285,11 @@ function update() {
   const model = models.find(({ name }) => name === field('model').value)
   $('model-hint').textContent = model ? model.error : 'The service has no models: put bundles into its folder.'
   $('text-field').hidden = field('text').disabled = !model?.takes_text
+  const reference = model?.takes_melody ? 'melody' : model?.takes_style ? 'style' : ''
+  field('reference').name = reference
+  field('reference').disabled = $('reference-field').hidden = !reference
+  $('reference-label').textContent = reference === 'melody' ? 'Melody' : 'Style'
+  $('reference-hint').textContent = `Optional: a sound file whose ${reference} the music follows.`
   if (model?.defaults && !field('duration').value) field('duration').value = String(model.defaults.duration)
   field('start').disabled = !loop || !model || model.error !== null
 }
@@ -305,8 +323,11 @@ async function load() {
   const draft = JSON.parse(localStorage.getItem('clean-lm-draft') ?? '{}')
   for (const [name, value] of Object.entries(draft)) {
     const control = /** @type {HTMLInputElement | null} */ (form.elements.namedItem(name))
-    if (control && (name !== 'model' || models.some((model) => model.name === value))) control.value = value
+    if (!control || (name === 'model' && !models.some((model) => model.name === value))) continue
+    if (control.type === 'checkbox') control.checked = true
+    else control.value = value
   }
+  $('bars-more').toggleAttribute('open', Boolean(field('bpm').value))
   update()
   for (const { id, name } of JSON.parse(localStorage.getItem('clean-lm-jobs') ?? '[]')) {
     const job = await ask(`jobs/${id}`).catch((error) => error instanceof Gone || complain(error))
@@ -327,12 +348,18 @@ function drag(event) {
   if (event.type === 'drop') useLoop(event.dataTransfer?.files[0])
 }
 
-const keepDraft = () => localStorage.setItem('clean-lm-draft', JSON.stringify(Object.fromEntries(new FormData(form))))
+/** A field that is asked for must be seen. @param {HTMLElement} control */
+const openAround = (control) => control.closest('details')?.setAttribute('open', '')
+
+function keepDraft() {
+  const texts = [...new FormData(form)].filter(([, value]) => typeof value === 'string')
+  localStorage.setItem('clean-lm-draft', JSON.stringify(Object.fromEntries(texts)))
+}
 
 function listenToPage() {
   form.addEventListener('submit', start)
   form.addEventListener('input', keepDraft)
-  form.addEventListener('invalid', () => $('more').setAttribute('open', ''), true) // or it could not be seen
+  form.addEventListener('invalid', ({ target }) => openAround(/** @type {HTMLElement} */ (target)), true)
   $('model').addEventListener('input', update)
   $('alert-close').addEventListener('click', () => ($('alert').hidden = true))
   $('file').addEventListener('change', () => useLoop(field('file').files?.[0]))
