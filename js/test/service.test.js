@@ -373,7 +373,9 @@ describe('the page of the service', { skip, timeout: 300_000 }, () => {
     await phone.locator('#file').setInputFiles(LOOP)
     for (const part of ['#more', '#bars-more']) await phone.locator(`${part} summary`).tap()
     const { wide, small } = await phone.evaluate(() => {
-      const controls = [...document.querySelectorAll('button, a, select, input:not(.sr, [type=checkbox]), .check, .button, summary')]
+      const controls = [
+        ...document.querySelectorAll('button, a, select, input:not(.sr, [type=checkbox]), .check, .button, summary'),
+      ]
       const small = controls.filter((element) => {
         const { width, height } = element.getBoundingClientRect()
         return element.checkVisibility() && (width < 44 || height < 44)
