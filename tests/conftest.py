@@ -11,10 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from clean_lm.language_model import LanguageModel
+from clean_lm.session import Graph
 from tests.support import GOLDEN, ROOT, Golden
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one more than there are CPUs, as some tests wait for programs that they start."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +43,22 @@ def collections() -> Iterator[None]:
     yield
     gc.set_threshold(*thresholds)
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """ONNX Runtime's threads spin while they wait: with a worker of pytest's on each core, tests with tiny models
+    took twice the processor time. Programs that tests start have as many threads as a user's."""
+    of_a_user = Graph.session_options
+
+    def session_options(graph: Graph) -> ort.SessionOptions:
+        options = of_a_user(graph)
+        options.intra_op_num_threads = options.intra_op_num_threads or 1
+        return options
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Graph, "session_options", session_options)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
