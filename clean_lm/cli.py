@@ -295,9 +295,8 @@ def region(args: argparse.Namespace, request: Request) -> tuple[float, float]:
 
 
 def run_extend(args: argparse.Namespace) -> None:
-    args.join = "splice"
-    codes = take_codes.beside(args.input)
-    run_request(args, request_of(args, input=args.input, codes=codes, match_level=not args.no_match_level))
+    args.join, args.codes = "splice", take_codes.beside(args.input)
+    run_request(args, request_of(args, input=args.input, match_level=not args.no_match_level))
 
 
 def run_generate(args: argparse.Namespace) -> None:

@@ -177,7 +177,7 @@ class Join:
         codes = tuple(tuple(map(int, row)) for row in take.codes)
         info, model = self.model.codec, self.model.lm.info
         first, last = begin / self.rate, stop / self.rate
-        return TakeCodes(FORMAT, info.frame_rate, model.card, self.rate, wav.shape[1], first, last, take.seed, codes)
+        return TakeCodes(FORMAT, info.frame_rate, model.card, first, last, take.seed, codes)
 
 
 def crossfaded(wav: np.ndarray, track: np.ndarray, stop: int, samples: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import soundfile as sf
 from clean_lm import MusicalTime, audio, audio_files, cli, onsets, take_codes, takes
 from clean_lm.audio_codec import Codec
 from clean_lm.joining import Joined, crossfaded, ranked
+from clean_lm.manifest import sha256
 from clean_lm.request import Request, validate
 from clean_lm.source import read_source
 from clean_lm.takes import Likelihood
@@ -362,7 +363,10 @@ def test_codes_of_a_spliced_take_in_bars(run, track, tmp_path):
     ("change", "said"),
     [
         (None, "no such file; extend needs the codes that --save-codes writes beside a take"),
-        ({"samples": 5}, "it was changed since"),
+        ({"audio_sha256": "0" * 64}, "was changed since"),
+        ({"audio_sha256": "none"}, "not readable as the codes of a take"),
+        ({"begin": -1e6}, "its codes end at -999999 s, expected up to 1 s"),
+        ({"begin": 0.5, "end": 9.0}, "its codes end at 1.5 s, expected up to 1 s"),
         ({"codes": [[0, 1], [0, 1]]}, "has 2 codebooks"),
         ({"codes": [[70], [0], [0], [0]]}, "codes: expected 0 .. 63"),
         ({"codes": [[0, 1], [0], [0], [0]]}, "expected lists of one length"),
@@ -373,11 +377,41 @@ def test_codes_of_a_spliced_take_in_bars(run, track, tmp_path):
 )
 def test_codes_that_are_none(refused, tmp_path, change, said):
     sf.write(tmp_path / "out.wav", np.full((32000, 1), 0.1), 32000)
-    whole = {"format": take_codes.FORMAT, "frame_rate": 50, "card": 64, "sample_rate": 32000, "samples": 32000,
-             "begin": 0, "end": 1.0, "seed": 1, "codes": [[0] * 50] * 4}  # fmt: skip
+    whole = {"format": take_codes.FORMAT, "frame_rate": 50, "card": 64, "begin": 0, "end": 1.0, "seed": 1,
+             "codes": [[0] * 50] * 4, "audio_sha256": sha256(tmp_path / "out.wav")}  # fmt: skip
     if change is not None:
         (tmp_path / "out.codes.json").write_text(json.dumps(whole | change))
     assert said in refused("extend", tmp_path / "out.wav", "-o", tmp_path / "more.wav")
+
+
+def test_codes_that_are_no_file(refused, tmp_path):
+    """A device or a pipe may never end."""
+    sf.write(tmp_path / "out.wav", np.full((32000, 1), 0.1), 32000)
+    (tmp_path / "out.codes.json").symlink_to("/dev/null")
+    assert "a folder, a pipe or a device" in refused("extend", tmp_path / "out.wav", "-o", tmp_path / "more.wav")
+
+
+def test_a_take_of_the_same_length_is_another_one(run, refused, track, tmp_path):
+    """Codes that an earlier run left are refused, though the sound that replaced theirs is as long."""
+    common = ("continue", track, "-o", tmp_path / "out.wav", "--prompt-seconds", 1, "--duration", 2)
+    run(*common, "--seed", 1, "--save-codes")
+    run(*common, "--seed", 2)
+    assert "was changed since" in refused("extend", tmp_path / "out.wav", "-o", tmp_path / "more.wav")
+
+
+def test_codes_are_replaced_only_if_asked(run, refused, track, tmp_path):
+    """out.wav and out.flac have one name for their codes. Those that are extended are an input, and stay."""
+    common = ("--prompt-seconds", 1, "--duration", 2, "--save-codes")
+    run("continue", track, "-o", tmp_path / "out.wav", *common)
+    codes = (tmp_path / "out.codes.json").read_bytes()
+    for command, source, more, said in (
+        ("continue", track, (), "out.codes.json: exists already"),
+        ("extend", tmp_path / "out.wav", ("--overwrite",), "out.codes.json: is the input"),
+    ):
+        assert said in refused(command, source, "-o", tmp_path / "out.flac", *common, *more)
+        assert (tmp_path / "out.codes.json").read_bytes() == codes
+    said = run("continue", track, "-o", tmp_path / "out.flac", *common)
+    assert said["replaced"] == [str(tmp_path / "out.codes.json")]
 
 
 def test_a_part_is_made_anew_and_the_rest_stays(run, track, tmp_path):
