@@ -273,7 +273,7 @@ def run_continue(args: argparse.Namespace) -> None:
 def run_edit(args: argparse.Namespace) -> None:
     given = {"input": args.input, "match_level": not args.no_match_level, "join": "splice", "duration": 1.0}
     request = request_of(args, **given)
-    run_request(args, replace(request, region=region(args, request), bpm=None))
+    run_request(args, replace(request, region=region(args, request)))
 
 
 def region(args: argparse.Namespace, request: Request) -> tuple[float, float]:

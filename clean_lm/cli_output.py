@@ -52,7 +52,8 @@ def outputs(args: argparse.Namespace) -> list[Path]:
 def written(args: argparse.Namespace) -> list[Path]:
     """All files that will be written: the outputs, and beside them their codes."""
     audio = outputs(args)
-    return audio + [take_codes.beside(file) for file in audio] if getattr(args, "save_codes", False) else audio
+    codes = [take_codes.beside(file) for file in audio] if getattr(args, "save_codes", False) else []
+    return audio + codes
 
 
 def replaced(files: list[Path]) -> dict[str, list[str]]:

@@ -49,7 +49,7 @@ def finish(model: MusicGen, request: Request, source: Source, drawn: Drawn) -> O
     if request.rank:
         takes = ranked(takes)
     facts: dict[str, Any] = {} if source.track is None else {"seam": join.seam / rate}
-    if request.bpm is not None:
+    if request.bpm is not None and request.bars is not None:
         facts |= {"bpm": round(request.bpm, 3), "bars": request.bars}
     if join.gain is not None:
         facts["level_db"] = round(join.gain, 2)
@@ -136,10 +136,11 @@ class Join:
         return self.seam + round((request.duration - prompt) * rate)
 
     def _bars(self, take: Take) -> dict[str, int]:
-        """How many bars a take has, from the prompt's first on; nothing where lengths are in seconds."""
-        if (time := self.request.time) is None:
+        """How many bars a take has, from the prompt's first on; nothing where the length is in seconds,
+        or the track's."""
+        time = self.request.time
+        if time is None or self.request.bars is None:
             return {}
-        assert self.request.bars is not None
         new = None if take.end is None else round(take.end / time.bar)
         return {
             "bars": self.request.bars if new is None else min(self.request.bars, (self.request.prompt_bars or 0) + new)
