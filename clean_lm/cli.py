@@ -198,7 +198,7 @@ def add_bars(command: argparse.ArgumentParser, prompt: bool) -> None:
     if prompt:
         command.add_argument("--prompt-bars", type=int, help="whole bars to continue from, up to the track's last bar "
                              "line (--from start: from its first); default: as many as fit into "
-                             "--prompt-seconds")  # fmt: skip
+                             "--prompt-seconds, and as the track has")  # fmt: skip
     command.add_argument("--bars", type=int, help="of the result, the prompt's among them, in place of --duration; "
                          "default: as many as fit into it")  # fmt: skip
     command.add_argument("--loop", action="store_true", help="let the end meet the beginning, so that the result can "

@@ -126,7 +126,7 @@ class Join:
             bars = self._bars(take)["bars"]
             if self.from_line:
                 return time.length(bars, rate)
-            return time.line(source.bar + bars - (request.prompt_bars or 0), rate)
+            return time.line(source.bar + bars - source.prompt_bars, rate)
         if take.end is not None:
             return self.seam + round(take.end * rate)
         if not request.loop:
@@ -142,9 +142,7 @@ class Join:
         if time is None or self.request.bars is None:
             return {}
         new = None if take.end is None else round(take.end / time.bar)
-        return {
-            "bars": self.request.bars if new is None else min(self.request.bars, (self.request.prompt_bars or 0) + new)
-        }
+        return {"bars": self.request.bars if new is None else min(self.request.bars, self.source.prompt_bars + new)}
 
     def _faded(self, wav: np.ndarray, fade: int) -> np.ndarray:
         rise = min(round(self.request.fade_in * self.rate), wav.shape[1])

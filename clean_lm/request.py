@@ -50,7 +50,7 @@ class Request:
     bpm: float | None = None  # beats a minute of the track; lengths are then in whole bars
     beats_per_bar: int = 4
     offset: float = 0.0  # seconds from the beginning of the track to its first bar line
-    prompt_bars: int | None = None  # None: as many as fit into prompt_seconds
+    prompt_bars: int | None = None  # None: as many as fit into prompt_seconds, and as the track has
     bars: int | None = None  # of the result, the prompt's among them; None: as many as fit into duration
     loop: bool = False  # the end meets the beginning
     until_silence: bool = False  # end where the music has been quiet for a bar, or without bpm for 2 s
@@ -233,9 +233,8 @@ def _in_bars(request: Request) -> Request:
     time.validate()
     assert time.bars is not None
     assert time.prompt_bars is not None
-    return replace(
+    return replace(  # prompt_bars stays None where a track may have fewer
         request,
-        prompt_bars=time.prompt_bars,
         bars=time.bars,
         prompt_seconds=time.prompt_bars * time.bar,
         duration=time.bars * time.bar,

@@ -31,6 +31,7 @@ class Source:
     seam: int = 0  # samples of the track before what is new
     lead: int = 0  # samples of the prompt before its first bar line, which make its frames whole
     bar: int = 0  # which bar of the track is the first new one
+    prompt_bars: int = 0  # with bpm: how many bars the prompt counts as
     more: float = 0.0  # seconds that are new beyond the request's: from the seam of known codes to that bar
     codes: np.ndarray | None = None  # the prompt's, int64 [K, frames], where they are known; else it is encoded
     mix_loss_db: float = 0.0  # how much quieter than its channels the mono mix is that the model is given
@@ -84,14 +85,22 @@ def _in_bars(request: Request, codec: CodecInfo, track: np.ndarray, rate: int) -
     time = request.time
     assert time is not None
     at_end = request.side == "end"
+    if time.prompt_bars is None:
+        time = replace(time, prompt_bars=max(1, min(_wanted_bars(request), time.whole_bars(track.shape[1], rate))))
+    assert time.prompt_bars is not None
     begin, seam = time.prompt(track.shape[1], rate, at_end)
     frames = math.ceil((seam - begin) * codec.sample_rate / (rate * codec.hop) - 1e-9)
     prompt = ending(track, seam, frames * codec.hop * rate // codec.sample_rate)
     lead = prompt.shape[1] - (seam - begin)
     bar = round((seam / rate - time.offset) / time.bar)
     if request.join != "rendered" and at_end:
-        return Source(track, prompt, rate, None, seam, lead, bar)
-    return Source(prompt, prompt, rate, None, prompt.shape[1], lead, bar)
+        return Source(track, prompt, rate, None, seam, lead, bar, time.prompt_bars)
+    return Source(prompt, prompt, rate, None, prompt.shape[1], lead, bar, time.prompt_bars)
+
+
+def _wanted_bars(request: Request) -> int:
+    """How many bars the seconds of a validated request's prompt are."""
+    return 0 if request.time is None else round(request.prompt_seconds / request.time.bar)
 
 
 def ending(track: np.ndarray, end: int, samples: int) -> np.ndarray:
@@ -124,7 +133,8 @@ def _with_codes(request: Request, manifest: Manifest, track: np.ndarray, rate: i
     if time is not None:
         bar = _next_bar(time, track.shape[1], seam - round(rate / frame_rate), rate)
         more = (time.line(bar, rate) - seam) / rate + count / frame_rate - request.prompt_seconds
-    return Source(track, prompt, rate, None, seam, 0, bar, more, found.array()[:, end - count : end])
+    known = found.array()[:, end - count : end]
+    return Source(track, prompt, rate, None, seam, 0, bar, _wanted_bars(request), more, known)
 
 
 def _next_bar(time: MusicalTime, samples: int, least: int, rate: int) -> int:

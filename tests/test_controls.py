@@ -97,6 +97,13 @@ def test_a_bar_that_is_no_whole_number_of_frames(run, tmp_path, monkeypatch):
     assert said["seam"] == pytest.approx(2 * bar, abs=1 / 44100)
 
 
+def test_a_prompt_of_all_bars_that_there_are(run, track, tmp_path):
+    """6 s have room for four bars at 165, the track has three after 0.2 s: the result has its bars all the same."""
+    said = run("continue", track, "-o", tmp_path / "out.wav", "--bpm", 165, "--offset", 0.2, "--bars", 5)
+    assert said["seam"] == pytest.approx(3 * 240 / 165, abs=1e-4)
+    assert len(read(tmp_path / "out.wav")) == round(5 * 240 / 165 * 44100)
+
+
 @pytest.mark.parametrize("command", [("--splice",), ("--splice", "--loop")])
 def test_a_spliced_track_ends_on_its_grid(run, track, tmp_path, command):
     """Untouched to the last bar line, then new bars; with --loop, its first 10 ms meet the end."""
