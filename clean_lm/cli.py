@@ -198,7 +198,7 @@ def add_bars(command: argparse.ArgumentParser, prompt: bool) -> None:
     if prompt:
         command.add_argument("--prompt-bars", type=int, help="whole bars to continue from, up to the track's last bar "
                              "line (--from start: from its first); default: as many as fit into "
-                             "--prompt-seconds")  # fmt: skip
+                             "--prompt-seconds, and as the track has")  # fmt: skip
     command.add_argument("--bars", type=int, help="of the result, the prompt's among them, in place of --duration; "
                          "default: as many as fit into it")  # fmt: skip
     command.add_argument("--loop", action="store_true", help="let the end meet the beginning, so that the result can "
@@ -273,7 +273,7 @@ def run_continue(args: argparse.Namespace) -> None:
 def run_edit(args: argparse.Namespace) -> None:
     given = {"input": args.input, "match_level": not args.no_match_level, "join": "splice", "duration": 1.0}
     request = request_of(args, **given)
-    run_request(args, replace(request, region=region(args, request), bpm=None))
+    run_request(args, replace(request, region=region(args, request)))
 
 
 def region(args: argparse.Namespace, request: Request) -> tuple[float, float]:
@@ -295,9 +295,8 @@ def region(args: argparse.Namespace, request: Request) -> tuple[float, float]:
 
 
 def run_extend(args: argparse.Namespace) -> None:
-    args.join = "splice"
-    codes = take_codes.beside(args.input)
-    run_request(args, request_of(args, input=args.input, codes=codes, match_level=not args.no_match_level))
+    args.join, args.codes = "splice", take_codes.beside(args.input)
+    run_request(args, request_of(args, input=args.input, match_level=not args.no_match_level))
 
 
 def run_generate(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clean_lm import audio_files
 from clean_lm.audio import AudioError
-from clean_lm.cli_output import outputs
+from clean_lm.cli_output import written
 from clean_lm.options import threads
 from clean_lm.request import Request
 
@@ -17,8 +17,10 @@ from clean_lm.request import Request
 def validate_outputs(args: argparse.Namespace) -> None:
     """Raise AudioError if the output has no format, or if a file would be replaced: an input, or unasked an output."""
     audio_files.require_format(args.output)
-    inputs = [getattr(args, "input", None), getattr(args, "style", None), *(getattr(args, "melody", None) or ())]
-    for file in outputs(args):
+    inputs = [getattr(args, name, None) for name in ("input", "codes", "style")] + list(
+        getattr(args, "melody", None) or ()
+    )
+    for file in written(args):
         require_free(file, [path for path in inputs if path], args.overwrite)
 
 
@@ -44,7 +46,7 @@ def validate_threads(args: argparse.Namespace) -> None:
 @contextmanager
 def in_flags() -> Iterator[None]:
     """Errors of a request under the names that the command line has for its fields: top_k is --top-k."""
-    names = {field.name for field in fields(Request)}
+    names = {field.name for field in fields(Request)} - {"region"}  # which has four flags
 
     def flag(match: re.Match[str]) -> str:
         return f"--{match[1].replace('_', '-')}:" if match[1] in names else match[0]

@@ -49,6 +49,13 @@ def outputs(args: argparse.Namespace) -> list[Path]:
     return [args.output.with_name(name + suffix) for name in names]
 
 
+def written(args: argparse.Namespace) -> list[Path]:
+    """All files that will be written: the outputs, and beside them their codes."""
+    audio = outputs(args)
+    codes = [take_codes.beside(file) for file in audio] if getattr(args, "save_codes", False) else []
+    return audio + codes
+
+
 def replaced(files: list[Path]) -> dict[str, list[str]]:
     """For a summary: those of the files that are there already and will be replaced."""
     there = [str(file) for file in files if file.exists()]
@@ -60,11 +67,11 @@ def write_takes(
 ) -> None:
     """Write the takes and print what was done. strategy, subtype: audio_files.write's, unless --strategy is given."""
     rate, files, clipped = outcome.rate, outputs(args), 0
-    summary |= replaced(files)
+    summary |= replaced(written(args))
     for file, take in zip(files, outcome.takes, strict=True):
         clipped += audio_files.write(file, take.wav, rate, strategy=args.strategy or strategy, subtype=subtype)
         if args.save_codes:
-            take_codes.write(take_codes.beside(file), take.codes)
+            take_codes.write(file, take.codes)
     longest = max(take.wav.shape[1] for take in outcome.takes)
     summary |= {"channels": len(outcome.takes[0].wav), "duration": round(longest / rate, 3)}
     takes = [

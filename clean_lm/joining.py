@@ -49,7 +49,7 @@ def finish(model: MusicGen, request: Request, source: Source, drawn: Drawn) -> O
     if request.rank:
         takes = ranked(takes)
     facts: dict[str, Any] = {} if source.track is None else {"seam": join.seam / rate}
-    if request.bpm is not None:
+    if request.bpm is not None and request.bars is not None:
         facts |= {"bpm": round(request.bpm, 3), "bars": request.bars}
     if join.gain is not None:
         facts["level_db"] = round(join.gain, 2)
@@ -126,7 +126,7 @@ class Join:
             bars = self._bars(take)["bars"]
             if self.from_line:
                 return time.length(bars, rate)
-            return time.line(source.bar + bars - (request.prompt_bars or 0), rate)
+            return time.line(source.bar + bars - source.prompt_bars, rate)
         if take.end is not None:
             return self.seam + round(take.end * rate)
         if not request.loop:
@@ -136,14 +136,13 @@ class Join:
         return self.seam + round((request.duration - prompt) * rate)
 
     def _bars(self, take: Take) -> dict[str, int]:
-        """How many bars a take has, from the prompt's first on; nothing where lengths are in seconds."""
-        if (time := self.request.time) is None:
+        """How many bars a take has, from the prompt's first on; nothing where the length is in seconds,
+        or the track's."""
+        time = self.request.time
+        if time is None or self.request.bars is None:
             return {}
-        assert self.request.bars is not None
         new = None if take.end is None else round(take.end / time.bar)
-        return {
-            "bars": self.request.bars if new is None else min(self.request.bars, (self.request.prompt_bars or 0) + new)
-        }
+        return {"bars": self.request.bars if new is None else min(self.request.bars, self.source.prompt_bars + new)}
 
     def _faded(self, wav: np.ndarray, fade: int) -> np.ndarray:
         rise = min(round(self.request.fade_in * self.rate), wav.shape[1])
@@ -177,7 +176,7 @@ class Join:
         codes = tuple(tuple(map(int, row)) for row in take.codes)
         info, model = self.model.codec, self.model.lm.info
         first, last = begin / self.rate, stop / self.rate
-        return TakeCodes(FORMAT, info.frame_rate, model.card, self.rate, wav.shape[1], first, last, take.seed, codes)
+        return TakeCodes(FORMAT, info.frame_rate, model.card, first, last, take.seed, codes)
 
 
 def crossfaded(wav: np.ndarray, track: np.ndarray, stop: int, samples: int) -> np.ndarray:

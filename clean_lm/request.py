@@ -50,7 +50,7 @@ class Request:
     bpm: float | None = None  # beats a minute of the track; lengths are then in whole bars
     beats_per_bar: int = 4
     offset: float = 0.0  # seconds from the beginning of the track to its first bar line
-    prompt_bars: int | None = None  # None: as many as fit into prompt_seconds
+    prompt_bars: int | None = None  # None: as many as fit into prompt_seconds, and as the track has
     bars: int | None = None  # of the result, the prompt's among them; None: as many as fit into duration
     loop: bool = False  # the end meets the beginning
     until_silence: bool = False  # end where the music has been quiet for a bar, or without bpm for 2 s
@@ -172,7 +172,7 @@ def plan_of(request: Request, manifest: Manifest, known: int) -> Windows:
 def duration_of(request: Request, frame_rate: float, more: float = 0.0) -> float:
     """Seconds that are generated, the prompt included: with what is cut off again where bars or a loop end.
 
-    more: seconds between the prompt and the bar that is the first new one.
+    more: seconds between the prompt and the bar that is the first new one, less what the prompt lacks of its bars.
     """
     assert request.duration is not None
     if request.bpm is None and not request.loop and request.region is None:
@@ -191,7 +191,8 @@ def _validate_controls(request: Request) -> None:
     for name in ("loop", "until_silence", "spread", "rank", "match_level"):
         flag(name, getattr(request, name))
     integer("retry_silent", request.retry_silent, 0, MOST_RETRIES)
-    if request.bpm is None and (request.prompt_bars or request.bars):
+    bars = (request.prompt_bars, request.bars, request.beats_per_bar, request.offset)
+    if request.bpm is None and bars != (None, None, Request.beats_per_bar, Request.offset):
         raise ValueError("bars: need the track's tempo; give bpm, or seconds in place of bars")
     if request.loop:
         for name in ("fade_in", "fade_out", "until_silence", "region"):
@@ -218,12 +219,13 @@ def _validate_region(request: Request) -> None:
 def _in_bars(request: Request) -> Request:
     """With bpm: the bars that are used, and the duration that they have. Raises ValueError."""
     assert request.duration is not None
+    if (time := request.time) is not None:
+        time.validate()
     if request.region is not None:
         begin, stop = request.region
         return replace(request, duration=min(request.prompt_seconds, begin) + stop - begin)
-    if (time := request.time) is None:
+    if time is None:
         return request
-    time.validate()
     if request.input is None:  # without a track there is no prompt
         bars = request.bars or max(1, int(request.duration / time.bar + 1e-9))
         return replace(request, bars=bars, prompt_bars=None, duration=bars * time.bar)
@@ -231,9 +233,8 @@ def _in_bars(request: Request) -> Request:
     time.validate()
     assert time.bars is not None
     assert time.prompt_bars is not None
-    return replace(
+    return replace(  # prompt_bars stays None where a track may have fewer
         request,
-        prompt_bars=time.prompt_bars,
         bars=time.bars,
         prompt_seconds=time.prompt_bars * time.bar,
         duration=time.bars * time.bar,

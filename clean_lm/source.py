@@ -9,6 +9,7 @@ from clean_lm import audio, audio_files, take_codes
 from clean_lm.audio import AudioError
 from clean_lm.manifest import Manifest
 from clean_lm.manifest_fields import CodecInfo
+from clean_lm.musical_time import MusicalTime
 from clean_lm.request import Request, plan_of, validate_fades
 
 QUIET_MIX_DB = 6.0  # a mono mix quieter than its channels by more is warned of; two unlike channels lose 3
@@ -29,8 +30,9 @@ class Source:
     reference: np.ndarray | None  # melody or style, at the model's rate and with its channels
     seam: int = 0  # samples of the track before what is new
     lead: int = 0  # samples of the prompt before its first bar line, which make its frames whole
-    bar: int = 0  # which bar of the track begins at the seam, or up to `missing` seconds later
-    missing: float = 0.0
+    bar: int = 0  # which bar of the track is the first new one
+    prompt_bars: int = 0  # with bpm: how many bars the prompt counts as
+    more: float = 0.0  # seconds that are new beyond the request's: from the seam of known codes to that bar
     codes: np.ndarray | None = None  # the prompt's, int64 [K, frames], where they are known; else it is encoded
     mix_loss_db: float = 0.0  # how much quieter than its channels the mono mix is that the model is given
 
@@ -49,7 +51,7 @@ def read_source(request: Request, manifest: Manifest) -> Source:
     source = _read_track(request, manifest)
     assert source.prompt is not None
     chosen = audio.pick_channel(source.prompt, request.channel)
-    _validate_prompt(request, manifest, source.prompt, source.rate)
+    _validate_prompt(request, manifest, source)
     loss = audio.mix_loss(chosen) if codec.channels == 1 else 0.0
     return replace(source, reference=reference, mix_loss_db=loss)
 
@@ -83,14 +85,22 @@ def _in_bars(request: Request, codec: CodecInfo, track: np.ndarray, rate: int) -
     time = request.time
     assert time is not None
     at_end = request.side == "end"
+    if time.prompt_bars is None:
+        time = replace(time, prompt_bars=max(1, min(_wanted_bars(request), time.whole_bars(track.shape[1], rate))))
+    assert time.prompt_bars is not None
     begin, seam = time.prompt(track.shape[1], rate, at_end)
     frames = math.ceil((seam - begin) * codec.sample_rate / (rate * codec.hop) - 1e-9)
     prompt = ending(track, seam, frames * codec.hop * rate // codec.sample_rate)
     lead = prompt.shape[1] - (seam - begin)
     bar = round((seam / rate - time.offset) / time.bar)
     if request.join != "rendered" and at_end:
-        return Source(track, prompt, rate, None, seam, lead, bar)
-    return Source(prompt, prompt, rate, None, prompt.shape[1], lead, bar)
+        return Source(track, prompt, rate, None, seam, lead, bar, time.prompt_bars)
+    return Source(prompt, prompt, rate, None, prompt.shape[1], lead, bar, time.prompt_bars)
+
+
+def _wanted_bars(request: Request) -> int:
+    """How many bars the seconds of a validated request's prompt are."""
+    return 0 if request.time is None else round(request.prompt_seconds / request.time.bar)
 
 
 def ending(track: np.ndarray, end: int, samples: int) -> np.ndarray:
@@ -119,23 +129,34 @@ def _with_codes(request: Request, manifest: Manifest, track: np.ndarray, rate: i
     seam = min(track.shape[1], round((found.begin + end / frame_rate) * rate))
     prompt = ending(track, seam, round(count / frame_rate * rate))
     time = request.time
-    bar = 0 if time is None else time.whole_bars(track.shape[1], rate)
-    missing = 0.0 if time is None else max(0.0, (time.line(bar, rate) - seam) / rate)
-    return Source(track, prompt, rate, None, seam, 0, bar, missing, found.array()[:, end - count : end])
+    bar, more = 0, 0.0
+    if time is not None:
+        bar = _next_bar(time, track.shape[1], seam - round(rate / frame_rate), rate)
+        more = (time.line(bar, rate) - seam) / rate + count / frame_rate - request.prompt_seconds
+    known = found.array()[:, end - count : end]
+    return Source(track, prompt, rate, None, seam, 0, bar, _wanted_bars(request), more, known)
 
 
-def _validate_prompt(request: Request, manifest: Manifest, prompt: np.ndarray, rate: int) -> None:
-    """Raise ValueError if a prompt [channels, samples] leaves nothing to generate."""
+def _next_bar(time: MusicalTime, samples: int, least: int, rate: int) -> int:
+    """The bar of a track that is the first new one: that on its last bar line, or, where this lies before `least`, the
+    one after it. The bar in whose middle the codes end is completed first."""
+    bar = time.whole_bars(samples, rate)
+    return bar if time.line(bar, rate) >= least else bar + 1
+
+
+def _validate_prompt(request: Request, manifest: Manifest, source: Source) -> None:
+    """Raise ValueError if the prompt leaves nothing to generate."""
     window = manifest.language_model.max_duration
-    length = prompt.shape[1] / rate
+    assert source.prompt is not None
     assert request.duration is not None
+    length = source.prompt.shape[1] / source.rate
     if request.duration > window and length >= window:
         raise ValueError(
             f"prompt_seconds: got {request.prompt_seconds:g}, expected less than {window:g} s, the model's window, for "
             f"a duration of {request.duration:g} s"
         )
     plan_of(request, manifest, math.ceil(length * manifest.codec.frame_rate))
-    validate_fades(request, request.duration - length)
+    validate_fades(request, request.duration - length + source.lead / source.rate + source.more)
 
 
 def result_format(request: Request, manifest: Manifest, source: Source) -> tuple[int, int]:

@@ -4,6 +4,7 @@ with it.
 A take is judged while it is drawn, by the sound of its last frames; codes are what is kept.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -53,6 +54,7 @@ def draw_takes(model: MusicGen, request: Request, source: Source, watch: Watch) 
     drawn = Drawn(0 if prompt is None else prompt.shape[2])
     assert request.seed is not None
     seeds = [request.seed + number for number in range(request.takes)]
+    following = itertools.count(request.seed + request.takes)  # the next seeds that no take has
     groups = [[number] for number in range(request.takes)] if request.spread else [list(range(request.takes))]
     for place, group in enumerate(groups):
         temperature = temperature_of(request, group[0])
@@ -61,10 +63,9 @@ def draw_takes(model: MusicGen, request: Request, source: Source, watch: Watch) 
             waiting = [number for number in group if number not in found or found[number].silent]
             if not waiting:
                 break
-            if found or again < request.retry_silent:  # the next seeds that no take has
-                first = max(seeds) + 1
-                for count, number in enumerate(waiting):
-                    seeds[number] = (first + count) % 2**64
+            if found:
+                for number in waiting:
+                    seeds[number] = next(following) % 2**64
             batch = Batch(model, request, source, prompt, [seeds[number] for number in waiting], temperature)
             before, left = drawn.columns, len(groups) - place
             for done in batch.draw(stop_silent=again > 0):
@@ -129,7 +130,7 @@ class Batch:
         assert request.extend_stride is not None
         model.sampling = replace(request.sampling, temperature=self.temperature)
         model.duration, model.extend_stride = (
-            duration_of(request, model.frame_rate, source.missing),
+            duration_of(request, model.frame_rate, source.more),
             request.extend_stride,
         )
         if request.style:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from clean_lm import MusicalTime, audio, audio_files, cli, onsets, take_codes, takes
+from clean_lm import MusicalTime, audio, audio_files, cli, joining, onsets, take_codes, takes
 from clean_lm.audio_codec import Codec
 from clean_lm.joining import Joined, crossfaded, ranked
+from clean_lm.manifest import sha256
 from clean_lm.request import Request, validate
 from clean_lm.source import read_source
 from clean_lm.takes import Likelihood
@@ -96,6 +97,13 @@ def test_a_bar_that_is_no_whole_number_of_frames(run, tmp_path, monkeypatch):
     assert said["seam"] == pytest.approx(2 * bar, abs=1 / 44100)
 
 
+def test_a_prompt_of_all_bars_that_there_are(run, track, tmp_path):
+    """6 s have room for four bars at 165, the track has three after 0.2 s: the result has its bars all the same."""
+    said = run("continue", track, "-o", tmp_path / "out.wav", "--bpm", 165, "--offset", 0.2, "--bars", 5)
+    assert said["seam"] == pytest.approx(3 * 240 / 165, abs=1e-4)
+    assert len(read(tmp_path / "out.wav")) == round(5 * 240 / 165 * 44100)
+
+
 @pytest.mark.parametrize("command", [("--splice",), ("--splice", "--loop")])
 def test_a_spliced_track_ends_on_its_grid(run, track, tmp_path, command):
     """Untouched to the last bar line, then new bars; with --loop, its first 10 ms meet the end."""
@@ -154,6 +162,8 @@ def test_bars_in_python(music, track, tmp_path, run):
     [
         (("--bpm", 150, "--prompt-bars", 4), "--prompt-bars: got 4, the track has 3 whole bars of 1.600 s from 0 s on"),
         (("--bpm", 5), "--bpm: got 5.0, expected beats a minute, 20 to 500"),
+        (("--offset", 1), "--bars: need the track's tempo"),
+        (("--bars", 0), "--bars: need the track's tempo"),
         (("--bars", 4), "--bars: need the track's tempo; give bpm, or seconds"),
         (("--bpm", 150, "--bars", 2, "--prompt-bars", 2), "--bars: got 2, expected more than the prompt's 2"),
         (("--loop", "--fade-out", 1), "--loop: a loop has no end that fade_out could change"),
@@ -216,6 +226,14 @@ def test_a_take_that_stays_silent_is_said(run, track, tmp_path, monkeypatch, cap
     assert [seeds for seeds, *_ in levels.asked] == [(5,), (6,), (7,)]
     assert (said["takes"][0]["seed"], said["takes"][0]["silent"]) == (7, True)
     assert "the first beat is near-silent although the prompt is not; --retry-silent 3" in said["warnings"][0]
+
+
+def test_seeds_go_round(run, track, tmp_path, monkeypatch):
+    """After 2^64 - 1 comes 0, and no seed is tried twice."""
+    levels = Levels(monkeypatch, lambda seed, part: 0.3 if seed == 2**64 - 1 else 0.0)
+    run("continue", track, "-o", tmp_path / "out.wav", "--prompt-seconds", 1, "--duration", 3, "--takes", 2, "--seed",
+        2**64 - 2, "--retry-silent", 3)  # fmt: skip
+    assert [seeds for seeds, *_ in levels.asked] == [(2**64 - 2, 2**64 - 1), (0,), (1,), (2,)]
 
 
 def test_a_silent_prompt_may_go_on_with_silence(run, tmp_path, monkeypatch):
@@ -358,11 +376,31 @@ def test_codes_of_a_spliced_take_in_bars(run, track, tmp_path):
     assert more["seam"] == pytest.approx(saved["end"], abs=0.02)
 
 
+def test_a_take_that_ends_in_a_bar_completes_it_first(run, track, tmp_path):
+    """3 s at 150 are a bar and seven eighths: after 3.2 s, one whole bar is new. No more is drawn than that."""
+    run("continue", track, "-o", tmp_path / "out.wav", "--prompt-seconds", 1, "--duration", 3, "--save-codes")
+    more = ("--bpm", BPM, "--prompt-bars", 2, "--bars", 3, "--fade-out", 1.79, "--save-codes")
+    run("extend", tmp_path / "out.wav", "-o", tmp_path / "more.wav", *more)
+    assert len(read(tmp_path / "more.wav")) == 3 * BAR
+    codes = json.loads((tmp_path / "more.codes.json").read_text())["codes"]
+    assert len(codes[0]) == 3 * 80 + 1
+
+
+def test_all_of_the_new_bars_may_fade(run, tmp_path):
+    """A bar at 174 begins within a frame of the prompt, whose beginning is cut off again."""
+    sf.write(tmp_path / "loop.wav", drums(2), 44100, "PCM_16")
+    run("continue", tmp_path / "loop.wav", "-o", tmp_path / "out.wav", "--bpm", 174, "--prompt-bars", 1, "--bars", 2,
+        "--fade-out", 240 / 174 - 1e-6)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (None, "no such file; extend needs the codes that --save-codes writes beside a take"),
-        ({"samples": 5}, "it was changed since"),
+        ({"audio_sha256": "0" * 64}, "was changed since"),
+        ({"audio_sha256": "none"}, "not readable as the codes of a take"),
+        ({"begin": -1e6}, "its codes end at -999999 s, expected up to 1 s"),
+        ({"begin": 0.5, "end": 9.0}, "its codes end at 1.5 s, expected up to 1 s"),
         ({"codes": [[0, 1], [0, 1]]}, "has 2 codebooks"),
         ({"codes": [[70], [0], [0], [0]]}, "codes: expected 0 .. 63"),
         ({"codes": [[0, 1], [0], [0], [0]]}, "expected lists of one length"),
@@ -373,11 +411,41 @@ def test_codes_of_a_spliced_take_in_bars(run, track, tmp_path):
 )
 def test_codes_that_are_none(refused, tmp_path, change, said):
     sf.write(tmp_path / "out.wav", np.full((32000, 1), 0.1), 32000)
-    whole = {"format": take_codes.FORMAT, "frame_rate": 50, "card": 64, "sample_rate": 32000, "samples": 32000,
-             "begin": 0, "end": 1.0, "seed": 1, "codes": [[0] * 50] * 4}  # fmt: skip
+    whole = {"format": take_codes.FORMAT, "frame_rate": 50, "card": 64, "begin": 0, "end": 1.0, "seed": 1,
+             "codes": [[0] * 50] * 4, "audio_sha256": sha256(tmp_path / "out.wav")}  # fmt: skip
     if change is not None:
         (tmp_path / "out.codes.json").write_text(json.dumps(whole | change))
     assert said in refused("extend", tmp_path / "out.wav", "-o", tmp_path / "more.wav")
+
+
+def test_codes_that_are_no_file(refused, tmp_path):
+    """A device or a pipe may never end."""
+    sf.write(tmp_path / "out.wav", np.full((32000, 1), 0.1), 32000)
+    (tmp_path / "out.codes.json").symlink_to("/dev/null")
+    assert "a folder, a pipe or a device" in refused("extend", tmp_path / "out.wav", "-o", tmp_path / "more.wav")
+
+
+def test_a_take_of_the_same_length_is_another_one(run, refused, track, tmp_path):
+    """Codes that an earlier run left are refused, though the sound that replaced theirs is as long."""
+    common = ("continue", track, "-o", tmp_path / "out.wav", "--prompt-seconds", 1, "--duration", 2)
+    run(*common, "--seed", 1, "--save-codes")
+    run(*common, "--seed", 2)
+    assert "was changed since" in refused("extend", tmp_path / "out.wav", "-o", tmp_path / "more.wav")
+
+
+def test_codes_are_replaced_only_if_asked(run, refused, track, tmp_path):
+    """out.wav and out.flac have one name for their codes. Those that are extended are an input, and stay."""
+    common = ("--prompt-seconds", 1, "--duration", 2, "--save-codes")
+    run("continue", track, "-o", tmp_path / "out.wav", *common)
+    codes = (tmp_path / "out.codes.json").read_bytes()
+    for command, source, more, said in (
+        ("continue", track, (), "out.codes.json: exists already"),
+        ("extend", tmp_path / "out.wav", ("--overwrite",), "out.codes.json: is the input"),
+    ):
+        assert said in refused(command, source, "-o", tmp_path / "out.flac", *common, *more)
+        assert (tmp_path / "out.codes.json").read_bytes() == codes
+    said = run("continue", track, "-o", tmp_path / "out.flac", *common)
+    assert said["replaced"] == [str(tmp_path / "out.codes.json")]
 
 
 def test_a_part_is_made_anew_and_the_rest_stays(run, track, tmp_path):
@@ -408,6 +476,16 @@ def test_a_part_is_made_anew_and_the_rest_stays(run, track, tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "bars.wav"), new)
 
 
+def test_an_edit_is_ranked_by_its_bars(run, track, tmp_path, monkeypatch):
+    """And its first beat is one of the track's tempo."""
+    compared, levels = [], Levels(monkeypatch, lambda seed, part: 0.3)
+    with pytest.MonkeyPatch.context() as other:  # which Levels does not undo
+        other.setattr(joining, "agreement", lambda before, after, bar: compared.append(bar) or 0.0)
+        run("edit", track, "-o", tmp_path / "out.wav", "--bpm", BPM, "--from-bar", 2, "--to-bar", 3, "--rank")
+    assert compared == [1.6]
+    assert [stop - begin for _, begin, stop in levels.asked] == [20]
+
+
 def test_an_edit_ends_in_a_crossfade_of_equal_power():
     ones, noise = np.random.default_rng(0).standard_normal((2, 1, 50_000))
     joined = crossfaded(ones, noise, 40_000, 20_000)
@@ -421,10 +499,10 @@ def test_an_edit_ends_in_a_crossfade_of_equal_power():
     ("options", "said"),
     [
         (("--from", 4), "--to: give it, or --to-bar: one of them"),
-        (("--from", 4, "--to", 3), "--region: got 3.0, expected an end after its begin, 4 s"),
-        (("--from", 1, "--to", 30), "--region: got 1 s to 30 s, expected a part of the track, which has 5.8 s"),
+        (("--from", 4, "--to", 3), "error: region: got 3.0, expected an end after its begin, 4 s"),
+        (("--from", 1, "--to", 30), "error: region: got 1 s to 30 s, expected a part of the track, which has 5.8 s"),
         (("--from-bar", 1, "--to", 3), "--from-bar: needs the track's tempo: give --bpm"),
-        (("--from", 0, "--to", 3), "--region: got 0.0, expected a begin of more than 0 s"),
+        (("--from", 0, "--to", 3), "error: region: got 0.0, expected a begin of more than 0 s"),
     ],
 )
 def test_edits_that_are_refused(refused, track, tmp_path, options, said):

@@ -50,7 +50,9 @@ OPTIONS = {
     "beats_per_bar": Option("integer", "of the track, with bpm", least=1, most=32),
     "offset": Option("number", "with bpm: seconds from the beginning of the track to its first bar line", least=0),
     "prompt_bars": Option(
-        "integer", "with bpm: bars to continue from; default: as many as fit into prompt_seconds", least=1
+        "integer",
+        "with bpm: bars to continue from; default: as many as fit into prompt_seconds, and as the track has",
+        least=1,
     ),
     "bars": Option(
         "integer", "with bpm: of the result, the prompt's among them; default: as many as fit into duration", least=1
