@@ -19,6 +19,7 @@ SHORTEST_PROMPT = 1e-6  # seconds: a sample of the highest rate
 LOOP_CROSSFADE = 0.01  # seconds, in which a loop's end meets its beginning
 PARTS = 1  # frame: a prompt of whole bars begins with a part of one before its first bar line
 MOST_RETRIES = 20
+ROUNDED = 1e-5  # seconds by which a length that was read may be shorter than its bars
 SPREAD = (0.8, 1.25)  # times the temperature: that of the first take, and of the last
 SIDES, RATES = ("end", "start"), ("source", "codec")
 JOINS = ("rendered", "splice", "append")
@@ -183,7 +184,7 @@ def duration_of(request: Request, frame_rate: float, more: float = 0.0) -> float
 def validate_fades(request: Request, new: float) -> None:
     """Raise ValueError unless the fades are no longer than what is new, in seconds."""
     for name in ("fade_in", "fade_out"):
-        number(name, getattr(request, name), f"0 to {new:g} s, what is new", 0, new)
+        number(name, getattr(request, name), f"0 to {new:g} s, what is new", 0, new + ROUNDED)
 
 
 def _validate_controls(request: Request) -> None:
