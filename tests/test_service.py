@@ -111,6 +111,22 @@ def test_json_is_the_same_job(served, track):
     assert served.get(urls[0]).body == served.get(urls[1]).body
 
 
+@pytest.mark.parametrize("prompt_bars", [1, 2])
+def test_appended_on_a_bar_line(served, track, prompt_bars):
+    """A track of two bars and a half: what goes before is the track up to the prompt's first bar line, and what comes
+    from there on is what `rendered` gives."""
+    bars = {"bpm": 240, "prompt_bars": prompt_bars, "bars": prompt_bars + 1}
+    fields = {"model": "one", "seed": 5, "strategy": "clip", **bars}
+    given = [served.wait(served.job(track, join=join, **fields)["id"]) for join in ("append", "rendered")]
+    appended, rendered = (pcm(served.get(done["result"]["takes"][0]["url"]).body) for done in given)
+    line = (2 - prompt_bars) * 44100
+    assert given[0]["result"]["seam"] == 2
+    np.testing.assert_allclose(appended[line:], rendered, rtol=0, atol=1)  # of 24 and of 16 bits
+    peak = int(appended.max())
+    before = np.clip(sf.read(track, dtype="int16", always_2d=True)[0][: line // 2], -peak, peak)
+    np.testing.assert_allclose(appended[: line // 2], before, rtol=0, atol=1)
+
+
 def test_ranges(served, track):
     """Players seek."""
     url = served.wait(served.job(track, model="one", seed=5, **QUICK)["id"])["result"]["takes"][0]["url"]
