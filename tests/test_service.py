@@ -343,6 +343,18 @@ def test_a_full_disk_fails_the_job(models, track, tmp_path):
         assert own.wait(own.job(track, model="one", **small)["id"])["status"] == "done"
 
 
+def test_a_full_disk_at_the_start_moves_nothing(models, track, tmp_path):
+    """The list of jobs is not damaged: it stays where it is for the next start."""
+    with serving(models, tmp_path) as own:
+        job = own.wait(own.job(track, model="one", **QUICK)["id"])
+        own.stop()
+    with pytest.raises(AssertionError, match=r"error: --data: .* cannot be opened"):
+        start(models, tmp_path, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+    assert list(tmp_path.glob("damaged-*")) == []
+    with serving(models, tmp_path) as own:
+        assert own.get(f"/v1/jobs/{job['id']}").json["result"] == job["result"]
+
+
 def test_a_damaged_list_of_jobs_is_kept_aside(models, track, tmp_path):
     with serving(models, tmp_path) as own:
         own.wait(own.job(track, model="one", **QUICK)["id"])
