@@ -210,6 +210,18 @@ def test_retry(served, track):
     assert sounds[0] != sounds[1]
 
 
+def test_retry_with_defaults(served, track):
+    """null brings an option back to its default; other audio is another job."""
+    fields = {"bpm": 240, "prompt_bars": 1, "bars": 2, "text": "pads", "top_k": 5}
+    first = served.wait(served.job(track, model="one", **fields)["id"])
+    path = f"/v1/jobs/{first['id']}/retry"
+    again = served.post(path, {"bpm": None, "bars": None, "prompt_bars": None, "text": None, "top_k": None}).json
+    assert [again["request"][name] for name in fields] == [None, None, None, None, 250]
+    for name in ("input", "style", "melody"):
+        answer = served.post(path, {name: None})
+        assert (answer.status, f"{name}: got one, but a retry is on" in answer.json["detail"]) == (422, True)
+
+
 def test_delete(served, models, track, tmp_path):
     with serving(models, tmp_path) as own:
         job = own.job(track, model="one", **LONG)["id"]

@@ -19,6 +19,7 @@ from clean_lm.options import one_of
 from clean_lm.service import sound
 from clean_lm.service.jobs import Job, Service
 from clean_lm.service.models import weights
+from clean_lm.service.options import AUDIO, OPTIONS
 from clean_lm.service.problems import EndedEarly, Problem
 from clean_lm.service.store import FINAL
 from clean_lm.service.uploads import body, json_object, read_job, scratch, upload
@@ -213,10 +214,15 @@ async def cancel(request: Request) -> Response:
 
 async def retry(request: Request) -> Response:
     service = service_of(request)
-    given = upload(json_object(await body(request, SMALL)), {}, form=False)
-    identity = request.path_params["id"]
+    document = json_object(await body(request, SMALL))
+    for name in AUDIO:
+        if name in document:
+            raise ValueError(f"{name}: got one, but a retry is on the job's own audio; send a new job")
+    defaults = {name: None for name, value in document.items() if value is None and name in OPTIONS}
+    given = upload(document, {}, form=False)
+    identity, changes = request.path_params["id"], {**given.options, **defaults}
     job = await to_thread.run_sync(
-        lambda: service.retry(identity, "v1", given.options, model=given.model, variant=given.variant)
+        lambda: service.retry(identity, "v1", changes, model=given.model, variant=given.variant)
     )
     return accepted(service, job)
 

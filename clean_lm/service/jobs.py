@@ -228,7 +228,8 @@ class Service:
         return job
 
     def retry(self, identity: str, kind: str, changes: Mapping[str, Any], **place: str | None) -> Job:
-        """The job once more on the same audio, some options changed; without a seed among them with a new one.
+        """The job once more on the same audio, some options changed, None to their defaults; without a seed among them
+        with a new one.
 
         Raises Problem and ValueError.
         """
