@@ -22,12 +22,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clean_lm import cli
+from clean_lm.manifest import Manifest
+from clean_lm.service.command import settings_of
+from clean_lm.service.jobs import Service, Stopped
+from clean_lm.service.models import Models, weights
 from clean_lm.service.options import OPTIONS
+from clean_lm.service.problems import Problem
 from tests.service import Served, serving, start
+from tests.support import ROOT
 from tests.test_cli import SHORT, tone
 
 pytestmark = pytest.mark.runtime
 
+BUNDLES = ROOT / "tests/golden/conformance/bundles"
 LONG = {"prompt_seconds": 1, "duration": 200, "rate": "codec", "join": "rendered"}  # a job that does not end by itself
 QUICK = {"prompt_seconds": 1, "duration": 2}
 
@@ -230,6 +237,43 @@ def test_delete(served, models, track, tmp_path):
             answer = own.call(method, f"/v1/jobs/{job}{path}")
             assert (answer.status, answer.json["detail"]) == (404, "no such job; it may have expired"), path
         assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_a_bundle_that_is_replaced(tmp_path):
+    """A job of the new one waits for those of the old one, and is made by the new one."""
+    shutil.copytree(BUNDLES / "text", tmp_path / "one")
+    models = Models(tmp_path, None, 1, 10**9)
+    with models.lease("one", None) as model:
+        old = dict(model.lm.manifest.document)
+        new = old | {"defaults": old["defaults"] | {"duration": 3.5}}
+        shutil.rmtree(tmp_path / "one")
+        shutil.copytree(BUNDLES / "text", tmp_path / "one")
+        (tmp_path / "one/manifest.json").write_text(json.dumps(new))
+        with pytest.raises(Stopped), models.lease("one", None, stop):
+            pass
+    with models.lease("one", None) as model:
+        assert model.lm.manifest.document == new
+    assert models.resident() == weights(Manifest.read(tmp_path / "one"))
+
+
+def stop() -> None:
+    raise Stopped
+
+
+def test_the_queue_is_counted_by_one_thread_at_a_time(models, tmp_path):
+    """What runs may end while it is."""
+    asked = ["serve", "--models", str(models), "--data", str(tmp_path), "--queue", "1"]
+    service = Service(settings_of(cli.parser().parse_args(asked)))
+
+    class Live(dict):
+        def values(self):
+            assert service._changed._is_owned()  # pyright: ignore[reportAttributeAccessIssue]
+            return super().values()
+
+    service._live = Live()
+    service.submit("v1", "one", None, {"text": "pads"}, {})
+    with pytest.raises(Problem, match="the queue is full: 1 jobs wait"):
+        service.submit("v1", "one", None, {"text": "pads"}, {})
 
 
 def test_the_queue_is_bounded(models, track, tmp_path):
