@@ -163,6 +163,17 @@ def test_only_what_is_new_as_ogg(served, track):
     wav, rate = sf.read(io.BytesIO(live.body))
     assert len(wav) == 5 * rate
     served.wait(job)
+    wav, rate = sf.read(io.BytesIO(served.get(f"/v1/jobs/{job}/stream?from=seam").body))
+    whole, _ = sf.read(io.BytesIO(served.get(f"/v1/jobs/{job}/takes/1.wav").body))
+    assert len(wav) == 5 * rate == 5 * 44100  # the take, which has the track's rate
+    np.testing.assert_array_equal(wav, whole[-len(wav) :])
+
+
+def test_a_format_that_cannot_hold_a_take(served, tmp_path):
+    sf.write(tmp_path / "three.wav", tone(2, 44100, 3), 44100)
+    done = served.wait(served.job(tmp_path / "three.wav", model="one", **QUICK)["id"])
+    answer = served.get(done["result"]["takes"][0]["url"].replace(".wav", ".mp3"))
+    assert (answer.status, answer.json["detail"][:36]) == (422, "result-1.mp3: cannot hold 3 channels")
 
 
 def test_events(served, track):
