@@ -70,12 +70,12 @@ class Join:
         self.model, self.request, self.source, self.rate = model, request, source, rate
         self.prompt = round(drawn.known / model.frame_rate * rate)  # samples of a take before what is new
         self.lead = round(source.lead * rate / source.rate) if source.rate else 0
-        self.before = 0  # samples of the track that are put before the take
+        self.before = 0  # samples of the track before the take; less than 0: the take begins before the track
         if source.track is not None and source.prompt is not None:
-            self.before = source.track.shape[1] - source.prompt.shape[1] if request.join == "append" else 0
             if request.join == "splice":
                 self.prompt = source.prompt.shape[1]
-                self.before = source.seam - self.prompt
+            if request.join != "rendered":
+                self.before = source.seam - source.prompt.shape[1]
         # whether the result begins on a bar line, not where the track does
         self.from_line = request.join == "rendered" or request.side == "start"
         self.seam = self.before + self.prompt - (self.lead if self.from_line else 0)
@@ -94,7 +94,7 @@ class Join:
         if source.track is not None and request.join == "splice":
             wav = audio.splice(source.track, wav, source.seam, round(CROSSFADE * self.rate), lead_samples=self.prompt)
         elif source.track is not None and self.before:
-            wav = np.concatenate([source.track[:, : self.before], wav], axis=1)
+            wav = np.concatenate([source.track[:, : max(0, self.before)], wav[:, max(0, -self.before) :]], axis=1)
         begin = self.before  # sample of the result at which the take's codes begin
         if self.from_line:
             wav, begin = wav[:, self.lead :], begin - self.lead

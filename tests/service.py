@@ -109,6 +109,8 @@ def start(models: Path, data: Path, *options: str, before: Callable[[], object] 
         lines.append(line)
         if found := re.search(r"listening on http://\S+:(\d+)/", line):
             return Served(process, lines, int(found[1]))
+    process.stderr.close()
+    process.wait()
     raise AssertionError("".join(lines))
 
 

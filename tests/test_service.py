@@ -22,12 +22,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clean_lm import cli
+from clean_lm.manifest import Manifest
+from clean_lm.service.command import settings_of
+from clean_lm.service.jobs import Service, Stopped
+from clean_lm.service.models import Models, weights
 from clean_lm.service.options import OPTIONS
+from clean_lm.service.problems import Problem
 from tests.service import Served, serving, start
+from tests.support import ROOT
 from tests.test_cli import SHORT, tone
 
 pytestmark = pytest.mark.runtime
 
+BUNDLES = ROOT / "tests/golden/conformance/bundles"
 LONG = {"prompt_seconds": 1, "duration": 200, "rate": "codec", "join": "rendered"}  # a job that does not end by itself
 QUICK = {"prompt_seconds": 1, "duration": 2}
 
@@ -111,6 +118,22 @@ def test_json_is_the_same_job(served, track):
     assert served.get(urls[0]).body == served.get(urls[1]).body
 
 
+@pytest.mark.parametrize("prompt_bars", [1, 2])
+def test_appended_on_a_bar_line(served, track, prompt_bars):
+    """A track of two bars and a half: what goes before is the track up to the prompt's first bar line, and what comes
+    from there on is what `rendered` gives."""
+    bars = {"bpm": 240, "prompt_bars": prompt_bars, "bars": prompt_bars + 1}
+    fields = {"model": "one", "seed": 5, "strategy": "clip", **bars}
+    given = [served.wait(served.job(track, join=join, **fields)["id"]) for join in ("append", "rendered")]
+    appended, rendered = (pcm(served.get(done["result"]["takes"][0]["url"]).body) for done in given)
+    line = (2 - prompt_bars) * 44100
+    assert given[0]["result"]["seam"] == 2
+    np.testing.assert_allclose(appended[line:], rendered, rtol=0, atol=1)  # of 24 and of 16 bits
+    peak = int(appended.max())
+    before = np.clip(sf.read(track, dtype="int16", always_2d=True)[0][: line // 2], -peak, peak)
+    np.testing.assert_allclose(appended[: line // 2], before, rtol=0, atol=1)
+
+
 def test_ranges(served, track):
     """Players seek."""
     url = served.wait(served.job(track, model="one", seed=5, **QUICK)["id"])["result"]["takes"][0]["url"]
@@ -140,6 +163,17 @@ def test_only_what_is_new_as_ogg(served, track):
     wav, rate = sf.read(io.BytesIO(live.body))
     assert len(wav) == 5 * rate
     served.wait(job)
+    wav, rate = sf.read(io.BytesIO(served.get(f"/v1/jobs/{job}/stream?from=seam").body))
+    whole, _ = sf.read(io.BytesIO(served.get(f"/v1/jobs/{job}/takes/1.wav").body))
+    assert len(wav) == 5 * rate == 5 * 44100  # the take, which has the track's rate
+    np.testing.assert_array_equal(wav, whole[-len(wav) :])
+
+
+def test_a_format_that_cannot_hold_a_take(served, tmp_path):
+    sf.write(tmp_path / "three.wav", tone(2, 44100, 3), 44100)
+    done = served.wait(served.job(tmp_path / "three.wav", model="one", **QUICK)["id"])
+    answer = served.get(done["result"]["takes"][0]["url"].replace(".wav", ".mp3"))
+    assert (answer.status, answer.json["detail"][:36]) == (422, "result-1.mp3: cannot hold 3 channels")
 
 
 def test_events(served, track):
@@ -194,6 +228,18 @@ def test_retry(served, track):
     assert sounds[0] != sounds[1]
 
 
+def test_retry_with_defaults(served, track):
+    """null brings an option back to its default; other audio is another job."""
+    fields = {"bpm": 240, "prompt_bars": 1, "bars": 2, "text": "pads", "top_k": 5}
+    first = served.wait(served.job(track, model="one", **fields)["id"])
+    path = f"/v1/jobs/{first['id']}/retry"
+    again = served.post(path, {"bpm": None, "bars": None, "prompt_bars": None, "text": None, "top_k": None}).json
+    assert [again["request"][name] for name in fields] == [None, None, None, None, 250]
+    for name in ("input", "style", "melody"):
+        answer = served.post(path, {name: None})
+        assert (answer.status, f"{name}: got one, but a retry is on" in answer.json["detail"]) == (422, True)
+
+
 def test_delete(served, models, track, tmp_path):
     with serving(models, tmp_path) as own:
         job = own.job(track, model="one", **LONG)["id"]
@@ -202,6 +248,43 @@ def test_delete(served, models, track, tmp_path):
             answer = own.call(method, f"/v1/jobs/{job}{path}")
             assert (answer.status, answer.json["detail"]) == (404, "no such job; it may have expired"), path
         assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_a_bundle_that_is_replaced(tmp_path):
+    """A job of the new one waits for those of the old one, and is made by the new one."""
+    shutil.copytree(BUNDLES / "text", tmp_path / "one")
+    models = Models(tmp_path, None, 1, 10**9)
+    with models.lease("one", None) as model:
+        old = dict(model.lm.manifest.document)
+        new = old | {"defaults": old["defaults"] | {"duration": 3.5}}
+        shutil.rmtree(tmp_path / "one")
+        shutil.copytree(BUNDLES / "text", tmp_path / "one")
+        (tmp_path / "one/manifest.json").write_text(json.dumps(new))
+        with pytest.raises(Stopped), models.lease("one", None, stop):
+            pass
+    with models.lease("one", None) as model:
+        assert model.lm.manifest.document == new
+    assert models.resident() == weights(Manifest.read(tmp_path / "one"))
+
+
+def stop() -> None:
+    raise Stopped
+
+
+def test_the_queue_is_counted_by_one_thread_at_a_time(models, tmp_path):
+    """What runs may end while it is."""
+    asked = ["serve", "--models", str(models), "--data", str(tmp_path), "--queue", "1"]
+    service = Service(settings_of(cli.parser().parse_args(asked)))
+
+    class Live(dict):
+        def values(self):
+            assert service._changed._is_owned()  # pyright: ignore[reportAttributeAccessIssue]
+            return super().values()
+
+    service._live = Live()
+    service.submit("v1", "one", None, {"text": "pads"}, {})
+    with pytest.raises(Problem, match="the queue is full: 1 jobs wait"):
+        service.submit("v1", "one", None, {"text": "pads"}, {})
 
 
 def test_the_queue_is_bounded(models, track, tmp_path):
@@ -325,6 +408,18 @@ def test_a_full_disk_fails_the_job(models, track, tmp_path):
         assert (refused.status, refused.json["detail"][:16]) == (507, "the disk is full")
         small = {**QUICK, "join": "rendered", "rate": "codec"}
         assert own.wait(own.job(track, model="one", **small)["id"])["status"] == "done"
+
+
+def test_a_full_disk_at_the_start_moves_nothing(models, track, tmp_path):
+    """The list of jobs is not damaged: it stays where it is for the next start."""
+    with serving(models, tmp_path) as own:
+        job = own.wait(own.job(track, model="one", **QUICK)["id"])
+        own.stop()
+    with pytest.raises(AssertionError, match=r"error: --data: .* cannot be opened"):
+        start(models, tmp_path, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+    assert list(tmp_path.glob("damaged-*")) == []
+    with serving(models, tmp_path) as own:
+        assert own.get(f"/v1/jobs/{job['id']}").json["result"] == job["result"]
 
 
 def test_a_damaged_list_of_jobs_is_kept_aside(models, track, tmp_path):

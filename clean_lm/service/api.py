@@ -19,6 +19,7 @@ from clean_lm.options import one_of
 from clean_lm.service import sound
 from clean_lm.service.jobs import Job, Service
 from clean_lm.service.models import weights
+from clean_lm.service.options import AUDIO, OPTIONS
 from clean_lm.service.problems import EndedEarly, Problem
 from clean_lm.service.store import FINAL
 from clean_lm.service.uploads import body, json_object, read_job, scratch, upload
@@ -159,13 +160,13 @@ async def stream(request: Request) -> Response:
     begins = one_of("from", query.get("from", "start"), ("start", "seam"))
     number = take_number(query.get("take", "1"), job)
     if job.record.state == "done":
-        return await finished(service, job, number, kind)
+        return await finished(service, job, number, kind, begins == "seam")
     if job.record.state in FINAL:
         raise Problem(409, f"the job is {job.record.state}: it has no sound")
     pieces = sound.live(service, job, number, kind, begins == "seam")
     first = await anext(pieces, b"")  # errors are answered before a status is sent
     if not first and job.record.state == "done":
-        return await finished(service, job, number, kind)
+        return await finished(service, job, number, kind, begins == "seam")
 
     async def all_pieces() -> AsyncIterator[bytes]:
         try:
@@ -196,11 +197,12 @@ async def take(request: Request) -> Response:
     return await finished(service, job, take_number(request.path_params["take"], job), kind)
 
 
-async def finished(service: Service, job: Job, number: int, kind: str) -> Response:
+async def finished(service: Service, job: Job, number: int, kind: str, from_seam: bool = False) -> Response:
     """A take's file."""
     path = service.take(job, number)
-    options = job.record.options
-    target = await to_thread.run_sync(sound.encoded, path.parent, path, number, kind, options, limiter=encoding)
+    options, result = job.record.options, job.record.result or {}
+    begin = result.get("seam", 0.0) if from_seam else 0.0
+    target = await to_thread.run_sync(sound.encoded, path, number, kind, options, begin, limiter=encoding)
     name = f"{job.record.model}-{job.record.id[:6]}-{number}.{kind}"
     return FileResponse(target, media_type=sound.MEDIA[kind], filename=name, content_disposition_type="inline")
 
@@ -213,10 +215,15 @@ async def cancel(request: Request) -> Response:
 
 async def retry(request: Request) -> Response:
     service = service_of(request)
-    given = upload(json_object(await body(request, SMALL)), {}, form=False)
-    identity = request.path_params["id"]
+    document = json_object(await body(request, SMALL))
+    for name in AUDIO:
+        if name in document:
+            raise ValueError(f"{name}: got one, but a retry is on the job's own audio; send a new job")
+    defaults = {name: None for name, value in document.items() if value is None and name in OPTIONS}
+    given = upload(document, {}, form=False)
+    identity, changes = request.path_params["id"], {**given.options, **defaults}
     job = await to_thread.run_sync(
-        lambda: service.retry(identity, "v1", given.options, model=given.model, variant=given.variant)
+        lambda: service.retry(identity, "v1", changes, model=given.model, variant=given.variant)
     )
     return accepted(service, job)
 

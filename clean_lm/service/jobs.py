@@ -146,10 +146,12 @@ class Service:
         return job
 
     def _require_place(self) -> None:
-        if len(self._queue) >= self.settings.waiting:
-            seconds = self._queue_seconds(len(self._queue))
-            words = f"the queue is full: {len(self._queue)} jobs wait; try again later"
-            raise Problem(429, words, {"Retry-After": str(max(1, round(seconds or 10)))})
+        with self._changed:
+            if (waiting := len(self._queue)) < self.settings.waiting:
+                return
+            seconds = self._queue_seconds(waiting)
+        words = f"the queue is full: {waiting} jobs wait; try again later"
+        raise Problem(429, words, {"Retry-After": str(max(1, round(seconds or 10)))})
 
     def _check(self, options: Mapping[str, Any], folder: Path, manifest: Manifest) -> dict[str, Any]:
         """The options with their defaults. Raises ValueError for options and audio that cannot be used."""
@@ -228,7 +230,8 @@ class Service:
         return job
 
     def retry(self, identity: str, kind: str, changes: Mapping[str, Any], **place: str | None) -> Job:
-        """The job once more on the same audio, some options changed; without a seed among them with a new one.
+        """The job once more on the same audio, some options changed, None to their defaults; without a seed among them
+        with a new one.
 
         Raises Problem and ValueError.
         """

@@ -21,6 +21,7 @@ class Resident:
     """A model that is loaded, or being loaded."""
 
     bytes: int
+    manifest: Manifest  # as it was when the model was loaded
     model: MusicGen | None = None
     users: int = 0
 
@@ -116,13 +117,16 @@ class Models:
             )
         with self._changed:
             while True:
-                if (found := self._resident.pop(key, None)) is not None:
+                found = self._resident.pop(key, None)
+                if found is not None and found.manifest.document == manifest.document:
                     self._resident[key] = found
                     if found.model is not None:
                         found.users += 1
                         return key, found
+                elif found is not None and found.users:
+                    self._resident[key] = found  # until the jobs of the bundle that was replaced are done
                 elif self._make_room(need):
-                    self._resident[key] = Resident(need, users=1)
+                    self._resident[key] = Resident(need, manifest, users=1)
                     return key, self._resident[key]
                 require()
                 self._changed.wait(LOOK)

@@ -1,6 +1,7 @@
 """A job's sound while it is generated, and takes in the formats that are asked for."""
 
 import math
+import os
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -13,6 +14,7 @@ import soundfile as sf
 from anyio import CapacityLimiter, to_thread
 
 from clean_lm import audio_files
+from clean_lm.audio import AudioError
 from clean_lm.audio_codec import Codec
 from clean_lm.generation import Generation
 from clean_lm.joining import written_as
@@ -161,11 +163,19 @@ def as_pcm(take: np.ndarray) -> np.ndarray:
     return audio_files.pcm(np.clip(take.T, -1, 1), "PCM_16")
 
 
-def encoded(folder: Path, take: Path, number: int, kind: str, options: Mapping[str, Any]) -> Path:
-    """A take in another format, with the level and the sample format that the command line gives it."""
-    target = folder / f"result-{number}.{kind}"
+def encoded(take: Path, number: int, kind: str, options: Mapping[str, Any], begin: float) -> Path:
+    """A take from a second on in another format, with the level and the sample format that the command line gives it.
+
+    Raises AudioError, without the folder's name, for a format that cannot hold it.
+    """
+    folder, part = take.parent, "-seam" if begin else ""
+    target = folder / f"result-{number}{part}.{kind}"
     if not target.exists():
         strategy, subtype = written_as(options["join"], folder / "input", target)
-        wav, rate = audio_files.read(take)
-        audio_files.write(target, wav, rate, strategy=options.get("strategy") or strategy, subtype=subtype)
+        try:
+            wav, rate = audio_files.read(take)
+            wav = wav[:, round(begin * rate) :]
+            audio_files.write(target, wav, rate, strategy=options.get("strategy") or strategy, subtype=subtype)
+        except AudioError as error:
+            raise AudioError(str(error).replace(f"{folder}{os.sep}", "")) from None
     return target

@@ -49,7 +49,7 @@ class Store:
     """Raises sqlite3.Error and OSError where the disk does not take or give what is asked."""
 
     def __init__(self, folder: Path):
-        """Raises OSError. A file of jobs that is damaged is kept under another name, and a new one begun."""
+        """Raises OSError. A file of jobs that is damaged is kept in another folder, and a new one begun."""
         self.folder = folder
         self.jobs = folder / "jobs"
         self._lock = threading.Lock()
@@ -57,6 +57,9 @@ class Store:
         try:
             self._database = self._open()
         except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise OSError(f"--data: {self._file} cannot be opened ({error}): free its disk, close what uses it, or "
+                              "give another folder") from None  # fmt: skip
             aside = folder / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}"
             log.error("%s: damaged (%s); kept with its jobs in %s, a new one begun", self._file, error, aside)
             aside.mkdir()
@@ -138,6 +141,12 @@ class Store:
     def _run(self, query: str, values: list[Any]) -> list[Any]:
         with self._lock:
             return self._database.execute(query, values).fetchall()
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether it is the file that is wrong: its content or its tables, not a full disk or another process's lock."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # what quick_check finds has none
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 def folder_bytes(folder: Path) -> int:
