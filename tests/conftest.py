@@ -19,9 +19,17 @@ from clean_lm.session import Graph
 from tests.support import GOLDEN, ROOT, Golden
 
 
+LONGEST = ("test_bench.py", "test_demo.py", "test_sizes.py")
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: one more than there are CPUs, as some tests wait for programs that they start."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with the longest tests first: at the end, all workers but one would wait for them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
