@@ -18,7 +18,6 @@ from clean_lm.language_model import LanguageModel
 from clean_lm.session import Graph
 from tests.support import GOLDEN, ROOT, Golden
 
-
 LONGEST = ("test_bench.py", "test_demo.py", "test_sizes.py")
 
 
