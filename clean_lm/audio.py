@@ -359,10 +359,16 @@ def close_loop(wav: np.ndarray, samples: int, crossfade_samples: int) -> np.ndar
     fade = whole("crossfade_samples", crossfade_samples, 0, samples // 2)
     if samples + fade > wav.shape[1]:
         raise AudioError(f"loop: got {wav.shape[1]} samples, expected {samples} and {fade} more for the crossfade")
-    angle = (np.arange(fade, dtype=np.float32) + 0.5) / max(fade, 1) * (np.pi / 2)
     looped = wav[:, :samples].astype(np.float32)
-    looped[:, :fade] = looped[:, :fade] * np.sin(angle) + wav[:, samples : samples + fade] * np.cos(angle)
+    looped[:, :fade] = equal_power(wav[:, samples : samples + fade], looped[:, :fade])
     return looped
+
+
+def equal_power(ending: np.ndarray, beginning: np.ndarray) -> np.ndarray:
+    """A crossfade of different music, both [channels, n]: the level stays where neither knows of the other."""
+    samples = ending.shape[1]
+    angle = (np.arange(samples, dtype=np.float32) + 0.5) / max(samples, 1) * (np.pi / 2)
+    return ending * np.cos(angle) + beginning * np.sin(angle)
 
 
 def whole_frames(prompt: np.ndarray, rate: int, codec_rate: int, hop: int, at_end: bool) -> np.ndarray:

@@ -182,9 +182,8 @@ class Join:
 def crossfaded(wav: np.ndarray, track: np.ndarray, stop: int, samples: int) -> np.ndarray:
     """The audio up to `stop`, then the track, both [channels, n]; its beginning is as it was: the crossfade of equal
     power lies before it."""
-    angle = (np.arange(samples, dtype=np.float32) + 0.5) / max(samples, 1) * (np.pi / 2)
     fading = slice(stop - samples, stop)
-    middle = wav[:, fading] * np.cos(angle) + track[:, fading] * np.sin(angle)
+    middle = audio.equal_power(wav[:, fading], track[:, fading])
     return np.concatenate([wav[:, : stop - samples], middle, track[:, stop:]], axis=1)
 
 

@@ -16,9 +16,9 @@ def onset_curve(wav: np.ndarray, rate: int) -> np.ndarray:
     mono, hop, size = wav.mean(axis=0), rate / RATE, round(WINDOW * rate)
     starts = (np.arange(int(len(mono) / hop)) * hop).astype(int)
     padded = np.pad(mono, (size // 2, size))
-    curve, last = np.zeros(len(starts), np.float32), None
+    curve, window, last = np.zeros(len(starts), np.float32), np.hanning(size), None
     for number, start in enumerate(starts):
-        now = np.log1p(1000 * np.abs(np.fft.rfft(padded[start : start + size] * np.hanning(size))))
+        now = np.log1p(1000 * np.abs(np.fft.rfft(padded[start : start + size] * window)))
         if last is not None:
             curve[number] = np.maximum(now - last, 0).sum()
         last = now

@@ -187,7 +187,7 @@ def test_no_tempo_is_guessed(track, tmp_path, music, capsys):
 
 
 class Levels:
-    """A batch's judgement with levels that are told in place of decoded ones."""
+    """A batch's judgement with given levels in place of those of decoded audio."""
 
     def __init__(self, monkeypatch, levels):
         self.asked = []
@@ -195,9 +195,8 @@ class Levels:
 
         def judge(batch, part):
             self.asked.append((tuple(batch.seeds), part.begin, part.stop))
-            told = np.array([levels(seed, part) for seed in batch.seeds])
+            values = iter([levels(seed, part) for seed in batch.seeds])
             monkeypatch.setattr(takes.audio, "rms", lambda wav: float(next(values)))
-            values = iter(told)
             original(batch, part)
             monkeypatch.undo()
             monkeypatch.setattr(takes.Batch, "_judge", judge)
@@ -457,22 +456,8 @@ def test_a_part_is_made_anew_and_the_rest_stays(run, track, tmp_path):
     np.testing.assert_array_equal(new[: begin - 882], old[: begin - 882])
     np.testing.assert_array_equal(new[stop:], old[stop:])
     assert (new[begin : stop - 882] != old[begin : stop - 882]).mean() > 0.9
-    run(
-        "edit",
-        track,
-        "-o",
-        tmp_path / "bars.wav",
-        "--bpm",
-        BPM,
-        "--offset",
-        0.2,
-        "--from-bar",
-        2,
-        "--to-bar",
-        3,
-        "--seed",
-        2,
-    )
+    run("edit", track, "-o", tmp_path / "bars.wav", "--bpm", BPM, "--offset", 0.2, "--from-bar", 2, "--to-bar", 3,
+        "--seed", 2)  # fmt: skip
     np.testing.assert_array_equal(read(tmp_path / "bars.wav"), new)
 
 

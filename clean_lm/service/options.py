@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from clean_lm import audio, loudness
+from clean_lm.musical_time import FASTEST, MOST_BEATS, SLOWEST
 from clean_lm.options import one_of, shown
-from clean_lm.request import JOINS, RATES, SIDES, Request
+from clean_lm.request import JOINS, MOST_RETRIES, RATES, SIDES, Request
 
 AUDIO = ("input", "melody", "style")  # what is sent as files
 MOST_FILES = 8
@@ -46,8 +47,8 @@ OPTIONS = {
     "cfg_coef_beta": Option("number", "double guidance: how much more the text counts than a melody or style"),
     "fade_in": Option("number", "seconds at the beginning that are brought up from silence", least=0),
     "fade_out": Option("number", "seconds at the end that are brought down to silence", least=0),
-    "bpm": Option("number", "beats a minute of the track; lengths are then in whole bars", least=20, most=500),
-    "beats_per_bar": Option("integer", "of the track, with bpm", least=1, most=32),
+    "bpm": Option("number", "beats a minute of the track; lengths are then in whole bars", least=SLOWEST, most=FASTEST),
+    "beats_per_bar": Option("integer", "of the track, with bpm", least=1, most=MOST_BEATS),
     "offset": Option("number", "with bpm: seconds from the beginning of the track to its first bar line", least=0),
     "prompt_bars": Option(
         "integer",
@@ -63,7 +64,7 @@ OPTIONS = {
         "integer",
         "how often to draw a take again whose first beat is near-silent although the prompt is not",
         least=0,
-        most=20,
+        most=MOST_RETRIES,
     ),
     "spread": Option("boolean", "takes of different temperatures, from 0.8 to 1.25 times temperature"),
     "rank": Option("boolean", "takes in the order of how well they go on from the prompt"),
