@@ -1,5 +1,5 @@
-"""The takes of a request: drawn together where they can be, again where one begins with silence, and cut where they end
-with it.
+"""The takes of a request, or of several: drawn together where they can be, again where one begins with silence, and cut
+where they end with it.
 
 A take is judged while it is drawn, by the sound of its last frames; codes are what is kept.
 """
@@ -66,16 +66,36 @@ def draw_takes(model: MusicGen, request: Request, source: Source, watch: Watch) 
             if found:
                 for number in waiting:
                     seeds[number] = next(following) % 2**64
-            batch = Batch(model, request, source, prompt, [seeds[number] for number in waiting], temperature)
+            song = Song(request, source, prompt, [seeds[number] for number in waiting])
+            batch = Batch(model, [song], temperature)
             before, left = drawn.columns, len(groups) - place
             for done in batch.draw(stop_silent=again > 0):
                 drawn.columns = before + done
                 watch(batch.generation, drawn.columns, before + batch.generation.total * left)
-            takes = batch.takes()
+            (takes,) = batch.takes()
             drawn.frames += batch.frames
-            found |= dict(zip(waiting, takes, strict=False))
+            found |= dict(zip(waiting, takes, strict=True))
         drawn.takes += [found[number] for number in group]
     return drawn
+
+
+def draw_together(model: MusicGen, songs: Sequence["Song"], watch: Watch) -> list[Drawn]:
+    """Draw the takes of several requests in one batch, of which each reads the weights once: those of each.
+
+    The requests are alike, see `is_plain`: in all but their audio, their texts, and their seeds, of which each has as
+    many; their prompts have as many frames, and their texts as many tokens (nothing masks what a shorter one lacks).
+    """
+    batch = Batch(model, songs, songs[0].request.temperature)
+    for done in batch.draw(stop_silent=False):
+        watch(batch.generation, done, batch.generation.total)
+    known, share = batch.generation.known, batch.frames // len(songs)
+    return [Drawn(known, share, batch.generation.total, takes) for takes in batch.takes()]
+
+
+def is_plain(request: Request) -> bool:
+    """Whether a request's takes are drawn once, to their end and by one temperature, without a melody or style."""
+    again = request.retry_silent or request.until_silence or request.spread
+    return not (again or request.melody or request.style)
 
 
 def prompt_codes(model: MusicGen, request: Request, source: Source) -> np.ndarray | None:
@@ -97,26 +117,30 @@ def temperature_of(request: Request, take: int) -> float:
     return request.temperature * low * (high / low) ** (take / (request.takes - 1))
 
 
-class Batch:
-    """Takes that are drawn together."""
+@dataclass(frozen=True)
+class Song:
+    """What takes that are drawn together continue."""
 
-    def __init__(
-        self,
-        model: MusicGen,
-        request: Request,
-        source: Source,
-        prompt: np.ndarray | None,
-        seeds: Sequence[int],
-        temperature: float,
-    ):
-        self.model, self.request, self.source = model, request, source
-        self.seeds, self.temperature = seeds, temperature
-        self.generation = self._begin(prompt)
-        self.rows = len(seeds)
+    request: Request
+    source: Source
+    prompt: np.ndarray | None  # int64 [1, K, frames]
+    seeds: Sequence[int]  # of the takes
+
+
+class Batch:
+    """Takes that are drawn together: the rows are the first song's takes, the second one's, ..."""
+
+    def __init__(self, model: MusicGen, songs: Sequence[Song], temperature: float):
+        self.model, self.songs, self.temperature = model, songs, temperature
+        self.request = songs[0].request
+        self.generation = self._begin()
+        self.seeds = [seed for song in songs for seed in song.seeds]
+        self.rows = len(self.seeds)
         self.silent = np.zeros(self.rows, bool)
         self.ends: list[float | None] = [None] * self.rows
-        self.loudest = np.full(self.rows, audio.rms(source.prompt) if source.prompt is not None else 0.0)
-        self.likelihood = Likelihood(self.rows) if request.rank else None
+        prompts = [song.source.prompt for song in songs for _ in song.seeds]
+        self.loudest = np.array([0.0 if prompt is None else audio.rms(prompt) for prompt in prompts])
+        self.likelihood = Likelihood(self.rows) if self.request.rank else None
         if self.likelihood is not None:
             self.generation.observe = self.likelihood.add
 
@@ -125,8 +149,8 @@ class Batch:
         """New ones of all rows."""
         return (self.generation.frames - self.generation.known) * self.rows
 
-    def _begin(self, prompt: np.ndarray | None) -> Generation:
-        model, request, source = self.model, self.request, self.source
+    def _begin(self) -> Generation:
+        model, request, source = self.model, self.request, self.songs[0].source
         assert request.extend_stride is not None
         model.sampling = replace(request.sampling, temperature=self.temperature)
         model.duration, model.extend_stride = (
@@ -135,14 +159,15 @@ class Batch:
         )
         if request.style:
             model.set_style_conditioner_params(request.style_levels, request.style_length, request.style_start)
+        prompts = [song.prompt for song in self.songs if song.prompt is not None]
         return model.begin(
-            [request.text],
-            prompt_codes=prompt,
+            [song.request.text for song in self.songs],
+            prompt_codes=np.concatenate(prompts) if prompts else None,
             melody_wavs=None if source.reference is None else [source.reference],
             melody_sample_rate=model.sample_rate,
-            seed=list(self.seeds),
-            takes=len(self.seeds),
-            negative_descriptions=[request.negative_text],
+            seed=[seed for song in self.songs for seed in song.seeds],
+            takes=len(self.songs[0].seeds),
+            negative_descriptions=[song.request.negative_text for song in self.songs],
         )
 
     def draw(self, stop_silent: bool) -> Iterator[int]:
@@ -158,10 +183,10 @@ class Batch:
                     return
                 check = next(checks, None)
 
-    def takes(self) -> list[Take]:
-        """What is drawn."""
+    def takes(self) -> list[list[Take]]:
+        """What is drawn, of each song."""
         codes, scores = self.generation.codes(), self.likelihood
-        return [
+        takes = [
             Take(
                 codes[row],
                 self.seeds[row],
@@ -172,6 +197,8 @@ class Batch:
             )
             for row in range(self.rows)
         ]
+        each = len(self.songs[0].seeds)
+        return [takes[first : first + each] for first in range(0, self.rows, each)]
 
     def _checks(self) -> Iterator["Part"]:
         """The parts that are listened to, in the order of their ends: the first beat, and bar after bar."""

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 
 from clean_lm import cli
 from clean_lm.manifest import Manifest
+from clean_lm.request_options import OPTIONS
 from clean_lm.service.command import settings_of
 from clean_lm.service.jobs import Service, Stopped
 from clean_lm.service.models import Models, weights
-from clean_lm.service.options import OPTIONS
 from clean_lm.service.problems import Problem
 from tests.service import Served, serving, start
 from tests.support import ROOT

@@ -16,10 +16,10 @@ from starlette.routing import Route
 from clean_lm import __version__
 from clean_lm.manifest import Manifest
 from clean_lm.options import one_of
+from clean_lm.request_options import AUDIO, OPTIONS
 from clean_lm.service import sound
 from clean_lm.service.jobs import Job, Service
 from clean_lm.service.models import weights
-from clean_lm.service.options import AUDIO, OPTIONS
 from clean_lm.service.problems import EndedEarly, Problem
 from clean_lm.service.store import FINAL
 from clean_lm.service.uploads import body, json_object, read_job, scratch, upload

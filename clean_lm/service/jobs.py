@@ -20,9 +20,10 @@ from clean_lm.joining import Outcome, finish
 from clean_lm.manifest import Manifest
 from clean_lm.musicgen import MusicGen
 from clean_lm.request import validate
+from clean_lm.request_options import AUDIO
 from clean_lm.service import metrics
 from clean_lm.service.models import Models
-from clean_lm.service.options import AUDIO, request_of
+from clean_lm.service.options import request_of
 from clean_lm.service.problems import Problem, problem_of
 from clean_lm.service.settings import Settings
 from clean_lm.service.store import FINAL, MOST_ATTEMPTS, Record, Store

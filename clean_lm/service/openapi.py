@@ -5,7 +5,8 @@ from html import escape
 from typing import Any
 
 from clean_lm import __version__
-from clean_lm.service.options import OPTIONS, PLACE, Option, default
+from clean_lm.request_options import OPTIONS, Option
+from clean_lm.service.options import PLACE, default
 from clean_lm.service.sound import MEDIA, STREAMED
 
 PROBLEMS = {

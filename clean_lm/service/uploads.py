@@ -19,7 +19,8 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
 from clean_lm.options import shown
-from clean_lm.service.options import MOST_FILES, PLACE, read_options
+from clean_lm.request_options import AUDIO, read_options
+from clean_lm.service.options import MOST_FILES, PLACE
 from clean_lm.service.problems import Problem
 from clean_lm.service.store import UPLOAD
 
@@ -203,4 +204,4 @@ def upload(given: dict[str, Any], files: dict[str, Path], form: bool) -> Upload:
     for name, value in place.items():
         if value is not None and not isinstance(value, str):
             raise ValueError(f"{name}: got {shown(value)}, expected a text")
-    return Upload(place["model"], place["variant"], read_options(given, form), files)
+    return Upload(place["model"], place["variant"], read_options(given, form, [*PLACE, *AUDIO]), files)
