@@ -11,6 +11,7 @@
   clean-lm info bundle
   clean-lm plot out.wav --seam 6
   clean-lm serve --models bundles
+  clean-lm batch rows.jsonl -o out --bundle bundle
 
 `clean-lm COMMAND --help` lists the options of a command.
 """
@@ -38,7 +39,8 @@ from clean_lm.manifest import BundleError, Manifest
 from clean_lm.musical_time import MOST_BARS
 from clean_lm.musicgen import MusicGen
 from clean_lm.options import integer
-from clean_lm.request import RATES, SIDES, Request, validate
+from clean_lm.request import JOINS, RATES, SIDES, Request, validate
+from clean_lm.request_options import OPTIONS
 from clean_lm.source import QUIET_MIX_DB, Source, quiet_mix, read_source, result_format
 from clean_lm.takes import draw_takes
 
@@ -128,6 +130,13 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser("serve", help="a local service for plugins, apps and browsers", formatter_class=Help)
     add.set_defaults(run=run_serve)
     add_serve(add)
+
+    add = commands.add_parser("batch", help="a list of tracks or a folder of them, on one machine or many",
+                              formatter_class=Help, description="Continue every track of a list or a folder, or make "
+                              "music from every text. Rows give options under the names that follow, with _ for -; "
+                              "those given here are for the rows that do not.")  # fmt: skip
+    add.set_defaults(run=run_batch)
+    add_batch(add)
     return top
 
 
@@ -181,6 +190,38 @@ def add_verify(command: argparse.ArgumentParser) -> None:
     command.add_argument("--verify", action="store_true", help="read every file of the bundle that is opened through "
                          "and compare its SHA-256, even if that was done before and the file has not changed since; "
                          "info: of all files")  # fmt: skip
+
+
+def add_batch(command: argparse.ArgumentParser) -> None:
+    command.add_argument("rows", help=".jsonl, .csv or .parquet, or a folder of audio; a path, or an address that "
+                         "fsspec opens (s3://...)")  # fmt: skip
+    command.add_argument("-o", "--output", required=True, help="a folder, or an address: the audio and "
+                         "results.parquet")  # fmt: skip
+    command.add_argument("--bundle", help="of the rows that name none")
+    command.add_argument("--variant", help="int8, mixed, ...; default: the bundle's")
+    command.add_argument("--format", choices=[suffix[1:] for suffix in audio_files.FORMATS], default="wav")
+    command.add_argument("--resume", action="store_true", help="go on with the job in the output folder: rows that "
+                         "are done and unchanged are left as they are")  # fmt: skip
+    command.add_argument("--max-failures", type=int, metavar="N", help="end the job when more rows fail")
+    command.add_argument("--actors", type=int, help="processes that draw, each with the model in its memory; default: "
+                         "as many as CPUs and memory allow")  # fmt: skip
+    command.add_argument("--threads", type=int, help="of each actor; default: 1")
+    command.add_argument("--together", type=int, default=8, metavar="TAKES", help="that an actor draws in one batch, "
+                         "at most, where each comes out as it would alone")  # fmt: skip
+    command.add_argument("--gpus", type=float, default=0.0, help="of each actor; 0.25: four actors share one")
+    command.add_argument("--address", help="of a Ray cluster (auto, host:6379); default: this machine alone")
+    command.add_argument("--json", action="store_true", help="progress and result as lines of JSON")
+    command.add_argument("--seed", dest="job_seed", type=int, default=0, help="rows without a seed get one from this "
+                         "number and their id")  # fmt: skip
+    words = {"boolean": {"action": "store_true", "default": None}, "integer": {"type": int}, "number": {"type": float}}
+    given = [(name, option) for name, option in OPTIONS.items() if name not in ("seed", "side", "join", "match_level")]
+    for name, option in given:
+        kind = words.get(option.kind, {"choices": option.choices or None})
+        command.add_argument(f"--{name.replace('_', '-')}", help=option.words, **kind)
+    command.add_argument("--from", dest="side", choices=SIDES, help=OPTIONS["side"].words)
+    command.add_argument("--join", choices=JOINS, help=OPTIONS["join"].words)
+    command.add_argument("--splice", dest="join", action="store_const", const="splice", help="--join splice")
+    command.add_argument("--no-match-level", dest="match_level", action="store_false", default=None)
 
 
 def add_prompt(command: argparse.ArgumentParser) -> None:
@@ -427,6 +468,14 @@ def info_lines(bundle: Path, manifest: Manifest) -> Iterator[str]:
     for name, entry in manifest.files.items():
         there = "" if (manifest.folder / name).exists() else "   MISSING"
         yield f"{entry.bytes / 1e6:12.2f} MB  {name}{there}"
+
+
+def run_batch(args: argparse.Namespace) -> None:
+    try:
+        from clean_lm.batch import command
+    except ImportError as error:
+        raise ValueError(f"batch needs the extra: pip install 'clean_lm[batch]' ({error})") from None
+    command.batch(args)
 
 
 def run_serve(args: argparse.Namespace) -> None:

@@ -47,10 +47,13 @@ class Drawn:
     takes: list[Take] = field(default_factory=list)
 
 
-def draw_takes(model: MusicGen, request: Request, source: Source, watch: Watch) -> Drawn:
+def draw_takes(
+    model: MusicGen, request: Request, source: Source, watch: Watch, prompt: np.ndarray | None = None
+) -> Drawn:
     """Draw the takes of a validated request. Sets the model's parameters: give requests that run at the same time a
-    `MusicGen.view` each."""
-    prompt = prompt_codes(model, request, source)
+    `MusicGen.view` each. prompt: its codes, where `prompt_codes` has given them already."""
+    if prompt is None:
+        prompt = prompt_codes(model, request, source)
     drawn = Drawn(0 if prompt is None else prompt.shape[2])
     assert request.seed is not None
     seeds = [request.seed + number for number in range(request.takes)]

@@ -29,7 +29,10 @@ RUNTIME = {
     "soxr",
     "huggingface_hub",
 }  # the last three: extras
-SERVICE = {"anyio", "python_multipart", "prometheus_client", "starlette", "uvicorn"}  # the extra `serve`
+EXTRAS = {  # packages of their own, and what they need of the extras of the same name
+    "clean_lm.service": {"anyio", "python_multipart", "prometheus_client", "starlette", "uvicorn"},
+    "clean_lm.batch": {"fsspec", "pyarrow", "ray"},
+}
 
 
 def modules() -> dict[str, Path]:
@@ -86,14 +89,15 @@ def test_no_circle():
 def test_the_runtime_needs_numpy_and_onnxruntime_alone(name):
 
     outside = {other.split(".")[0] for other in GRAPH[name] if other not in MODULES}
-    allowed = RUNTIME | SERVICE if name.startswith("clean_lm.service") else RUNTIME
-    assert outside <= allowed | set(sys.stdlib_module_names), outside
+    extra = next((needed for package, needed in EXTRAS.items() if name.startswith(package)), set())
+    assert outside <= RUNTIME | extra | set(sys.stdlib_module_names), outside
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("clean_lm.service")])
-def test_the_service_is_needed_by_its_command_alone(name):
-    used = {other for other in GRAPH[name] if other.startswith("clean_lm.service")}
-    assert used <= ({"clean_lm.service.command"} if name == "clean_lm.cli" else set())
+@pytest.mark.parametrize("package", EXTRAS)
+def test_an_extra_is_needed_by_its_command_alone(package):
+    for name in [name for name in MODULES if not name.startswith(package)]:
+        used = {other for other in GRAPH[name] if other.startswith(package)}
+        assert used <= ({f"{package}.command"} if name == "clean_lm.cli" else set()), name
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if wing(name) == "clean_lm.models"])

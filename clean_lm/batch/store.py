@@ -1,0 +1,203 @@
+"""The folder of a job: its audio, and results.parquet, one line a row, which says of each row all or nothing.
+
+A row's line is written when its audio is. While the job runs, lines lie in parts/; at its end they become one file.
+"""
+
+import io
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clean_lm import atomic, audio_files
+from clean_lm.audio import AudioError
+
+RESULTS, PARTS, JOB = "results.parquet", "parts", "job.json"
+FLUSH_SECONDS, FLUSH_ROWS = 5.0, 1000  # lines that a driver that is killed loses: their rows are drawn again
+TAKE = pa.struct(
+    [
+        ("file", pa.string()),
+        ("seed", pa.uint64()),
+        ("duration", pa.float64()),
+        ("temperature", pa.float64()),
+        ("peak_db", pa.float64()),
+        ("rms_db", pa.float64()),
+        ("first_beat_db", pa.float64()),
+        ("silent", pa.bool_()),
+        ("log_probability", pa.float64()),
+        ("onset_agreement", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("place", pa.int64()),
+        ("state", pa.string()),  # done or failed
+        ("error", pa.string()),
+        ("seed", pa.uint64()),
+        ("seam", pa.float64()),  # seconds
+        ("level_db", pa.float64()),  # of the new part, to meet the track's
+        ("bars", pa.int64()),
+        ("bpm", pa.float64()),
+        ("sample_rate", pa.int64()),
+        ("channels", pa.int64()),
+        ("clipped", pa.int64()),  # samples
+        ("seconds", pa.float64()),  # of work, this row's share
+        ("real_time_factor", pa.float64()),
+        ("together", pa.int64()),  # rows that were drawn in its batch
+        ("model", pa.string()),
+        ("variant", pa.string()),
+        ("parameters", pa.string()),
+        ("host", pa.string()),
+        ("warnings", pa.list_(pa.string())),
+        ("takes", pa.list_(TAKE)),
+    ]
+)
+Result = dict[str, Any]
+
+
+class Folder:
+    """A folder on a disk of this machine, or at an address that fsspec opens."""
+
+    def __init__(self, address: str):
+        self.address = address.rstrip("/")
+        self.fs, self.root = fsspec.url_to_fs(address)
+        self.root = self.root.rstrip("/")
+        self.local = Path(self.root) if "file" in _protocols(self.fs) else None
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return self.fs.exists(self.path(name))
+
+    def make(self) -> None:
+        """Raises OSError."""
+        self.fs.makedirs(self.root, exist_ok=True)
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """A file that appears whole or not at all, as it does at addresses of objects."""
+        if self.local is not None:
+            (self.local / name).parent.mkdir(parents=True, exist_ok=True)
+            with atomic.file(self.local / name) as file:
+                file.write(content)
+            return
+        self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+        self.fs.pipe_file(self.path(name), bytes(content))
+
+    def write_audio(
+        self, name: str, wav: np.ndarray, rate: int, strategy: str | None, subtype: str | None
+    ) -> tuple[int, np.ndarray]:
+        """audio_files.write: how many samples were clipped, and what the file holds [channels, samples]."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / Path(name).name if self.local is None else self.local / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            clipped = audio_files.write(path, wav, rate, strategy=strategy, subtype=subtype)
+            if self.local is None:
+                self.write(name, path.read_bytes())
+            return clipped, audio_files.read(path)[0]
+
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Raises AudioError if it is no table of results."""
+        try:
+            with self.fs.open(self.path(name), "rb") as file:
+                return pq.read_table(file, columns=list(columns) if columns else None)
+        except (pa.ArrowInvalid, KeyError) as error:
+            raise AudioError(f"{self.address}/{name}: not readable as results of a job: {error}") from None
+
+    def parts(self) -> list[str]:
+        """The names of the parts, the oldest first."""
+        if not self.exists(PARTS):
+            return []
+        found = [path.rpartition("/")[2] for path in self.fs.ls(self.path(PARTS), detail=False)]
+        return [f"{PARTS}/{name}" for name in sorted(found) if name.endswith(".parquet") and not name.startswith(".")]
+
+
+class Results:
+    """The lines of a job. One driver at a time writes them."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+        self.waiting: list[Result] = []
+        self.part, self.flushed = time.time_ns(), time.monotonic()
+
+    def begin(self, resume: bool, outputs: Iterable[str]) -> None:
+        """Take the folder. Raises AudioError if it holds results that nobody asked to resume, or other files under the
+        names of this job's."""
+        folder = self.folder
+        folder.make()
+        if folder.exists(JOB):
+            if not resume:
+                raise AudioError(
+                    f"{folder.address}: holds the results of a job; --resume goes on with it, or choose another folder"
+                )
+            return
+        there = {path[len(folder.root) + 1 :].casefold() for path in folder.fs.find(folder.root)}
+        for name in [RESULTS, *outputs]:
+            if name.casefold() in there:
+                raise AudioError(f"{folder.address}/{name}: is there already, and not by a job; choose another folder")
+        folder.write(JOB, json.dumps({"format": "clean_lm batch 1"}).encode())
+
+    def done(self) -> dict[str, str]:
+        """The hash of the parameters of every row that is done, by its id. Raises AudioError."""
+        found: dict[str, tuple[str, str]] = {}
+        for table in self._tables(("id", "state", "parameters")):
+            columns = (table.column(name).to_pylist() for name in ("id", "state", "parameters"))
+            found.update({identity: (state, hashed) for identity, state, hashed in zip(*columns, strict=True)})
+        return {identity: hashed for identity, (state, hashed) in found.items() if state == "done"}
+
+    def add(self, result: Result) -> None:
+        """Keep a row's result, see SCHEMA."""
+        self.waiting.append(result)
+        if len(self.waiting) >= FLUSH_ROWS or time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits. Raises OSError."""
+        if self.waiting:
+            self.part += 1
+            self.folder.write(f"{PARTS}/{self.part}.parquet", parquet(pa.Table.from_pylist(self.waiting, SCHEMA)))
+            self.waiting = []
+        self.flushed = time.monotonic()
+
+    def finish(self, places: Mapping[str, int]) -> None:
+        """One file of all lines, in the order of the job's rows; of an id's lines the last one."""
+        self.flush()
+        parts = self.folder.parts()
+        if not parts:
+            return
+        last: dict[str, Result] = {}
+        for table in self._tables(None):
+            last.update({line["id"]: line for line in table.to_pylist()})
+        for line in last.values():
+            line["place"] = places.get(line["id"], line["place"])
+        lines = sorted(last.values(), key=lambda line: (line["id"] not in places, line["place"]))
+        self.folder.write(RESULTS, parquet(pa.Table.from_pylist(lines, SCHEMA)))
+        for name in parts:
+            self.folder.fs.rm_file(self.folder.path(name))
+        if self.folder.local is not None:
+            (self.folder.local / PARTS).rmdir()
+
+    def _tables(self, columns: Sequence[str] | None) -> Iterable[pa.Table]:
+        """All tables that there are, the oldest first."""
+        whole = [RESULTS] if self.folder.exists(RESULTS) else []
+        for name in [*whole, *self.folder.parts()]:
+            yield self.folder.read_table(name, columns)
+
+
+def parquet(table: pa.Table) -> memoryview:
+    """The bytes of a file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getbuffer()
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
