@@ -6,13 +6,13 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from clean_lm import atomic, console, memory
 from clean_lm.audio import AudioError
+from clean_lm.batch.addresses import is_address, whole
 from clean_lm.batch.plan import Settings, Task, plan
 from clean_lm.batch.rows import read_rows
 from clean_lm.batch.run import Ended, Pool, connected, run
@@ -102,16 +102,11 @@ def needed(bundle: str, variant: str | None, rows: int) -> int:
     return round(weights * RESERVED) + memory.of_generation(manifest, rows, [Window(0, 0, frames)], "single").total
 
 
-def whole(address: str) -> str:
-    """A path in full, as workers have other folders that they are in; an address as it is."""
-    return address if "://" in address else str(Path(address).absolute())
-
-
 def require_no_input(folder: Folder, tasks: Sequence[Task]) -> None:
     """Raise AudioError if a row's output would replace one of the job's inputs."""
     inputs = {address for task in tasks for addresses in task.files.values() for address in addresses}
     if folder.local is not None:
-        inputs = {os.path.realpath(path) for path in inputs if "://" not in path}
+        inputs = {os.path.realpath(path) for path in inputs if not is_address(path)}
     for task in tasks:
         for name in task.outputs:
             path = folder.path(name) if folder.local is None else os.path.realpath(folder.local / name)

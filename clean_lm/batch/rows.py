@@ -1,18 +1,18 @@
-"""The rows of a job, read from JSON lines, CSV, Parquet or a folder of audio, here or at an address of fsspec's."""
+"""The rows of a job, read from JSON lines, CSV, Parquet or a folder of audio, here or at an address."""
 
 import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
 import pyarrow.parquet as pq
 
 from clean_lm import audio_files
 from clean_lm.audio import AudioError
+from clean_lm.batch.addresses import joined, opened, said
 from clean_lm.options import shown
 from clean_lm.request_options import OPTIONS, read_options
 
@@ -40,7 +40,8 @@ def read_rows(source: str) -> list[Row]:
     if kind not in KINDS:
         return folder_rows(source)
     base = source.rpartition("/")[0]
-    with fsspec.open(source, "rb") as file:
+    fs, path = opened(source)
+    with said(source), fs.open(path, "rb") as file:
         return [row_of(found, number, base, kind == ".csv") for number, found in enumerate(read_list(file, kind), 1)]
 
 
@@ -114,18 +115,15 @@ def text_of(name: str, value: Any) -> str:
     return value
 
 
-def joined(base: str, path: str) -> str:
-    """A path or address of a list, which is relative to the list's folder unless it is whole."""
-    return path if "://" in path or path.startswith("/") or Path(path).is_absolute() or not base else f"{base}/{path}"
-
-
 def folder_rows(source: str) -> list[Row]:
     """A row for each audio file in a folder and the folders in it; its id is its path in it, without the suffix.
 
     Raises AudioError if there are none, or if two have one name.
     """
-    fs, root = fsspec.url_to_fs(source)
-    if not fs.isdir(root):
+    fs, root = opened(source)
+    with said(source):
+        there = fs.isdir(root)
+    if not there:
         raise AudioError(f"{source}: expected a folder of audio, or a list of the kind {', '.join(KINDS)}")
     root = root.rstrip("/")
     found: dict[str, str] = {}

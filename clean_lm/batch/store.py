@@ -8,16 +8,17 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clean_lm import atomic, audio_files
 from clean_lm.audio import AudioError
+from clean_lm.batch.addresses import opened, said
 
 RESULTS, PARTS, JOB = "results.parquet", "parts", "job.json"
 FLUSH_SECONDS, FLUSH_ROWS = 5.0, 1000  # lines that a driver that is killed loses: their rows are drawn again
@@ -49,6 +50,8 @@ SCHEMA = pa.schema(
         ("sample_rate", pa.int64()),
         ("channels", pa.int64()),
         ("clipped", pa.int64()),  # samples
+        ("begun", pa.timestamp("ms", "UTC")),  # of its batch
+        ("ended", pa.timestamp("ms", "UTC")),
         ("seconds", pa.float64()),  # of work, this row's share
         ("real_time_factor", pa.float64()),
         ("together", pa.int64()),  # rows that were drawn in its batch
@@ -64,11 +67,11 @@ Result = dict[str, Any]
 
 
 class Folder:
-    """A folder on a disk of this machine, or at an address that fsspec opens."""
+    """A folder on a disk of this machine, or at an address."""
 
     def __init__(self, address: str):
         self.address = address.rstrip("/")
-        self.fs, self.root = fsspec.url_to_fs(address)
+        self.fs, self.root = opened(address)
         self.root = self.root.rstrip("/")
         self.local = Path(self.root) if "file" in _protocols(self.fs) else None
 
@@ -80,7 +83,8 @@ class Folder:
 
     def make(self) -> None:
         """Raises OSError."""
-        self.fs.makedirs(self.root, exist_ok=True)
+        with said(self.address):
+            self.fs.makedirs(self.root, exist_ok=True)
 
     def write(self, name: str, content: bytes | memoryview) -> None:
         """A file that appears whole or not at all, as it does at addresses of objects."""
@@ -89,8 +93,9 @@ class Folder:
             with atomic.file(self.local / name) as file:
                 file.write(content)
             return
-        self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
-        self.fs.pipe_file(self.path(name), bytes(content))
+        with said(f"{self.address}/{name}"):
+            self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+            self.fs.pipe_file(self.path(name), bytes(content))
 
     def write_audio(
         self, name: str, wav: np.ndarray, rate: int, strategy: str | None, subtype: str | None
@@ -155,7 +160,8 @@ class Results:
 
     def add(self, result: Result) -> None:
         """Keep a row's result, see SCHEMA."""
-        self.waiting.append(result)
+        times = {name: datetime.fromtimestamp(result[name], UTC) for name in ("begun", "ended") if name in result}
+        self.waiting.append({**result, **times})
         if len(self.waiting) >= FLUSH_ROWS or time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from clean_lm import audio
+from clean_lm.batch.addresses import is_address, opened, said
 from clean_lm.batch.plan import Task
 from clean_lm.batch.store import Folder, Result
 from clean_lm.batch.together import Together
@@ -77,13 +77,14 @@ class Worker:
 
     def _draw(self, together: Together, ready: Sequence[Ready]) -> list[Result]:
         results = []
-        start = time.perf_counter()
+        begun, start = time.time(), time.perf_counter()
         try:
             for places, drawn in together.draw([one.song for one in ready]):
                 share = (time.perf_counter() - start) / len(places)
                 for place, each in zip(places, drawn, strict=True):
-                    results.append(self._written(together.model, ready[place], each, len(places), share))
-                start = time.perf_counter()
+                    result = self._written(together.model, ready[place], each, len(places), share)
+                    results.append({**result, "begun": begun, "ended": time.time()})
+                begun, start = time.time(), time.perf_counter()
         except Exception as error:
             if len(ready) == 1:
                 return [failed(ready[0].task, reason(error))]
@@ -174,16 +175,14 @@ class Audio:
 
     def _fetch(self, address: str) -> Path:
         """A file as one of this machine. Raises OSError."""
-        if "://" not in address:
+        if not is_address(address):
             return Path(address)
         if address not in self.fetched:
             name = PurePosixPath(address.split("?")[0]).name
             target = self.scratch / f"{len(self.fetched)}-{name[-100:]}"
-            try:
-                fs, path = fsspec.url_to_fs(address)
+            fs, path = opened(address)
+            with said(address):
                 fs.get_file(path, str(target))
-            except Exception as error:  # each of fsspec's file systems has its own
-                raise OSError(f"{address}: cannot be fetched: {reason(error)}") from None
             self.fetched[address] = target
         return self.fetched[address]
 
