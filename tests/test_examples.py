@@ -94,6 +94,16 @@ def test_takes(demo_bundle, tmp_path):
     np.testing.assert_allclose(sf.read(tmp_path / "take-1.wav")[0], second, atol=1e-4)
 
 
+def test_batch(demo_bundle, tmp_path):
+    """Two rows, whose files are there; the same job once more has nothing to do."""
+    arguments = ("--bundle", demo_bundle, "--output", tmp_path / "out", "--duration", OUT)
+    said = run("batch.py", *arguments)
+    assert "2 rows drawn" in said
+    assert "loop/ambient.wav: seed" in said
+    assert seconds(tmp_path / "out" / "audio" / "loop" / "drum and bass.wav") == OUT
+    assert "0 rows drawn, 2 were done already" in run("batch.py", *arguments)
+
+
 def test_long(demo_bundle, tmp_path):
     said = run("long.py", "--bundle", demo_bundle, "--output", tmp_path / "out.wav", "--duration", 31, "--stride", 25)
     assert "windows of 30 s, one every 25 s" in said
