@@ -75,7 +75,13 @@ def cpus(pool: Pool) -> int:
 
 
 def sized(pool: Pool, tasks: Sequence[Task], resources: Mapping[str, float]) -> Pool:
-    """The pool with as many actors as CPUs and memory allow, if none are asked for; each needs a model of its own."""
+    """The pool with as many actors as CPUs and memory allow, if none are asked for; each needs a model of its own.
+
+    Raises ValueError if not even one can be had, which Ray would wait for without end.
+    """
+    for option, name, wanted in (("--threads", "CPU", pool.threads), ("--gpus", "GPU", pool.gpus)):
+        if wanted > (found := resources.get(name, 0.0)):
+            raise ValueError(f"{option}: got {wanted:g} for each actor, Ray has {found:g} {name}s in all")
     need = max((needed(task.bundle, task.variant, pool.rows) for task in models(tasks)), default=0)
     if pool.actors:
         return pool

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,7 +104,8 @@ def run(tasks: Sequence[Task], results: Results, output: str, pool: Pool, most: 
     """Draw all tasks, connected to Ray. The first signal ends it when the groups that are being drawn are done, the
     second at once.
 
-    most: failures before the job ends. Raises OSError where results cannot be written, and KeyboardInterrupt.
+    most: failures before the job ends. Raises OSError where results cannot be written or Ray gives up, and
+    KeyboardInterrupt.
     """
     ended, waiting = Ended(left=len(tasks)), {task.place: task for task in tasks}
 
@@ -184,7 +186,7 @@ def pumped(source: Callable[[], Iterable[Any]], seconds: float) -> Iterator[Any]
             yield None
             continue
         if kind == "error":
-            raise value
+            raise OSError(f"Ray ended the job: {' '.join(str(value).split())[:1000]}") from value
         if kind == "end":
             return
         yield value
@@ -194,11 +196,16 @@ def pumped(source: Callable[[], Iterable[Any]], seconds: float) -> Iterator[Any]
 def connected(address: str | None, cpus: int) -> Iterator[Mapping[str, float]]:
     """Ray's resources: a cluster's, or `cpus` of this machine in a Ray that ends with the block.
 
-    Raises ConnectionError where there is no cluster at the address.
+    Raises OSError where there is no cluster at the address, or none can be started here.
     """
     own = {"include_dashboard": False, "num_cpus": cpus, "object_store_memory": STORE_BYTES} if address is None else {}
-    with silenced():
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    try:
+        require_listening(address)
+        with silenced():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (OSError, RuntimeError, ValueError) as error:
+        place = "this machine" if address is None else address
+        raise OSError(f"--address: no Ray at {place}: {' '.join(str(error).split())[:500]}") from None
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a group without results is looked for at the end
@@ -207,6 +214,13 @@ def connected(address: str | None, cpus: int) -> Iterator[Mapping[str, float]]:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def require_listening(address: str | None) -> None:
+    """Raise OSError where nothing answers at host:port, for which Ray itself waits for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextlib.contextmanager
