@@ -1,7 +1,7 @@
 """A plugin of pytest's that runs another command beside the tests: `pytest -p tests.beside --beside COMMAND`.
 
-Its output comes in one piece before pytest's summary, and the run fails if it fails. A shell's `&` would not do: what it
-starts ignores Ctrl-C, which some of the tests are about.
+Its output comes in one piece before pytest's summary, and the run fails if it fails. A shell's `&` would not do: what
+it starts ignores Ctrl-C, which some of the tests are about.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Start the command: once, not in each of pytest-xdist's workers."""
     if (command := session.config.getoption("beside")) and not hasattr(session.config, "workerinput"):
-        output = tempfile.TemporaryFile()  # noqa: SIM115: it is open until the tests have run
+        output = tempfile.TemporaryFile()  # noqa: SIM115 - open until the tests have run
         process = subprocess.Popen(command, shell=True, stdout=output, stderr=subprocess.STDOUT)
         session.stash[STARTED] = process, output
 
@@ -35,7 +35,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         output.seek(0)
         written = output.read().decode(errors="replace")
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
-    assert reporter is not None
+    assert isinstance(reporter, pytest.TerminalReporter)
     reporter.write_line(f"\n\n{process.args}\n{written.rstrip()}\nended with exit status {status}")
     if status and not session.exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

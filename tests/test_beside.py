@@ -18,7 +18,10 @@ def run(folder: Path, command: str, chosen: str, *options: str) -> tuple[int, li
     (folder / "test_both.py").write_text(TESTS)
     where = ["--rootdir", folder, "-c", "/dev/null", "-p", "tests.beside", "-k", chosen, folder]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *where, "--beside", command, *options], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", *where, "--beside", command, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     return done.returncode, done.stdout.splitlines()
 
