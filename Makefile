@@ -30,8 +30,8 @@ JS = js/node_modules/.package-lock.json
 endif
 
 test: $(VENV)/.installed $(JS)
-	$(if $(JS),cd js && npm test,@echo "npm not found: the tests of js/ are skipped")
-	$(PYTEST) -n auto --maxprocesses 4 --dist worksteal
+	$(if $(JS),,@echo "npm not found: the tests of js/ are skipped")
+	$(PYTEST) -n auto --maxprocesses 4 --dist worksteal $(if $(JS),-p tests.beside --beside "npm test --prefix js")
 
 quick: $(VENV)/.installed
 	$(PYTEST) -m quick -n 2 --dist worksteal $$(grep -l 'mark\.quick' tests/test_*.py)

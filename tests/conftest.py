@@ -1,6 +1,7 @@
 """Upstream's arrays, graphs that are traced once for the whole run, and bundles."""
 
 import contextlib
+import fcntl
 import gc
 import io
 import json
@@ -68,12 +69,40 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def of_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of a run share."""
+    folder = tmp_path_factory.getbasetemp()  # a worker's own, in the run's
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def once(of_run: Path) -> Callable[..., Path]:
+    """A folder that is filled once for the whole run, by the worker that is the first to ask for it. Tests only read
+    it: a test of another worker may do so at the same time."""
+
+    def once(name: str, fill: Callable[[Path], object]) -> Path:
+        path = of_run / "shared" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                begun = path.with_name(f"{name}.new")
+                shutil.rmtree(begun, ignore_errors=True)  # of a test that failed
+                said = io.StringIO()  # no part of what a test captures
+                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                    fill(begun)
+                begun.rename(path)
+        return path
+
+    return once
+
+
 @pytest.fixture(scope="session", autouse=True)
-def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def traces(of_run: Path) -> dict[str, str]:
     """Every export reads the graphs that an export before it has traced, in whichever worker of the run. Returns the
     environment in which a program's exports do so too."""
-    folder = tmp_path_factory.getbasetemp()  # a worker's own, in the run's
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "traces"
+    folder = of_run / "traces"
     folder.mkdir(exist_ok=True)
     if "export.onnx_graph" in sys.modules:  # else no test that was collected exports
         from export import onnx_graph
@@ -98,18 +127,13 @@ def golden() -> Callable[[str], Golden]:
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def bundle(once: Callable[..., Path]) -> Callable[..., Path]:
     """The bundle of a golden checkpoint, exported when it is first asked for."""
     from export.lm import export
 
-    made: dict[tuple[str, str, str], Path] = {}
-
     def make(name: str, attention: str = "ort", variant: str = "fp32") -> Path:
-        key = (name, attention, variant)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("bundles") / "-".join(key)
-            export(GOLDEN / name / "state_dict.bin", made[key], attention, [variant])
-        return made[key]
+        checkpoint = GOLDEN / name / "state_dict.bin"
+        return once(f"{name}-{attention}-{variant}", lambda out: export(checkpoint, out, attention, [variant]))
 
     return make
 
@@ -142,33 +166,22 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def music(tmp_path_factory: pytest.TempPathFactory, t5: Path) -> Callable[..., Path]:
+def music(once: Callable[..., Path], t5: Path) -> Callable[..., Path]:
     """The whole bundle of a golden checkpoint, language model and codec, where asked with a text encoder."""
     from export.bundle import export
 
-    made: dict[tuple[str, bool], Path] = {}
-
     def make(name: str, text: bool = False) -> Path:
-        key = (name, text)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("music") / name
-            codec = GOLDEN / name / "hf_encodec_32khz"  # what a pointer beside the checkpoint stands for
-            said = io.StringIO()  # no part of what a test captures
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                export(
-                    GOLDEN / name / "state_dict.bin", codec if codec.exists() else None, t5 if text else None, made[key]
-                )
-        return made[key]
+        checkpoint = GOLDEN / name / "state_dict.bin"
+        codec = GOLDEN / name / "hf_encodec_32khz"  # what a pointer beside the checkpoint stands for
+        parts = codec if codec.exists() else None, t5 if text else None
+        return once(f"{name}-music{'-text' if text else ''}", lambda out: export(checkpoint, *parts, out))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_bundle(once: Callable[..., Path]) -> Path:
     """The bundle of the demo's model, as `make demo` exports it."""
     from export.bundle import export
 
-    out = tmp_path_factory.mktemp("demo") / "bundle"
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        export(ROOT / "demo" / "state_dict.bin", None, ROOT / "demo" / "t5", out)
-    return out
+    return once("demo", lambda out: export(ROOT / "demo" / "state_dict.bin", None, ROOT / "demo" / "t5", out))

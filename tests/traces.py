@@ -8,6 +8,7 @@ with an empty one, so that none outlives the code that it was traced from.
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import importlib
 import inspect
@@ -20,6 +21,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import clean_lm.models
 from export import onnx_graph
@@ -27,6 +29,8 @@ from export import onnx_graph
 MODELS = [importlib.import_module(f"clean_lm.models.{m.name}") for m in pkgutil.iter_modules(clean_lm.models.__path__)]
 READ = ("TRACED", "OPSET", "TensorSpec", "fill", "warnings_are_errors")  # by onnx_graph.trace
 COUNTED = "tests.traces"
+# The exporter's functions: torch collects the same ones, by parsing their source, for every trace.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 OF_MODULES = frozenset(vars(nn.Module()))  # what every module has; parameters and submodules are looked at one by one
 
 

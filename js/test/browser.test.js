@@ -31,7 +31,7 @@ const loop = join(root, 'demo/loop.wav')
 const shots = process.env.SCREENSHOTS ?? join(tmpdir(), 'clean-lm-page')
 
 const SOFTWARE_GPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-unsafe-swiftshader']
-const SLOW = { timeout: 120_000 }
+const SLOW = { timeout: 300_000 } // beside the tests of Python, on two cores
 
 /** A case of the conformance kit: its arguments, and the expected codes and audio. @param {string} name */
 function kitCase(name) {
@@ -155,7 +155,7 @@ function sizes() {
   return { wide: document.documentElement.scrollWidth, small: small.map(({ outerHTML }) => outerHTML) }
 }
 
-describe('the demo page', { skip, timeout: 400_000 }, () => {
+describe('the demo page', { skip, timeout: 900_000 }, () => {
   /** @type {import('playwright-core').Browser} */
   let browser
   /** @type {Awaited<ReturnType<typeof serve>>} */
