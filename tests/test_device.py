@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from bench import device as bench
 from clean_lm import cli
 from clean_lm.audio_codec import Codec
 from clean_lm.device import (
@@ -448,3 +449,28 @@ def test_a_cache_that_moves_is_said(device):
     """Of a graph that gives the new columns alone."""
     with pytest.warns(DeviceWarning, match="the whole cache moves to the device in every call"):
         assert LanguageModel.load(BUNDLES / "standard", device=device).decoder(1, 9, None, GREEDY).caches
+
+
+@pytest.mark.bench
+def test_the_benchmark_runs_everywhere(device, tmp_path, capsys):
+    """With tiny sizes, on whatever device: what it writes, and what it says of a device that is not there."""
+    out = tmp_path / "found" / "device.json"
+    sizes = ["--rows", "1", "2", "--columns", "10", "--steps", "2", "--prompt", "12", "--frames", "16", "--out", out]
+    bench.main([str(argument) for argument in ["--bundle", BUNDLES / "text", "--device", "cpu", *sizes]])
+    found = json.loads(out.read_text())["variants"]["fp32"]
+    assert (found["device"], found["nodes_on_cpu"], found["warnings"]) == ("cpu", None, [])
+    assert (found["largest_difference"], found["top1_equal"], found["greedy_equal"]) == (0, 1, 1)
+    assert found["step"].keys() == found["prefill"].keys() == found["whole"].keys() == {"1", "2"}
+    assert found["step"]["2"]["10"] > 0
+    assert found["whole"]["2"]["real_time_factor"] > 0
+    other = LanguageModel.load(BUNDLES / "text", device=device)
+    agreed = bench.agreement(other, LanguageModel.load(BUNDLES / "text"))
+    assert agreed["largest_difference"] < 1e-3
+
+
+def test_the_benchmark_enters_why_a_device_refuses(monkeypatch, tmp_path):
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CPU])
+    monkeypatch.setattr("clean_lm.device.register", lambda device: None)
+    out = tmp_path / "device.json"
+    bench.main(["--bundle", str(BUNDLES / "text"), "--device", "cuda", "--out", str(out)])
+    assert "cuda needs CUDAExecutionProvider" in json.loads(out.read_text())["variants"]["fp32"]["refused"]
