@@ -16,6 +16,7 @@ import numpy as np
 
 from clean_lm.audio import BATCH, AudioError, as_array, check, require_memory
 from clean_lm.manifest import LoadOptions, Manifest
+from clean_lm.placement import place
 from clean_lm.session import Graph, open_graph
 
 # Frames that a whole decode takes at once. At full size, 30 s take the same time from 150 to 1500 frames, 15 % more
@@ -39,8 +40,8 @@ class Codec:
 
     @classmethod
     def load(cls, bundle: Path | str, **options: Unpack[LoadOptions]) -> "Codec":
-        """Open a bundle's codec, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
-        return cls.open(Manifest.read(bundle, **options))
+        """Open a bundle's codec, see LoadOptions. Raises FileNotFoundError, BundleError, DeviceError."""
+        return place(Manifest.read(bundle, **options), cls.open)
 
     @classmethod
     def open(cls, manifest: Manifest) -> "Codec":

@@ -21,7 +21,9 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,11 +36,13 @@ from clean_lm.audio_codec import ENCODE_BYTES, Codec
 from clean_lm.cli_checks import in_flags, require_free, validate_outputs, validate_threads
 from clean_lm.cli_output import Bar, outputs, replaced, write_takes
 from clean_lm.console import Parser
+from clean_lm.device import AUTO, DEVICES, DeviceWarning
 from clean_lm.joining import Outcome, finish, written_as
-from clean_lm.manifest import BundleError, Manifest
+from clean_lm.manifest import BundleError, LoadOptions, Manifest
 from clean_lm.musical_time import MOST_BARS
 from clean_lm.musicgen import MusicGen
 from clean_lm.options import integer
+from clean_lm.placement import expected
 from clean_lm.request import JOINS, RATES, SIDES, Request, validate
 from clean_lm.request_options import OPTIONS
 from clean_lm.source import QUIET_MIX_DB, Source, quiet_mix, read_source, result_format
@@ -145,8 +149,15 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bundle", type=Path, required=True, help="the folder that export/bundle.py wrote")
     add_overwrite(command)
     command.add_argument("--threads", type=int, help="default: one per physical core")
+    add_device(command)
     add_verify(command)
     command.add_argument("--json", action="store_true", help="progress and result as lines of JSON")
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=(AUTO, *DEVICES), help="where it runs, with the variant that suits it "
+                         "(auto: the first that starts, else the CPU); default: the CPU, with the bundle's "
+                         "variant")  # fmt: skip
 
 
 def add_serve(command: argparse.ArgumentParser) -> None:
@@ -157,6 +168,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--port", type=int, default=8000, help="0: a free one, which the log names")
     command.add_argument("--variant", help="int8, mixed, ...: of the bundles that have it; default: each bundle's")
     command.add_argument("--threads", type=int, help="of a generation; default: one per physical core")
+    add_device(command)
     command.add_argument("--preload", nargs="+", default=[], metavar="NAME", help="models to load at once, in place of "
                          "at their first use")  # fmt: skip
     command.add_argument("--resident-memory", type=float, metavar="GB", help="of weights that stay loaded: the least "
@@ -209,6 +221,7 @@ def add_batch(command: argparse.ArgumentParser) -> None:
     command.add_argument("--together", type=int, default=8, metavar="TAKES", help="that an actor draws in one batch, "
                          "at most, where each comes out as it would alone")  # fmt: skip
     command.add_argument("--gpus", type=float, default=0.0, help="of each actor; 0.25: four actors share one")
+    add_device(command)
     command.add_argument("--address", help="of a Ray cluster (auto, host:6379); default: this machine alone")
     command.add_argument("--json", action="store_true", help="progress and result as lines of JSON")
     command.add_argument("--seed", dest="job_seed", type=int, default=0, help="rows without a seed get one from this "
@@ -353,7 +366,7 @@ def request_of(args: argparse.Namespace, **given: Any) -> Request:
 def run_request(args: argparse.Namespace, request: Request) -> None:
     """Check, generate, write."""
     validate_threads(args)
-    manifest = Manifest.read(args.bundle, variant=args.variant)
+    manifest = expected(Manifest.read(args.bundle, variant=args.variant, device=args.device))
     with in_flags():
         request = validate(request, manifest)
     validate_outputs(args)
@@ -362,9 +375,11 @@ def run_request(args: argparse.Namespace, request: Request) -> None:
         rate, channels = result_format(request, manifest, source)
     for file in outputs(args):
         audio_files.require_writable(file, rate, channels)
-    warnings = warn_of_quiet_mix(args, source)
-    outcome, facts = generate(args, load(args), request, source)
-    summary = facts | outcome.facts | warnings
+    quiet = warn_of_quiet_mix(args, source)
+    with said_warnings():
+        model = load(args)
+        outcome, facts = generate(args, model, request, source)
+    summary = facts | outcome.facts | quiet | placed(args, model)
     strategy, subtype = written_as(request.join, request.input, args.output)
     write_takes(args, outcome, summary, strategy, subtype)
 
@@ -379,8 +394,28 @@ def warn_of_quiet_mix(args: argparse.Namespace, source: Source) -> dict[str, Any
 
 
 def load(args: argparse.Namespace) -> MusicGen:
-    """The model."""
-    return MusicGen.load(args.bundle, variant=args.variant, threads=args.threads, hashes=hashes(args))
+    """The model; where a device was asked for, it is said which one it got."""
+    how: LoadOptions = {"variant": args.variant, "threads": args.threads, "device": args.device, "hashes": hashes(args)}
+    model = MusicGen.load(args.bundle, **how)
+    for words in model.passed:
+        console.say(f"passed over: {console.plain(words)}")
+    if args.device is not None:
+        console.say(f"device: {console.plain(model.device)}")
+    return model
+
+
+def placed(args: argparse.Namespace, model: MusicGen) -> dict[str, Any]:
+    """For a summary: the device, where one was asked for."""
+    return {} if args.device is None else {"device": model.device, "passed_over": list(model.passed)}
+
+
+@contextmanager
+def said_warnings() -> Iterator[None]:
+    """Print warnings of work that does not run on the device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DeviceWarning)
+        warnings.showwarning = lambda message, *_: console.say(f"warning: {console.plain(str(message))}")
+        yield
 
 
 def hashes(args: argparse.Namespace) -> bool | Literal["again"]:
@@ -414,7 +449,8 @@ def run_codec(args: argparse.Namespace) -> None:
     audio_files.require_writable(args.output, info.sample_rate, info.channels)
     samples = math.ceil(wav.shape[1] / rate * info.sample_rate) * info.channels
     audio.require_memory(str(args.input), samples, ENCODE_BYTES, "cut it into parts")
-    codec = Codec.load(args.bundle, threads=args.threads, hashes=hashes(args))
+    with said_warnings():
+        codec = Codec.load(args.bundle, threads=args.threads, device=args.device, hashes=hashes(args))
     converted = audio.convert_audio(wav, rate, codec.sample_rate, codec.channels)
     start = time.perf_counter()
     codes = codec.encode(converted[None])

@@ -89,9 +89,11 @@ class Conditioner:
         return "prefix" in self.lm.inputs
 
     def cross(self, texts: PerRow) -> dict[str, np.ndarray]:
-        """Every layer's keys and values; no rows if all are null text, which adds exactly zero."""
+        """Every layer's keys and values; no rows if all are null text, which adds exactly zero. Zeros on devices, whose
+        kernels take no attention of no rows."""
         if all(text is None for text in texts):
-            sizes = {"texts": 0, "text": 1}
+            name = next(n for n in self.lm.inputs if n.startswith("cross_key_values."))
+            sizes = {"texts": 0 if self.lm.on_host(name) else len(texts), "text": 1}
             return {n: self.lm.zeros(n, sizes) for n in self.lm.inputs if n.startswith("cross_key_values.")}
         return self.project(texts)
 

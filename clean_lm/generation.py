@@ -98,15 +98,33 @@ class Steps(Protocol):
     caches: dict[str, np.ndarray]
     logits: np.ndarray
 
+    def fetch_logits(self) -> None: ...
     def restart(self, conditioning: Conditioning) -> None: ...
     def prefill(self, columns: np.ndarray, uniform: np.ndarray) -> np.ndarray: ...
     def step(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One call's inputs and outputs, bound."""
+
+    binding: ort.IOBinding
+    codes: np.ndarray  # int64 [R, K, S], to be filled before each call
+    presents: Mapping[str, np.ndarray]  # new columns by the cache that they belong to, where it is not in place
+    copied: Mapping[str, ort.OrtValue]  # inputs that a device reads a copy of, made where they are bound: in each call
 
 
 class Decoder:
     """The KV cache of one generation, and the model called on it: a prefill, then one column a step.
 
     P prompts of T takes each are B = P x T rows: the takes of the first prompt, those of the second, ...
+
+    Where the model runs on a device, the cache and what it is conditioned on stay in the device's memory:
+
+                       codes, position, uniform
+        host   --------------------------------------->   device: caches, cross-attention's keys and values, sampling
+               <---------------------------------------
+                 next_codes, and logits where asked for
     """
 
     def __init__(
@@ -117,8 +135,9 @@ class Decoder:
         capacity: int,
         sampling: Sampling,
         takes: int = 1,
+        logits: bool = True,
     ):
-        """conditioning: of the P prompts. capacity: columns, the prefix not counted."""
+        """conditioning: of the P prompts. capacity: columns, the prefix not counted. logits: see fetch_logits."""
         self.graph, self.in_place, self.sampling, self.takes = graph, in_place, sampling, takes
         self.prompts, self.capacity = conditioning.batch, capacity
         self.conditioning, self.filled = conditioning, 0  # places of the caches that are taken, the prefix's among them
@@ -126,21 +145,35 @@ class Decoder:
         self.batch, self.passes, self.before = every.batch, every.passes, every.places
         rows = self.batch * self.passes
         self.sizes = {"batch": self.batch, "rows": rows, "capacity": self.before + capacity, "columns": 1, "prefix": 0}
-        self.caches = {name: self._zeros(name) for name in graph.inputs if name.startswith("past_key_values.")}
         self.position, self.uniform = self._zeros("position"), self._zeros("uniform")
         self.next_codes, self.logits = self._zeros("next_codes"), self._zeros("logits")
-        self.inputs = {**self.caches, **every.cross, "position": self.position, "uniform": self.uniform}
+        caches = {name: self._zeros(name) for name in graph.inputs if name.startswith("past_key_values.")}
+        # Those in numpy's memory. A graph that gives the new columns alone has them there on every device: ONNX Runtime
+        # copies no columns into the middle of an array.
+        self.caches = {name: array for name, array in caches.items() if not in_place or graph.on_host(name)}
+        self.held = {name: graph.value(name, array) for name, array in every.cross.items()}
+        for name, array in caches.items():
+            at_home = name in self.caches
+            self.held[name] = ort.OrtValue.ortvalue_from_numpy(array) if at_home else graph.value(name, array)
         for name, value in sampling.inputs().items():
             if name in graph.inputs:
-                self.inputs[name] = self._zeros(name)
-                self.inputs[name][...] = value
+                array = self._zeros(name)
+                array[...] = value
+                self.held[name] = graph.value(name, array)
         self.no_prefix = {} if every.prefix is None else {"prefix": self._zeros("prefix")}
+        self.fetches_logits = logits or graph.on_host(next(iter(caches)))
         self.bound_step = self._bind({"codes": self._zeros("codes"), **self.no_prefix})
 
     @property
     def columns(self) -> int:
         """How many columns the caches hold."""
         return max(0, self.filled - self.before)
+
+    def fetch_logits(self) -> None:
+        """Fill `logits` in every call from now on; on a device they are not fetched unless someone reads them."""
+        if not self.fetches_logits:
+            self.fetches_logits = True
+            self.bound_step = self._bind({"codes": self._zeros("codes"), **self.no_prefix})
 
     def restart(self, conditioning: Conditioning) -> None:
         """Forget all columns, for another prefix of the same size."""
@@ -156,6 +189,8 @@ class Decoder:
         assert not self.filled, "prefill comes first, or after restart"
         if self.columns + columns.shape[2] > self.capacity:
             raise ValueError(f"{columns.shape[2]} columns: expected {self.capacity} or fewer, the caches' capacity")
+        if len(columns) == self.prompts and not self.caches:  # no cache on a device is copied to other rows
+            columns = columns.repeat(self.takes, axis=0)
         if len(columns) == self.batch:
             return self._run(columns, uniform, self.conditioning.repeat(self.takes).prefix)
         assert len(columns) == self.prompts
@@ -193,35 +228,44 @@ class Decoder:
         new = codes.shape[2]
         if prefix is not None:
             feeds["prefix"], new = prefix, self.before + new
-        binding, arrays, presents = self.bound_step if new == 1 else self._bind(feeds)
-        arrays["codes"][...] = feeds["codes"]
+        bound = self.bound_step if new == 1 else self._bind(feeds)
+        bound.codes[...] = feeds["codes"]
         self.position[0], self.uniform[...] = self.filled, uniform
         with run_errors(self.graph.path):
-            self.graph.session.run_with_iobinding(binding)
-        for name, present in presents.items():  # not in place: the new places alone come back
+            for name, value in bound.copied.items():
+                bound.binding.bind_ortvalue_input(name, value)
+            self.graph.session.run_with_iobinding(bound.binding)
+        for name, present in bound.presents.items():  # not in place: the new places alone come back
             self.caches[name][:, :, self.filled : self.filled + new] = present
         self.filled += new
         return self.next_codes
 
-    def _bind(
-        self, feeds: Mapping[str, np.ndarray]
-    ) -> tuple[ort.IOBinding, dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Bind arrays to the graph once; they are then read and written where they lie."""
+    def _bind(self, feeds: Mapping[str, np.ndarray]) -> "Bound":
+        """Bind everything to the graph once; it is then read and written where it lies."""
         feeds = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         new = feeds["codes"].shape[2] + (feeds["prefix"].shape[1] if "prefix" in feeds else 0)
         binding = self.graph.session.io_binding()
-        for name, array in {**self.inputs, **feeds}.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        outputs, presents = {"next_codes": self.next_codes, "logits": self.logits}, {}
-        for name, cache in self.caches.items():
-            present = cache
-            if not self.in_place:
-                present = np.empty((*cache.shape[:2], new, cache.shape[3]), cache.dtype)
-                presents[name] = present
-            outputs[name.replace("past_key_values", "present")] = present
+        arrays = {**feeds, "position": self.position, "uniform": self.uniform}
+        inputs = {**self.held, **{name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}}
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        outputs, presents = {"next_codes": self.next_codes}, {}
+        if self.fetches_logits:
+            outputs["logits"] = self.logits
+        for name in self.held:
+            if not name.startswith("past_key_values."):
+                continue
+            present = name.replace("past_key_values", "present")
+            if self.in_place:
+                binding.bind_ortvalue_output(present, self.held[name])
+            else:
+                cache = self.caches[name]
+                outputs[present] = presents[name] = np.empty((*cache.shape[:2], new, cache.shape[3]), cache.dtype)
         for name, array in outputs.items():
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
-        return binding, feeds, presents
+        changing = {"codes", "position", "uniform", *presents}
+        copied = {name: inputs[name] for name in changing if not self.graph.on_host(name)}
+        return Bound(binding, feeds["codes"], presents, copied)
 
     def _zeros(self, name: str) -> np.ndarray:
         return self.graph.zeros(name, self.sizes)
@@ -260,6 +304,8 @@ class Generation:
     def __iter__(self) -> Iterator[int]:
         """Gives how many columns of `total` are drawn, after each."""
         done = 0
+        if self.observe is not None:
+            self.decoder.fetch_logits()
         for window in self.windows:
             if done:
                 self.decoder.restart(self.conditioning(window))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clean_lm.manifest import BundleError, LoadOptions, Manifest
+from clean_lm.placement import expected
 from clean_lm.text_encoder import TOKENIZER
 
 MANIFEST = "manifest.json"
@@ -31,7 +32,9 @@ def find_bundle(
     path = download(MANIFEST, revision)
     commit = path.parent.name if COMMIT.fullmatch(path.parent.name) else revision
     options = {**options, "confine": path.parents[2]}  # .../models--user--repo, with its snapshots/COMMIT and blobs
-    manifest = Manifest.read(path.parent, **options)
+    manifest = expected(Manifest.read(path.parent, **options))
+    if options.get("device") is not None:  # the files of one variant are there, no other can be tried
+        options = {**options, "device": manifest.options.get("device"), "variant": manifest.variant}
     require_own_files(str(name), manifest)
     for file in files_needed(manifest):
         download(file, commit)

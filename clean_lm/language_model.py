@@ -1,6 +1,7 @@
 """A bundle's language model: checks a request and begins its generation."""
 
 import secrets
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,8 +11,9 @@ import numpy as np
 from clean_lm import memory
 from clean_lm.audio import as_array
 from clean_lm.conditioning import Conditioner, Conditioning, PerRow, SelfWav
+from clean_lm.device import DEVICES, DeviceError, DeviceWarning
 from clean_lm.generation import SETTINGS, Decoder, Generation, GenerationOptions, Sampling, columns_drawn
-from clean_lm.manifest import LoadOptions, Manifest
+from clean_lm.manifest import BundleError, LoadOptions, Manifest
 from clean_lm.options import (
     LONGEST_WINDOW,
     MOST_FRAMES,
@@ -27,10 +29,13 @@ from clean_lm.options import (
     shown,
 )
 from clean_lm.philox import uniforms
+from clean_lm.placement import place
 from clean_lm.session import Graph, open_graph
 from clean_lm.two_step import TwoStep
 from clean_lm.windows import Window, longest, plan
 
+TRIED_COLUMNS = 40  # that a device is tried with: from 32 on WebGPU's attention reads them with another kernel
+LARGEST_DIFFERENCE = 0.03  # root mean square, between two ways to the same logits: float32 has 1e-4, wrong ones 0.07
 SELF_WAV = {"melody": "lm_melody", "style": "lm_style"}  # the graph of each kind of prefix
 
 
@@ -51,15 +56,51 @@ class LanguageModel:
 
     @classmethod
     def load(cls, bundle: Path | str, **options: Unpack[LoadOptions]) -> "LanguageModel":
-        """Open a bundle, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
-        return cls.open(Manifest.read(bundle, **options))
+        """Open a bundle, see LoadOptions. Raises FileNotFoundError, BundleError, DeviceError."""
+        return place(Manifest.read(bundle, **options), cls.open)
 
     @classmethod
     def open(cls, manifest: Manifest) -> "LanguageModel":
         """The language model of a manifest that is already read."""
         kind = manifest.language_model.self_wav
         wav = open_graph(manifest, SELF_WAV[kind]) if kind else None
-        return cls(manifest, open_graph(manifest, "lm_inference").open(), open_graph(manifest, "lm_condition"), wav)
+        lm = cls(manifest, open_graph(manifest, "lm_inference"), open_graph(manifest, "lm_condition"), wav)
+        if lm.lm.device is DEVICES["cpu"]:
+            lm.lm.open()
+        else:
+            lm._try()
+        return lm
+
+    def _try(self) -> None:
+        """Read the same columns at once and one by one: where a device cannot compute, or computes wrong, it shows.
+        Warns where the cache cannot stay on the device. Raises DeviceError."""
+        if not self.in_place:
+            words = (
+                "its graph gives the new columns alone, which numpy copies into the cache: the whole cache moves to "
+            )
+            words += "the device in every call; take a variant whose cache_update is in_place"
+            warnings.warn(f"{self.lm.path}: {words}", DeviceWarning, stacklevel=2)
+        device = self.lm.device.name if self.lm.device else self.manifest.options.get("providers")
+        what = f"device: {device}, variant {self.manifest.variant}:"
+        columns = (uniforms(0, TRIED_COLUMNS, self.codebooks).T[None] * self.card).astype(np.int64)
+        try:
+            at_once, singly = (self._read(columns, first) for first in (TRIED_COLUMNS, 1))
+        except BundleError as error:
+            raise DeviceError(f"{what} does not run this bundle: {error}") from None
+        off = np.sqrt(np.square(at_once - singly).mean() / np.square(at_once).mean())
+        if not off < LARGEST_DIFFERENCE:  # NaN is not
+            raise DeviceError(
+                f"{what} computes wrong: logits of {TRIED_COLUMNS} columns differ by {off:.0%} where they are read at "
+                "once and one by one; see whether a newer driver or ONNX Runtime does better"
+            )
+
+    def _read(self, columns: np.ndarray, first: int) -> np.ndarray:
+        """The logits after columns [1, K, S], of which the first ones are read at once."""
+        decoder, uniform = self.decoder(1, columns.shape[2], None, Sampling()), np.zeros((1, self.codebooks))
+        decoder.prefill(columns[:, :, :first], uniform)
+        for s in range(first, columns.shape[2]):
+            decoder.step(columns[:, :, s : s + 1], uniform)
+        return decoder.logits
 
     def generate_codes(
         self,
@@ -115,7 +156,7 @@ class LanguageModel:
         first = conditioning(next(iter(windows)))
         again = conditioning if self_wav else lambda _: first
         capacity = longest(windows) + max(self.delays)
-        decoder = self._decoder(first, capacity, sampling, takes, negatives)
+        decoder = self._decoder(first, capacity, sampling, takes, negatives, logits=False)
         return Generation(decoder, prompt, windows, self.delays, self.special_token, uniform, again, takes)
 
     def decoder(
@@ -158,9 +199,11 @@ class LanguageModel:
         sampling: Sampling,
         takes: int = 1,
         negatives: PerRow | None = None,
+        logits: bool = True,
     ) -> Decoder | TwoStep:
-        first = Decoder(self.lm, self.in_place, conditioning, capacity, sampling, takes)
-        if not self._two_step(sampling):
+        apart = self._two_step(sampling)
+        first = Decoder(self.lm, self.in_place, conditioning, capacity, sampling, takes, logits or apart)
+        if not apart:
             return first
         unconditional = self.conditioner(negatives or [None] * conditioning.batch, None, "none")
         return TwoStep(first, Decoder(self.lm, self.in_place, unconditional, capacity, sampling, takes), sampling)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypedDict, Unpack
@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, TypedDict, Unpack
 import numpy as np
 
 from clean_lm import verified
+from clean_lm.device import AUTO, DEVICES
 from clean_lm.manifest_checks import check_document
 from clean_lm.manifest_fields import (
     FORMAT,
@@ -45,7 +46,10 @@ class LoadOptions(TypedDict, total=False):
 
     variant: str | None  # of those that the bundle holds ("fp32", "int4", ...); None: its default
     threads: int | None  # None: one per physical core
-    providers: Sequence[str]  # ONNX Runtime's execution providers; default: the CPU
+    # "cpu", "cuda", "webgpu", "directml", "coreml", or "auto": the first that starts. Without a variant, the best for
+    # it is taken. None: the CPU, with the bundle's default variant
+    device: str | None
+    providers: Sequence[str]  # in place of a device: ONNX Runtime's execution providers, for their options
     # Compare every file's SHA-256 before it is opened. True, the default: of a file that had the right one once and has
     # not changed since, that is enough. "again": it is read through even so. False: content is not compared.
     hashes: bool | Literal["again"]
@@ -81,6 +85,7 @@ class Manifest:
     variant: str | None  # the one that is opened
     default_variant: str | None
     cache_update: CacheUpdate | None
+    passed: tuple[str, ...] = field(default=(), compare=False)  # devices and variants that were tried before, and why
 
     @classmethod
     def read(cls, folder: Path | str, **options: Unpack[LoadOptions]) -> "Manifest":
@@ -138,7 +143,11 @@ class Manifest:
 
     def with_variant(self, name: str) -> "Manifest":
         """The same bundle with the graphs of another variant. Raises BundleError."""
-        return Manifest.parse(self.folder, self.document, {**self.options, "variant": name})
+        return self.with_options(variant=name)
+
+    def with_options(self, **options: Unpack[LoadOptions]) -> "Manifest":
+        """The same bundle, opened with other options. Raises BundleError."""
+        return Manifest.parse(self.folder, self.document, {**self.options, **options})
 
     @cached_property
     def language_model(self) -> LanguageModelInfo:
@@ -255,6 +264,11 @@ def check_options(options: LoadOptions) -> None:
     confine = options.get("confine")
     if not isinstance(confine, (str, Path, type(None))) or confine == "":
         raise ValueError(f"confine: got {shown(confine)}, expected a folder, or None")
+    device = options.get("device")
+    if device is not None and (not isinstance(device, str) or device not in (AUTO, *DEVICES)):
+        raise ValueError(f"device: got {shown(device)}, expected {', '.join((AUTO, *DEVICES))}, or None")
+    if device is not None and providers:
+        raise ValueError(f"device: got {device} and providers {shown(providers)}, expected one of them")
     if isinstance(providers, str) or not isinstance(providers, (Sequence, type(None))):
         raise ValueError(
             f'providers: got {shown(providers)}, expected a list of names, such as ["CPUExecutionProvider"]'

@@ -21,9 +21,10 @@ from clean_lm.manifest import BundleError, LoadOptions, Manifest
 from clean_lm.musical_time import Frames, MusicalTime, seconds_of
 from clean_lm.options import LONGEST, LONGEST_WINDOW, MOST_TAKES, integer, number, seconds, seeds, shown, texts, threads
 from clean_lm.options import rate as sample_rate
+from clean_lm.placement import place
 from clean_lm.prefetch import prefetch
 from clean_lm.reference import Reference, Wavs
-from clean_lm.session import Graph, open_graph
+from clean_lm.session import Graph, names, open_graph, providers_of
 from clean_lm.text_encoder import TextEncoder
 from clean_lm.windows import Windows, plan
 
@@ -63,9 +64,13 @@ class MusicGen:
 
     @classmethod
     def load(cls, bundle: Path | str, **options: Unpack[LoadOptions]) -> "MusicGen":
-        """Open a bundle, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
+        """Open a bundle, see LoadOptions. Raises FileNotFoundError, BundleError, DeviceError."""
         threads("threads", options.get("threads"))
-        manifest = Manifest.read(bundle, **options)
+        return place(Manifest.read(bundle, **options), cls.open)
+
+    @classmethod
+    def open(cls, manifest: Manifest) -> "MusicGen":
+        """The whole bundle of a manifest that is already read."""
         text = TextEncoder.open(manifest) if "text_encoder" in manifest.graphs else None
         mert = open_graph(manifest, "style_features") if "style_features" in manifest.graphs else None
         return cls(LanguageModel.open(manifest), Codec.open(manifest), text, mert)
@@ -85,6 +90,18 @@ class MusicGen:
     def view(self) -> "MusicGen":
         """The same model with parameters of its own, the bundle's: for generations that run at the same time."""
         return MusicGen(self.lm, self.codec, self.text, self.mert)
+
+    @property
+    def device(self) -> str:
+        """Where it runs, and the variant that was chosen for it: "webgpu, variant fp16"."""
+        manifest, device = self.lm.manifest, self.lm.lm.device
+        name = device.name if device else ", ".join(names(providers_of(manifest.options)))
+        return name if manifest.variant is None else f"{name}, variant {manifest.variant}"
+
+    @property
+    def passed(self) -> tuple[str, ...]:
+        """The devices and variants that were tried before, and why they were not taken."""
+        return self.lm.manifest.passed
 
     @property
     def sample_rate(self) -> int:

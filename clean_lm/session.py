@@ -1,6 +1,7 @@
 """A bundle's graphs, opened in ONNX Runtime when they are first run."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from clean_lm import device as devices
+from clean_lm.device import CPU, HOST, Device, DeviceError, DeviceWarning
 from clean_lm.manifest import BundleError, GraphInfo, LoadOptions, Manifest
 from clean_lm.manifest_fields import TensorInfo
 from clean_lm.options import shown
@@ -45,8 +48,9 @@ class Graph:
 
     @cached_property
     def session(self) -> ort.InferenceSession:
-        """Opened at the first use: without texts, the graphs that read them are never loaded. Raises BundleError."""
-        providers = list(self.options.get("providers") or ("CPUExecutionProvider",))
+        """Opened at the first use: without texts, the graphs that read them are never loaded. Warns of work that does
+        not run on the device. Raises BundleError, DeviceError."""
+        providers = providers_of(self.options)
         require_providers(providers)
         try:
             session = ort.InferenceSession(str(self.path), self.session_options(), providers=providers)
@@ -55,6 +59,10 @@ class Graph:
         require_started(providers, session.get_providers())
         require_same(self.path, "input", self.inputs, session.get_inputs())
         require_same(self.path, "output", self.outputs, session.get_outputs())
+        if names(providers)[0] != CPU:
+            name = self.device.name if self.device else names(providers)[0]
+            if words := devices.fallback_words(self.path.name, name, *devices.on_cpu(session)):
+                warnings.warn(words, DeviceWarning, stacklevel=2)
         return session
 
     def session_options(self) -> ort.SessionOptions:
@@ -62,7 +70,31 @@ class Graph:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.options.get("threads") or 0
         options.log_severity_level = 3
+        if names(providers_of(self.options))[0] != CPU:  # see device.on_cpu
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
+
+    @property
+    def device(self) -> Device | None:
+        """Where it runs; None for a provider that is none of devices.DEVICES."""
+        return devices.of_provider(names(providers_of(self.options))[0])
+
+    @cached_property
+    def places(self) -> Mapping[str, ort.OrtMemoryInfo]:
+        """The memory that each input is read from."""
+        inputs = zip(self.session.get_inputs(), self.session.get_input_memory_infos(), strict=True)
+        return {tensor.name: place for tensor, place in inputs}
+
+    def on_host(self, name: str) -> bool:
+        """Whether an input is read from the memory that numpy's arrays are in."""
+        return self.places[name].name == HOST
+
+    def value(self, name: str, array: np.ndarray) -> ort.OrtValue:
+        """An array as an input: on the host in its own memory, where later changes of it count; else a copy on the
+        device."""
+        if self.on_host(name):
+            return ort.OrtValue.ortvalue_from_numpy(array)
+        return devices.allocate(self.device, array, self.places[name])
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run the graph once: arrays by input name -> arrays by output name: of `outputs`, or of all."""
@@ -111,6 +143,12 @@ def require_version() -> None:
         raise ValueError(f"onnxruntime {found} found, expected {oldest} or newer: pip install -U onnxruntime")
 
 
+def providers_of(options: LoadOptions) -> list[Provider]:
+    """The execution providers that a bundle is opened with."""
+    device = options.get("device")
+    return list(options.get("providers") or (CPU if device is None else devices.DEVICES[device].provider,))
+
+
 def names(providers: Sequence[Provider]) -> list[str]:
     """Of execution providers, which may come with their options."""
     return [provider if isinstance(provider, str) else provider[0] for provider in providers]
@@ -118,9 +156,12 @@ def names(providers: Sequence[Provider]) -> list[str]:
 
 def require_providers(providers: Sequence[Provider]) -> None:
     """Raise ValueError if the installed ONNX Runtime does not have one of them: it would take the CPU, silently."""
+    for device in map(devices.of_provider, names(providers)):
+        if device is not None:
+            devices.register(device)
     available = ort.get_available_providers()
     if missing := [name for name in names(providers) if name not in available]:
-        raise ValueError(
+        raise DeviceError(
             f"providers: this ONNX Runtime has no {', '.join(missing)}, only {', '.join(available)}; install the "
             "package of onnxruntime that has it (onnxruntime-gpu for CUDA), or leave it out"
         )
@@ -129,7 +170,7 @@ def require_providers(providers: Sequence[Provider]) -> None:
 def require_started(providers: Sequence[Provider], started: Sequence[str]) -> None:
     """Raise ValueError if ONNX Runtime has one of them but could not start it, and took another instead."""
     if failed := [name for name in names(providers) if name not in started]:
-        raise ValueError(
+        raise DeviceError(
             f"providers: ONNX Runtime could not start {', '.join(failed)}, only {', '.join(started)}; see its message "
             "above for what is missing (drivers, CUDA, cuDNN), or leave it out"
         )
@@ -139,7 +180,7 @@ def open_graph(manifest: Manifest, name: str) -> Graph:
     """One graph of a bundle, its files checked, its session not yet open. Raises FileNotFoundError, BundleError, and
     ValueError if this ONNX Runtime is too old or lacks a provider."""
     require_version()
-    require_providers(manifest.options.get("providers") or ())
+    require_providers(providers_of(manifest.options))
     info = manifest.require_graph(name)
     manifest.check_files(manifest.files_of(name))
     if info.data not in manifest.files and (manifest.folder / info.data).exists():

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from clean_lm.manifest import BundleError, LoadOptions, Manifest
 from clean_lm.options import MOST_TOKENS, shown, texts
+from clean_lm.placement import place
 from clean_lm.session import Graph, open_graph
 from clean_lm.tokenizer_bounds import LONGEST, check_growth
 
@@ -26,8 +27,8 @@ class TextEncoder:
 
     @classmethod
     def load(cls, bundle: Path | str, **options: Unpack[LoadOptions]) -> "TextEncoder":
-        """Open a bundle, see LoadOptions. Raises FileNotFoundError and BundleError, naming the file."""
-        return cls.open(Manifest.read(bundle, **options))
+        """Open a bundle, see LoadOptions. Raises FileNotFoundError, BundleError, DeviceError."""
+        return place(Manifest.read(bundle, **options), cls.open)
 
     @classmethod
     def open(cls, manifest: Manifest) -> "TextEncoder":

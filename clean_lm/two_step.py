@@ -18,6 +18,9 @@ class TwoStep:
         self.caches = conditioned.caches
         self.logits = np.zeros_like(conditioned.logits)
 
+    def fetch_logits(self) -> None:
+        """Does nothing: both passes' logits are always read, see _draw."""
+
     def restart(self, conditioning: Conditioning) -> None:
         self.conditioned.restart(conditioning)
         self.unconditional.restart(self.unconditional.conditioning)

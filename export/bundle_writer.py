@@ -26,8 +26,15 @@ FP32 = "fp32"  # the variant that every bundle is made from, whether it stays or
 UNHASHED = "0" * 64  # in place of a new file's SHA-256
 VARIED = ("lm_condition", "lm_inference", "text_encoder")  # the graphs that variants store in their own way
 # Where graphs run, and the variants to prefer there. On CPUs it is the default, the first that the user wanted. In WASM
-# MatMulNBits takes 6 to 10 times as long as anything else; WebGPU takes no int8 caches.
-BACKENDS = {"cpu": (), "wasm": ("dynamic", "fp16", "fp32"), "webgpu": ("q4f16", "fp16", "fp32")}
+# MatMulNBits takes 6 to 10 times as long as anything else; WebGPU takes no int8 caches. CUDA's attention is float16
+# alone. What is fastest was measured on CPUs, in WASM and on WebGPU, not on CUDA and DirectML.
+BACKENDS = {
+    "cpu": (),
+    "wasm": ("dynamic", "fp16", "fp32"),
+    "webgpu": ("q4f16", "fp16", "fp32"),
+    "cuda": ("fp16", "q4f16"),
+    "directml": ("fp16", "q4f16", "fp32"),
+}
 
 
 # Folders

@@ -729,7 +729,8 @@ def test_every_backend_has_its_variants(variants):
     tree = manifest(variants)
     bad = {name for name, entry in tree["variants"].items() if not entry.get("quality", {}).get("within_bounds", True)}
     assert tree["backends"]["cpu"] == [tree["variant"]]
-    for backend, order in (("wasm", ["dynamic", "fp16", "fp32"]), ("webgpu", ["q4f16", "fp16", "fp32"])):
+    orders = {"wasm": ["dynamic", "fp16", "fp32"], "webgpu": ["q4f16", "fp16", "fp32"], "cuda": ["fp16", "q4f16"]}
+    for backend, order in orders.items():
         assert tree["backends"][backend] == sorted(order, key=bad.__contains__)
     assert preferred("wasm", {"int4": {}}, "int4") == []
     poor = {"quality": {"within_bounds": False}}

@@ -279,7 +279,10 @@ def test_the_extremes_that_are_left_are_computed(music, least):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"thread": 2}, "load: unknown option thread, expected one of confine, hashes, providers, threads, variant"),
+        (
+            {"thread": 2},
+            "load: unknown option thread, expected one of confine, device, hashes, providers, threads, variant",
+        ),
         ({"threads": 0}, "threads: got 0"),
         ({"threads": "2"}, "threads: got '2'"),
         ({"hashes": "no"}, "hashes: got 'no', expected True or False"),

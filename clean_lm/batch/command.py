@@ -33,7 +33,7 @@ def batch(args: argparse.Namespace) -> None:
     rows = read_rows(whole(args.rows))
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
     bundle = None if args.bundle is None else whole(args.bundle)
-    tasks = plan(rows, Settings(bundle, args.variant, given, args.job_seed, f".{args.format}"))
+    tasks = plan(rows, Settings(bundle, args.variant, args.device, given, args.job_seed, f".{args.format}"))
     folder = Folder(whole(args.output))
     require_no_input(folder, tasks)
     results = Results(folder)

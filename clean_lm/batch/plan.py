@@ -25,6 +25,7 @@ class Task:
     place: int  # in the job
     bundle: str
     variant: str | None
+    device: str | None
     files: Mapping[str, tuple[str, ...]]
     options: Mapping[str, Any]  # with the job's, and a seed
     outputs: tuple[str, ...]  # names of the takes in the job's folder
@@ -47,6 +48,7 @@ class Settings:
 
     bundle: str | None = None
     variant: str | None = None
+    device: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0  # of rows that have none: each gets one from this and its id
     suffix: str = ".wav"
@@ -77,7 +79,9 @@ def task_of(row: Row, place: int, settings: Settings, bundles: "Bundles") -> Tas
             model = bundles.hash(bundle, variant)
     except (ValueError, OSError) as problem:
         error = str(problem)
-    task = Task(row.id, place, bundle, variant, row.files, options, names, strategy, model, error=error)
+    task = Task(
+        row.id, place, bundle, variant, settings.device, row.files, options, names, strategy, model, error=error
+    )
     return replace(task, parameters=hashed({**asdict(task), "place": None, "error": None, "bundle": None}))
 
 

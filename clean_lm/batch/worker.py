@@ -19,6 +19,7 @@ from clean_lm.batch.store import Folder, Result
 from clean_lm.batch.together import Together
 from clean_lm.console import message
 from clean_lm.joining import Outcome, finish, written_as
+from clean_lm.manifest import LoadOptions
 from clean_lm.musicgen import MusicGen
 from clean_lm.request import Request, validate
 from clean_lm.source import QUIET_MIX_DB, Source, quiet_mix, read_source, result_format
@@ -71,7 +72,8 @@ class Worker:
         key = (task.bundle, task.variant, task.model)
         if self.together is None or self.key != key:
             self.together = None  # its memory is needed now
-            self.together = Together(MusicGen.load(task.bundle, variant=task.variant, threads=self.threads))
+            how: LoadOptions = {"variant": task.variant, "threads": self.threads, "device": task.device}
+            self.together = Together(MusicGen.load(task.bundle, **how))
             self.key = key
         return self.together
 

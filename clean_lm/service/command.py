@@ -9,6 +9,7 @@ import uvicorn
 
 from clean_lm import atomic, memory
 from clean_lm.console import plain
+from clean_lm.device import DEVICES, require_available
 from clean_lm.options import integer, number, threads
 from clean_lm.service.app import application
 from clean_lm.service.jobs import Service
@@ -87,6 +88,8 @@ class Server(uvicorn.Server):
 def settings_of(args: argparse.Namespace) -> Settings:
     """The options, checked. Raises ValueError, and OSError if the folder for jobs cannot be made."""
     threads("--threads", args.threads)
+    if args.device in DEVICES:
+        require_available(DEVICES[args.device])
     if not args.models.is_dir():
         raise ValueError(f"--models: {args.models} is no folder; give the folder that your bundles are in")
     integer("--port", args.port, 0, 65535)
@@ -113,6 +116,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         port=args.port,
         variant=args.variant,
         threads=args.threads,
+        device=args.device,
         resident_bytes=round(memory.available() * SHARE if gigabytes is None else gigabytes * 1e9),
         token=args.token,
         origins=tuple(origin.rstrip("/") for origin in args.allow_origin),

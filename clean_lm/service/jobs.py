@@ -65,7 +65,9 @@ class Service:
     def __init__(self, settings: Settings):
         """Raises OSError."""
         self.settings = settings
-        self.models = Models(settings.models, settings.variant, settings.threads, settings.resident_bytes)
+        self.models = Models(
+            settings.models, settings.variant, settings.threads, settings.resident_bytes, settings.device
+        )
         self.store = Store(settings.data)
         self.stopping = False
         self._changed = threading.Condition()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clean_lm import MusicGen
+from clean_lm.device import DeviceError
 from clean_lm.manifest import BundleError, Manifest
 from clean_lm.memory import size
+from clean_lm.placement import expected
 from clean_lm.service.problems import Problem
 
 LOOK = 0.2  # seconds between two questions whether a job that waits for room is still wanted
@@ -29,8 +31,11 @@ class Resident:
 class Models:
     """Bundles by name."""
 
-    def __init__(self, folder: Path, variant: str | None, threads: int | None, resident_bytes: int):
+    def __init__(
+        self, folder: Path, variant: str | None, threads: int | None, resident_bytes: int, device: str | None = None
+    ):
         self.folder, self.variant, self.threads, self.resident_bytes = folder, variant, threads, resident_bytes
+        self.device = device
         self._changed = threading.Condition()
         self._resident: dict[Key, Resident] = {}  # the least recently used first
         self._read: dict[Path, tuple[tuple[int, int], Manifest | str]] = {}
@@ -50,7 +55,7 @@ class Models:
             stat = (path / "manifest.json").stat()
             mark = (stat.st_mtime_ns, stat.st_size)
             if path not in self._read or self._read[path][0] != mark:
-                self._read[path] = (mark, _read(path, self.variant))
+                self._read[path] = (mark, _read(path, self.variant, self.device))
         except OSError as error:
             return f"{path.name}: {error.strerror}"
         return self._read[path][1]
@@ -142,22 +147,23 @@ class Models:
 
     def _load(self, key: Key, one: Resident) -> MusicGen:
         name, variant = key
-        model = MusicGen.load(self.bundles()[name], variant=variant, threads=self.threads)
+        model = MusicGen.load(self.bundles()[name], variant=variant, threads=self.threads, device=self.device)
         with self._changed:
             one.model = model
             self._changed.notify_all()
         return model
 
 
-def _read(path: Path, variant: str | None) -> Manifest | str:
+def _read(path: Path, variant: str | None, device: str | None) -> Manifest | str:
     """A manifest, or why the bundle cannot be used by the service."""
     try:
-        manifest = Manifest.read(path)
+        manifest = Manifest.read(path, device=device)
         if variant and variant in manifest.variants:
             manifest = manifest.with_variant(variant)
+        manifest = expected(manifest)
         assert manifest.language_model
         assert manifest.codec
-    except (BundleError, OSError) as error:
+    except (BundleError, DeviceError, OSError) as error:
         return str(error).replace(str(path), path.name)
     return manifest
 

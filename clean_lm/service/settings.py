@@ -18,6 +18,7 @@ class Settings:
     port: int = 8000
     variant: str | None = None  # None: each bundle's default
     threads: int | None = None
+    device: str | None = None  # None: the CPU
     resident_bytes: int = 4 * 10**9  # of weights that stay loaded
     token: str | None = None
     origins: tuple[str, ...] = ()  # of other web pages that may use the service
