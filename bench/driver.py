@@ -4,8 +4,9 @@
   python -m bench.driver results --rows 1000000   adds and writes result lines, reads them for --resume, merges them
   python -m bench.driver ray --rows 64000         sends groups through Ray Data to one worker that draws nothing
 
-Needs the extra `batch`. Draws nothing: of a bundle only the manifest is read. Prints the processor time of this process (user and system), and
-the highest memory that it has had until then. Ray's other processes are not in it: there, seconds of a clock count.
+Needs the extra `batch`. Draws nothing: of a bundle only the manifest is read. Prints the processor time of this process
+(user and system), and the highest memory that it has had until then. Ray's other processes are not in it: there,
+seconds of a clock count.
 """
 
 import argparse
