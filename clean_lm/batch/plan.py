@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -35,7 +35,7 @@ class Task:
     error: str | None = None
 
     def packed(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(vars(self))
 
     @classmethod
     def unpacked(cls, text: str) -> "Task":
@@ -82,7 +82,7 @@ def task_of(row: Row, place: int, settings: Settings, bundles: "Bundles") -> Tas
     task = Task(
         row.id, place, bundle, variant, settings.device, row.files, options, names, strategy, model, error=error
     )
-    return replace(task, parameters=hashed({**asdict(task), "place": None, "error": None, "bundle": None}))
+    return replace(task, parameters=hashed({**vars(task), "place": None, "error": None, "bundle": None}))
 
 
 def seed_of(seed: int, identity: str) -> int:
@@ -156,7 +156,7 @@ def groups(tasks: Sequence[Task], rows: int) -> Iterator[list[Task]]:
     ordered = sorted(tasks, key=likeness)
     group: list[Task] = []
     for task in ordered:
-        if group and (size(group) + size([task]) > rows or likeness(task)[:2] != likeness(group[0])[:2]):
+        if group and (size(group) + size([task]) > rows or model_of(task) != model_of(group[0])):
             yield group
             group = []
         group.append(task)
@@ -169,14 +169,17 @@ def size(group: Sequence[Task]) -> int:
     return sum(max(1, len(task.outputs)) for task in group)
 
 
+def model_of(task: Task) -> tuple[str, str]:
+    """What a worker loads for it."""
+    return task.model, f"{task.bundle}\n{task.variant}"
+
+
 def likeness(task: Task) -> tuple[str, str, str, str, str, int]:
     """Sorts alike tasks together: their model, how they are drawn, their track, their text."""
     drawn = {name: value for name, value in task.options.items() if name not in ("seed", "text", "negative_text")}
     text = json.dumps([task.options.get("text"), task.options.get("negative_text")])
-    model = f"{task.bundle}\n{task.variant}"
     return (
-        task.model,
-        model,
+        *model_of(task),
         json.dumps(drawn, sort_keys=True),
         json.dumps(task.files, sort_keys=True),
         text,
