@@ -126,7 +126,7 @@ def numbered(rows: int) -> Iterator[Task]:
         name = f"set-{n % 97}/row-{n:07}"
         model, parameters = (hashlib.sha256(text.encode()).hexdigest() for text in ("model", name))
         files, options = {"input": (f"tracks/track-{n // TRACKS:06}.flac",)}, {"seed": n * 2654435761 % 2**32}
-        yield Task(name, n, str(BUNDLE), None, files, options, (f"{name}.wav",), None, model, parameters)
+        yield Task(name, n, str(BUNDLE), None, None, files, options, (f"{name}.wav",), None, model, parameters)
 
 
 def listed(folder: Path, rows: int) -> Path:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ def test_each_row_is_the_command_lines(tmp_path, tracks, cluster):
     expected = {f"{row['id']}.wav": alone(row, tmp_path / "alone.wav") for row in given[:7]}
     assert first == expected
 
+    (tmp_path / "out" / "r6.wav").unlink()
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.wav")}
     listed(source, *given, bad[0], {**bad[1], "takes": 2})
     assert job(source, tmp_path / "out", "--resume", address=cluster) == 1
@@ -143,6 +145,7 @@ def test_each_row_is_the_command_lines(tmp_path, tracks, cluster):
     assert again["odd"]["state"] == "done"
     assert [take["file"] for take in again["odd"]["takes"]] == ["odd-1.wav", "odd-2.wav"]
     assert all(path.stat().st_mtime_ns == before for path, before in written.items())  # none was drawn again
+    assert sounds(tmp_path / "out")["r6.wav"] == expected["r6.wav"]  # whose file was gone
     assert not list((tmp_path / "out").rglob("*.partial"))
     assert not (tmp_path / "out" / "parts").exists()
 
@@ -299,6 +302,28 @@ def test_a_folder_is_a_list_of_its_audio(tmp_path):
         rows.read_rows(str(tmp_path))
 
 
+def test_a_jobs_output_in_a_folder_is_none_of_its_tracks(tmp_path):
+    for name in ("a.wav", "out/a.wav", "out/job.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [row.id for row in rows.read_rows(str(tmp_path))] == ["a"]
+
+
+def test_cells_of_tables(tmp_path):
+    """Whole numbers of a column that lacks some, as pandas writes them, decimals, empty lists."""
+    lacking = float("nan")
+    table = {
+        "id": [1.0, 2.0],
+        "takes": [2.0, lacking],
+        "temperature": pa.array([Decimal("0.50"), None]),
+        "melody": [["a.wav"], []],
+    }
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    first, second = rows.read_rows(str(tmp_path / "rows.parquet"))
+    assert (first.id, first.options) == ("1", {"takes": 2, "temperature": 0.5})
+    assert second == rows.Row("2")
+
+
 BAD = {
     "[1]": "got [1], expected a JSON object",
     "{": "not JSON",
@@ -308,12 +333,17 @@ BAD = {
     '{"duration": true}': "duration: got True, expected a number",
     '{"id": "a//b"}': "id: got 'a//b', expected a name",
     '{"bundle": "nowhere"}': "nowhere",
+    '{"input": ""}': "input: got '', expected a text",
+    '{"id": "\\ud800"}': "expected Unicode text",
+    '{"id": "Parts/x"}': "expected another name than the job's own",
+    '{"id": "\udcff"}': "not JSON: 'utf-8' codec can't decode",
 }
 
 
 @pytest.mark.parametrize("line", BAD)
 def test_a_bad_row_is_a_result(tmp_path, line):
-    (tmp_path / "rows.jsonl").write_text(line + "\n" + '{"id": "good"}')
+    text = line + "\n" + '{"id": "good"}'
+    (tmp_path / "rows.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
     bad, good = plan.plan(rows.read_rows(str(tmp_path / "rows.jsonl")), plan.Settings(str(BUNDLE)))
     assert bad.error is not None
     assert BAD[line] in bad.error
@@ -327,8 +357,12 @@ def test_lists_that_cannot_be_a_job(tmp_path):
     (tmp_path / "rows.csv").write_text("id,tempo\na,3\n")
     with pytest.raises(ValueError, match="'tempo': unknown column"):
         rows.read_rows(str(tmp_path / "rows.csv"))
-    with pytest.raises(AudioError, match="expected a folder of audio, or a list"):
+    with pytest.raises(OSError, match=r"rows\.txt: not found"):
         rows.read_rows(str(tmp_path / "rows.txt"))
+    for name, said in (("rows.txt", "expected a folder of audio, or a list"), ("rows.jsonl", "holds no rows")):
+        (tmp_path / name).write_text("\n")
+        with pytest.raises(AudioError, match=said):
+            rows.read_rows(str(tmp_path / name))
     settings = plan.Settings(str(BUNDLE))
     with pytest.raises(AudioError, match="id: 'a' comes twice"):
         plan.plan([rows.Row("a"), rows.Row("a")], settings)
@@ -378,7 +412,21 @@ def test_an_output_folder_is_taken_only_when_it_is_free(tmp_path, tracks):
     results.begin(False, [])
     with pytest.raises(AudioError, match="holds the results of a job; --resume goes on"):
         store.Results(folder).begin(False, [])
-    store.Results(folder).begin(True, [])
+    store.Results(folder).begin(True, ["a.wav"])
+    for name in ("a.wav", "b.wav"):
+        folder.write(name, b"")
+    assert store.Results(folder).begin(True, ["a.wav"]) >= {"a.wav", "b.wav"}  # a job's, which goes on
+    with pytest.raises(AudioError, match=r"b\.wav: is there already, and not by a job"):
+        store.Results(folder).begin(True, ["a.wav", "b.wav"])
+    folder.write("job.json", b"{}")
+    with pytest.raises(AudioError, match=r"job\.json: not readable"):
+        store.Results(folder).begin(True, [])
+
+
+def test_options_of_the_job_are_checked_before_it_begins(tmp_path, tracks, capsys):
+    assert job(tracks, tmp_path / "out", "--takes", "0") == 1
+    assert "--takes: got 0, expected 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_of_an_id_are_its_last(tmp_path):

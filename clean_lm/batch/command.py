@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import json
+import math
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,13 +15,13 @@ from tqdm import tqdm
 from clean_lm import atomic, console, memory
 from clean_lm.audio import AudioError
 from clean_lm.batch.addresses import is_address, whole
+from clean_lm.batch.job import Ended, Pool
 from clean_lm.batch.plan import Settings, Task, plan
 from clean_lm.batch.rows import read_rows
-from clean_lm.batch.run import Ended, Pool, connected, run
 from clean_lm.batch.store import Folder, Result, Results
 from clean_lm.manifest import Manifest
 from clean_lm.options import integer, number, threads
-from clean_lm.request_options import OPTIONS
+from clean_lm.request_options import OPTIONS, Option
 from clean_lm.windows import Window
 
 MOST_ERRORS = 5  # that are printed; all are in results.parquet
@@ -38,14 +40,15 @@ def batch(args: argparse.Namespace) -> None:
     require_no_input(folder, tasks)
     results = Results(folder)
     with alone(folder):
-        results.begin(args.resume, [name for task in tasks for name in task.outputs])
+        there = results.begin(args.resume, [name for task in tasks for name in task.outputs])
         done = results.done()
-        left = [task for task in tasks if done.get(task.id) != task.parameters]
+        left = [task for task in tasks if done.get(task.id) != task.parameters or not there >= set(task.outputs)]
         places = {task.id: task.place for task in tasks}
         progress = Progress(args.json, len(left), len(tasks) - len(left))
         ended = Ended(left=len(left))
         try:
             if left:
+                connected, run = ray(args.address)
                 with connected(args.address, cpus(pool)) as resources:
                     pool = sized(pool, left, resources)
                     progress.begin(pool)
@@ -56,6 +59,19 @@ def batch(args: argparse.Namespace) -> None:
     progress.end(ended, folder)
 
 
+def ray(address: str | None) -> tuple[Any, Any]:
+    """run.connected and run.run, with which Ray is imported.
+
+    A Ray of our own listens on all addresses of the machine. It takes connections only with a token, which it reads when
+    it is imported.
+    """
+    if address is None:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    from clean_lm.batch.run import connected, run
+
+    return connected, run
+
+
 def validated(args: argparse.Namespace) -> Pool:
     """The pool as it is asked for; 0 actors, threads: to be chosen. Raises ValueError."""
     threads("--threads", args.threads)
@@ -63,9 +79,27 @@ def validated(args: argparse.Namespace) -> Pool:
     rows = integer("--together", args.together, 1, 256)
     gpus = number("--gpus", args.gpus, "0 or more, for each actor", 0, 1024)
     integer("--seed", args.job_seed, 0)
+    for name, option in OPTIONS.items():
+        value = getattr(args, name, None)
+        if option.kind in ("integer", "number") and value is not None:
+            number(f"--{name.replace('_', '-')}", value, bounds(option), *limits(option))
     if args.max_failures is not None:
         integer("--max-failures", args.max_failures, 0)
     return Pool(actors, args.threads or 1, 0, float(gpus), rows, args.address)
+
+
+def limits(option: Option) -> tuple[float, float]:
+    """What a number may be."""
+    return (
+        -math.inf if option.least is None else option.least,
+        math.inf if option.most is None else option.most,
+    )
+
+
+def bounds(option: Option) -> str:
+    """The same in words."""
+    least = "a number" if option.least is None else f"{option.least:g} or more"
+    return least if option.most is None else f"{least}, {option.most:g} at most"
 
 
 def cpus(pool: Pool) -> int:

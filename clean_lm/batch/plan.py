@@ -14,6 +14,7 @@ from clean_lm.manifest import Manifest
 from clean_lm.options import MOST_TAKES
 
 KEPT = " !#$'()+,-.;=@[]_{}~"  # in names of files, beside letters and digits
+RESERVED = ("parts", "results.parquet", "job.json")
 LONGEST_NAME = 200  # bytes of a name, so that .partial and the suffix fit
 
 
@@ -131,6 +132,8 @@ def output_names(identity: str, takes: Any, suffix: str) -> tuple[str, ...]:
     """
     parts = [quote(part, safe=KEPT) for part in identity.split("/")]
     parts = [part.replace(".", "%2E", 1) if part.startswith(".") else part for part in parts]
+    if parts[0].casefold() in RESERVED:
+        raise ValueError(f"id: got {identity!r}, expected another name than the job's own {', '.join(RESERVED)}")
     if not all(parts) or any(len(part) > LONGEST_NAME for part in parts):
         raise ValueError(f"id: got {identity[:80]!r}, expected a name of 1 to {LONGEST_NAME} bytes, or some between /")
     count = takes if isinstance(takes, int) and 1 <= takes <= MOST_TAKES else 1  # the worker says what it is

@@ -13,8 +13,8 @@ import queue
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -23,6 +23,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from clean_lm.batch.job import Ended, Pool, Report
 from clean_lm.batch.plan import Task, groups
 from clean_lm.batch.store import Result, Results
 from clean_lm.batch.worker import Worker, failed
@@ -30,32 +31,6 @@ from clean_lm.batch.worker import Worker, failed
 ATTEMPTS = 3  # at a group whose workers end, before it is taken apart, and at each of its tasks then
 LOOK = 0.2  # seconds between two looks for a signal
 STORE_BYTES = 200_000_000  # of Ray's objects on one machine: plans and results, no audio
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The workers of a job."""
-
-    actors: int
-    threads: int  # of each; CPUs, in Ray's words
-    memory: int = 0  # bytes of each, by which Ray places them on machines
-    gpus: float = 0.0  # of each
-    rows: int = 8  # takes that one of them draws together, at most
-    address: str | None = None  # of a cluster; None: this machine alone
-
-
-@dataclass
-class Ended:
-    """How a job ended."""
-
-    done: int = 0
-    failed: int = 0
-    left: int = 0  # neither
-    interrupted: int = 0  # the signal
-    too_many: bool = False  # failures
-
-
-Report = Callable[[Ended, Result], None]  # after each row
 
 
 class Board:
@@ -122,6 +97,9 @@ def run(tasks: Sequence[Task], results: Results, output: str, pool: Pool, most: 
     with stoppable() as stop:
         for rows in (pool.rows, 1):
             for result in arrived(list(waiting.values()), output, replace(pool, rows=rows), stop):
+                if result is None:
+                    results.flush_late()
+                    continue
                 keep(result)
                 if most is not None and ended.failed > most:
                     ended.too_many = True
@@ -134,8 +112,9 @@ def run(tasks: Sequence[Task], results: Results, output: str, pool: Pool, most: 
     return ended
 
 
-def arrived(tasks: Sequence[Task], output: str, pool: Pool, stop: "Stop") -> Iterator[Result]:
-    """The results of tasks as they come; ends early when it is told to stop and what was begun has arrived."""
+def arrived(tasks: Sequence[Task], output: str, pool: Pool, stop: "Stop") -> Iterator[Result | None]:
+    """The results of tasks as they come, None while none does; ends early when it is told to stop and what was begun
+    has arrived."""
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     items = [
@@ -155,8 +134,11 @@ def arrived(tasks: Sequence[Task], output: str, pool: Pool, stop: "Stop") -> Ite
     )
     received: set[int] = set()
     told = False
-    for item in pumped(drawn.iter_rows, LOOK):
-        if item is not None:
+    blocks = drawn.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    for block in pumped(blocks, LOOK):
+        if block is None:
+            yield None
+        for item in [] if block is None else block.to_pylist():
             received.add(item["group"])
             yield from json.loads(item["results"])
         if stop.number and not told:
@@ -166,13 +148,13 @@ def arrived(tasks: Sequence[Task], output: str, pool: Pool, stop: "Stop") -> Ite
             return
 
 
-def pumped(source: Callable[[], Iterable[Any]], seconds: float) -> Iterator[Any]:
+def pumped(source: Iterable[Any], seconds: float) -> Iterator[Any]:
     """What an iterable gives, and None each time that it gives nothing for so many seconds."""
     waiting: queue.Queue[tuple[str, Any]] = queue.Queue()
 
     def pump() -> None:
         try:
-            for item in source():
+            for item in source:
                 waiting.put(("item", item))
             waiting.put(("end", None))
         except BaseException as error:
@@ -186,7 +168,8 @@ def pumped(source: Callable[[], Iterable[Any]], seconds: float) -> Iterator[Any]
             yield None
             continue
         if kind == "error":
-            raise OSError(f"Ray ended the job: {' '.join(str(value).split())[:1000]}") from value
+            words = " ".join(str(value).split())[:1000]
+            raise OSError(f"Ray ended the job: {words}; --resume goes on with it") from value
         if kind == "end":
             return
         yield value
@@ -250,7 +233,8 @@ def stoppable() -> Iterator[Stop]:
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.number = number
-        signal.signal(number, before[number])
+        for other, handler in before.items():
+            signal.signal(other, handler)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.getsignal(number)

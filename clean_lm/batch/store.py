@@ -3,6 +3,7 @@
 A row's line is written when its audio is. While the job runs, lines lie in parts/; at its end they become one file.
 """
 
+import contextlib
 import io
 import json
 import tempfile
@@ -20,8 +21,11 @@ import pyarrow.parquet as pq
 from clean_lm import atomic, audio_files
 from clean_lm.audio import AudioError
 from clean_lm.batch.addresses import opened, said
+from clean_lm.batch.rows import JOB
+from clean_lm.console import message
+from clean_lm.options import shown
 
-RESULTS, PARTS, JOB = "results.parquet", "parts", "job.json"
+RESULTS, PARTS, FORMAT = "results.parquet", "parts", "clean_lm batch 1"
 FLUSH_SECONDS, FLUSH_ROWS = 5.0, 1000  # lines that a driver that is killed loses: their rows are drawn again
 TAKE = pa.struct(
     [
@@ -102,12 +106,15 @@ class Folder:
         self, name: str, wav: np.ndarray, rate: int, strategy: str | None, subtype: str | None
     ) -> tuple[int, np.ndarray]:
         """audio_files.write: how many samples were clipped, and what the file holds [channels, samples]."""
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / Path(name).name if self.local is None else self.local / name
+        if self.local is not None:
+            path = self.local / name
             path.parent.mkdir(parents=True, exist_ok=True)
             clipped = audio_files.write(path, wav, rate, strategy=strategy, subtype=subtype)
-            if self.local is None:
-                self.write(name, path.read_bytes())
+            return clipped, audio_files.read(path)[0]
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / Path(name).name
+            clipped = audio_files.write(path, wav, rate, strategy=strategy, subtype=subtype)
+            self.write(name, path.read_bytes())
             return clipped, audio_files.read(path)[0]
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -116,7 +123,10 @@ class Folder:
             with self.fs.open(self.path(name), "rb") as file:
                 return pq.read_table(file, columns=list(columns) if columns else None)
         except (pa.ArrowInvalid, KeyError) as error:
-            raise AudioError(f"{self.address}/{name}: not readable as results of a job: {error}") from None
+            raise AudioError(
+                f"{self.address}/{name}: not readable as results of a job: {message(error)}; move it away, "
+                "and --resume draws its rows again"
+            ) from None
 
     def parts(self) -> list[str]:
         """The names of the parts, the oldest first."""
@@ -134,22 +144,44 @@ class Results:
         self.waiting: list[Result] = []
         self.part, self.flushed = time.time_ns(), time.monotonic()
 
-    def begin(self, resume: bool, outputs: Iterable[str]) -> None:
-        """Take the folder. Raises AudioError if it holds results that nobody asked to resume, or other files under the
-        names of this job's."""
+    def begin(self, resume: bool, outputs: Iterable[str]) -> set[str]:
+        """Take the folder for files of these names; the names of all that it holds.
+
+        Raises AudioError if it holds results that nobody asked to resume, or files of those names that no job wrote.
+        """
         folder = self.folder
         folder.make()
-        if folder.exists(JOB):
-            if not resume:
-                raise AudioError(
-                    f"{folder.address}: holds the results of a job; --resume goes on with it, or choose another folder"
-                )
-            return
-        there = {path[len(folder.root) + 1 :].casefold() for path in folder.fs.find(folder.root)}
-        for name in [RESULTS, *outputs]:
-            if name.casefold() in there:
+        before = self._ours(resume)
+        ours = before or set()
+        found = {path[len(folder.root) + 1 :] for path in folder.fs.find(folder.root)}
+        there = {name.casefold() for name in found}
+        names = list(outputs)
+        for name in [*names, *([RESULTS] if before is None else [])]:
+            if name.casefold() in there and name not in ours:
                 raise AudioError(f"{folder.address}/{name}: is there already, and not by a job; choose another folder")
-        folder.write(JOB, json.dumps({"format": "clean_lm batch 1"}).encode())
+        if before is None or not ours >= set(names):
+            folder.write(JOB, json.dumps({"format": FORMAT, "outputs": sorted(ours | set(names))}).encode())
+        return found
+
+    def _ours(self, resume: bool) -> set[str] | None:
+        """The names of the files that are the jobs' of this folder, None if there was no job. Raises AudioError if they
+        are not to be touched."""
+        folder = self.folder
+        if not folder.exists(JOB):
+            return None
+        if not resume:
+            raise AudioError(
+                f"{folder.address}: holds the results of a job; --resume goes on with it, or choose another folder"
+            )
+        try:
+            found = json.loads(folder.fs.cat_file(folder.path(JOB)))
+            if found["format"] != FORMAT:
+                raise ValueError(f"format {shown(found['format'])}, expected {FORMAT}")
+            return {str(name) for name in found["outputs"]}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise AudioError(
+                f"{folder.address}/{JOB}: not readable: {message(error)}; choose another output folder"
+            ) from None
 
     def done(self) -> dict[str, str]:
         """The hash of the parameters of every row that is done, by its id. Raises AudioError."""
@@ -161,6 +193,10 @@ class Results:
         """Keep a row's result, see SCHEMA."""
         times = {name: datetime.fromtimestamp(result[name], UTC) for name in ("begun", "ended") if name in result}
         self.waiting.append({**result, **times})
+        self.flush_late()
+
+    def flush_late(self) -> None:
+        """Write what waits if it is much, or has waited for long. Raises OSError."""
         if len(self.waiting) >= FLUSH_ROWS or time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -190,7 +226,8 @@ class Results:
         for name in parts:
             self.folder.fs.rm_file(self.folder.path(name))
         if self.folder.local is not None:
-            (self.folder.local / PARTS).rmdir()
+            with contextlib.suppress(OSError):  # somebody put something into it
+                (self.folder.local / PARTS).rmdir()
 
     def _last(self, columns: Sequence[str]) -> pa.Table:
         """The last line of each id. In Arrow alone: a job's lines as Python's objects take ten times the memory."""

@@ -17,7 +17,7 @@ from clean_lm.batch.addresses import is_address, opened, said
 from clean_lm.batch.plan import Task
 from clean_lm.batch.store import Folder, Result
 from clean_lm.batch.together import Together
-from clean_lm.console import message
+from clean_lm.console import message, plain
 from clean_lm.joining import Outcome, finish, written_as
 from clean_lm.manifest import LoadOptions
 from clean_lm.musicgen import MusicGen
@@ -118,7 +118,7 @@ class Worker:
             "real_time_factor": round(drawn.frames / model.frame_rate / seconds, 3),
             "together": rows,
             "variant": model.lm.manifest.variant,
-            "warnings": [quiet_mix(task.files["input"][0], loss)] if loss > QUIET_MIX_DB else [],
+            "warnings": [plain(quiet_mix(task.files["input"][0], loss))] if loss > QUIET_MIX_DB else [],
             "takes": takes,
         }
 
@@ -138,13 +138,14 @@ class Audio:
     """The audio of a group's tasks: what several of them have in common is fetched, read and encoded once."""
 
     def __enter__(self) -> "Audio":
-        self.scratch = Path(tempfile.mkdtemp(prefix="clean_lm-"))
+        self.scratch: Path | None = None
         self.fetched: dict[str, Path] = {}
         self.read: dict[Request, tuple[Source, np.ndarray | None]] = {}
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def ready(self, model: MusicGen, task: Task) -> Ready:
         """Raises ValueError, OSError for options or audio that cannot be used."""
@@ -179,6 +180,8 @@ class Audio:
         """A file as one of this machine. Raises OSError."""
         if not is_address(address):
             return Path(address)
+        if self.scratch is None:
+            self.scratch = Path(tempfile.mkdtemp(prefix="clean_lm-"))
         if address not in self.fetched:
             name = PurePosixPath(address.split("?")[0]).name
             target = self.scratch / f"{len(self.fetched)}-{name[-100:]}"
