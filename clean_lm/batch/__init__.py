@@ -1,7 +1,7 @@
 """Many rows of one job on one machine or many, with Ray Data: `clean-lm batch`. Needs the extra `batch`.
 
 rows.py reads what is asked for; plan.py gives each row its seed, its files and its hash, and orders the rows; worker.py
-draws them, together where that changes no bit of them (together.py); store.py keeps what is done; run.py is the job in Ray.
+draws them, together where that changes no bit of them (together.py); store.py keeps what is done; run.py runs it.
 """
 
 import importlib.util
