@@ -62,8 +62,8 @@ def batch(args: argparse.Namespace) -> None:
 def ray(address: str | None) -> tuple[Any, Any]:
     """run.connected and run.run, with which Ray is imported.
 
-    A Ray of our own listens on all addresses of the machine. It takes connections only with a token, which it reads when
-    it is imported.
+    A Ray of our own listens on all addresses of the machine. It takes connections only with a token, which it reads
+    when it is imported.
     """
     if address is None:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
