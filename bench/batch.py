@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--variant")
     parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--text", help="of every second row, for guidance; without: none has one")
+    parser.add_argument("--text", help="of every row, for guidance")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--duration", type=float, default=10.0)
     parser.add_argument("--prompt-seconds", type=float, default=6.0)
@@ -71,11 +71,8 @@ def main() -> None:
 
 def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The job: one track, other seeds."""
-    texts = (args.text, None) if args.text else (None,)
-    return [
-        {"id": f"r{n:04}", "input": str(args.input.absolute()), "seed": n, "text": texts[n % len(texts)]}
-        for n in range(args.rows)
-    ]
+    same = {"input": str(args.input.absolute()), "text": args.text}
+    return [{"id": f"r{n:04}", "seed": n, **same} for n in range(args.rows)]
 
 
 def measured(args: argparse.Namespace, name: str, output: Path) -> float:

@@ -24,11 +24,12 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clean_lm.batch.job import Ended, Pool, Report
-from clean_lm.batch.plan import Task, groups
+from clean_lm.batch.plan import Task, groups, size
 from clean_lm.batch.store import Result, Results
 from clean_lm.batch.worker import Worker, failed
 
 ATTEMPTS = 3  # at a group whose workers end, before it is taken apart, and at each of its tasks then
+SHARES = 3  # groups for each worker at least: smaller ones before fewer, as some take longer than others
 LOOK = 0.2  # seconds between two looks for a signal
 STORE_BYTES = 200_000_000  # of Ray's objects on one machine: plans and results, no audio
 
@@ -117,9 +118,10 @@ def arrived(tasks: Sequence[Task], output: str, pool: Pool, stop: "Stop") -> Ite
     has arrived."""
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    rows = max(1, min(pool.rows, size(tasks) // (pool.actors * SHARES)))
     items = [
         {"group": number, "tasks": json.dumps([task.packed() for task in group])}
-        for number, group in enumerate(groups(tasks, pool.rows))
+        for number, group in enumerate(groups(tasks, rows))
     ]
     if not items:
         return
