@@ -37,7 +37,7 @@ import numpy as np
 ATTEMPTS, IN_FLIGHT = 3, 2  # of clean_lm/batch/run.py
 FLUSH_ROWS, FLUSH_SECONDS = 1000, 5.0  # of clean_lm/batch/store.py
 BUSY = 0.9  # of the actors: with fewer at work, the tail has begun
-MEASURED, PLACEHOLDER, ASSUMED, CHOSEN = "measured", "placeholder", "assumed", "chosen"
+MEASURED, ESTIMATED, ASSUMED, CHOSEN = "measured", "estimated", "assumed", "chosen"
 
 
 def number(default: float, what: str, origin: str) -> Any:
@@ -54,16 +54,16 @@ class Job:
     actors: int = number(16, "actors on a machine: its cores, one thread each", CHOSEN)
     group: int = number(8, "rows of a group", CHOSEN)
     plan: float = number(190e-6, "s of the driver for a row until Ray starts", MEASURED)
-    start: float = number(10.0, "s until Ray is connected", PLACEHOLDER)
+    start: float = number(10.0, "s until Ray is connected", ESTIMATED)
     put: float = number(2e-3, "s of the driver to put a group into Ray's store", MEASURED)
-    schedule: float = number(10e-3, "s of the driver to send a group through Ray Data", PLACEHOLDER)
+    schedule: float = number(10e-3, "s of the driver to send a group through Ray Data", ESTIMATED)
     keep: float = number(40e-6, "s of the driver to write down a row's result", MEASURED)
     flush: float = number(0.05, "s until a part is stored", ASSUMED)
     finish: float = number(12e-6, "s of the driver for a row of results.parquet", MEASURED)
-    load: float = number(8.0, "s until an actor has its model", PLACEHOLDER)
-    row: float = number(45.0, "s of a core for a row of 30 s alone", PLACEHOLDER)
-    together: float = number(0.7, "of that for each row of a full group", PLACEHOLDER)
-    written: float = number(1.92e6, "bytes of a row's audio", PLACEHOLDER)
+    load: float = number(8.0, "s until an actor has its model", ESTIMATED)
+    row: float = number(45.0, "s of a core for a row of 30 s alone", ESTIMATED)
+    together: float = number(0.7, "of that for each row of a full group", ESTIMATED)
+    written: float = number(1.92e6, "bytes of a row's audio", ESTIMATED)
     read: float = number(2e6, "bytes of a track for each row", ASSUMED)
     storage: float = number(1e9, "bytes a second of the storage, all machines together", ASSUMED)
     mixed: float = number(0.25, "of the rows have half the length, and as many twice the length", ASSUMED)

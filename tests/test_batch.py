@@ -122,30 +122,30 @@ def alone(row: dict[str, Any], path: Path) -> str:
 
 def test_each_row_is_the_command_lines(tmp_path, tracks, cluster):
     """Two actors, batches of several rows, bad rows among them, then the rest of the job."""
-    given = many(tracks)
+    given = many(tracks, 20)
     bad = [{"id": "lost", "input": "nowhere.wav"}, {"id": "odd", "text": "slow", "takes": "two"}]
-    source = listed(tmp_path / "rows.jsonl", *given[:7], *bad)
+    source = listed(tmp_path / "rows.jsonl", *given[:16], *bad)
     assert job(source, tmp_path / "out", "--json", address=cluster) == 1
     found = lines(tmp_path / "out")
-    assert [line["id"] for line in found.values()] == [row["id"] for row in [*given[:7], *bad]]
+    assert [line["id"] for line in found.values()] == [row["id"] for row in [*given[:16], *bad]]
     assert found["lost"]["state"] == found["odd"]["state"] == "failed"
     assert "nowhere.wav: not found" in found["lost"]["error"]
     assert "takes: got 'two', expected a whole number" in found["odd"]["error"]
     assert max(line["together"] or 0 for line in found.values()) > 1
     first = sounds(tmp_path / "out")
-    expected = {f"{row['id']}.wav": alone(row, tmp_path / "alone.wav") for row in given[:7]}
+    expected = {f"{row['id']}.wav": alone(row, tmp_path / "alone.wav") for row in given[:16]}
     assert first == expected
 
-    (tmp_path / "out" / "r6.wav").unlink()
+    (tmp_path / "out" / "r15.wav").unlink()
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.wav")}
     listed(source, *given, bad[0], {**bad[1], "takes": 2})
     assert job(source, tmp_path / "out", "--resume", address=cluster) == 1
     again = lines(tmp_path / "out")
-    assert [again[row["id"]]["state"] for row in given] == ["done"] * 10
+    assert [again[row["id"]]["state"] for row in given] == ["done"] * 20
     assert again["odd"]["state"] == "done"
     assert [take["file"] for take in again["odd"]["takes"]] == ["odd-1.wav", "odd-2.wav"]
     assert all(path.stat().st_mtime_ns == before for path, before in written.items())  # none was drawn again
-    assert sounds(tmp_path / "out")["r6.wav"] == expected["r6.wav"]  # whose file was gone
+    assert sounds(tmp_path / "out")["r15.wav"] == expected["r15.wav"]  # whose file was gone
     assert not list((tmp_path / "out").rglob("*.partial"))
     assert not (tmp_path / "out" / "parts").exists()
 
