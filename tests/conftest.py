@@ -84,10 +84,10 @@ def once(of_run: Path) -> Callable[..., Path]:
     def once(name: str, fill: Callable[[Path], object]) -> Path:
         path = of_run / "shared" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f"{name}.lock").open("w") as lock:
+        with path.with_name(f"{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                begun = path.with_name(f"{name}.new")
+                begun = path.with_name(f"{path.name}.new")
                 shutil.rmtree(begun, ignore_errors=True)  # of a test that failed
                 said = io.StringIO()  # no part of what a test captures
                 with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -174,7 +174,7 @@ def music(once: Callable[..., Path], t5: Path) -> Callable[..., Path]:
         checkpoint = GOLDEN / name / "state_dict.bin"
         codec = GOLDEN / name / "hf_encodec_32khz"  # what a pointer beside the checkpoint stands for
         parts = codec if codec.exists() else None, t5 if text else None
-        return once(f"{name}-music{'-text' if text else ''}", lambda out: export(checkpoint, *parts, out))
+        return once(f"music{'-text' if text else ''}/{name}", lambda out: export(checkpoint, *parts, out))
 
     return make
 
