@@ -56,7 +56,7 @@ async function judged(listener) {
   const server = createServer({ requireHostHeader: false }, listener)
   await new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve(undefined)))
   const { port } = /** @type {import('node:net').AddressInfo} */ (server.address())
-  const visitor = new Visitor(port, new Site([BUNDLE]).files(), 200)
+  const visitor = new Visitor(port, new Site([BUNDLE]).files(), 2_000)
   const [target, text] = ['/bundles/index.json', 'GET /bundles/index.json HTTP/1.1\r\n\r\n']
   const request = { method: 'GET', target, text, more: '', later: false, ends: false, leaves: Infinity }
   const outcome = await attempt(() => visitor.try(request))
