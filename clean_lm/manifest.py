@@ -141,6 +141,10 @@ class Manifest:
             cache_update=update,
         )
 
+    def used_files(self) -> set[str]:
+        """The listed files that the graphs of the variant are in."""
+        return {file for graph in self.graphs for file in self.files_of(graph)} & self.files.keys()
+
     def with_variant(self, name: str) -> "Manifest":
         """The same bundle with the graphs of another variant. Raises BundleError."""
         return self.with_options(variant=name)

@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
@@ -116,15 +117,14 @@ def sized(pool: Pool, tasks: Sequence[Task], resources: Mapping[str, float]) -> 
     for option, name, wanted in (("--threads", "CPU", pool.threads), ("--gpus", "GPU", pool.gpus)):
         if wanted > (found := resources.get(name, 0.0)):
             raise ValueError(f"{option}: got {wanted:g} for each actor, Ray has {found:g} {name}s in all")
-    need = max((needed(task.bundle, task.variant, pool.rows) for task in models(tasks)), default=0)
     if pool.actors:
         return pool
+    need = max((needed(task.bundle, task.variant, pool.rows) for task in models(tasks)), default=0)
     there = resources.get("memory", 0.0) if pool.address else memory.available() * FREE
     fit = [resources.get("CPU", 1) // pool.threads, there // max(1, need)]
     if pool.gpus:
         fit.append(resources.get("GPU", 0) // pool.gpus)
-    reserved = need if pool.address else 0
-    return Pool(max(1, int(min(fit))), pool.threads, reserved, pool.gpus, pool.rows, pool.address)
+    return replace(pool, actors=max(1, int(min(fit))), memory=need if pool.address else 0)
 
 
 def models(tasks: Sequence[Task]) -> Iterator[Task]:
@@ -135,8 +135,7 @@ def models(tasks: Sequence[Task]) -> Iterator[Task]:
 def needed(bundle: str, variant: str | None, rows: int) -> int:
     """Bytes of memory that a worker needs for a bundle, and for so many rows of its usual length with guidance."""
     manifest = Manifest.read(bundle, variant=variant)
-    files = {file for graph in manifest.graphs for file in manifest.files_of(graph)}
-    weights = sum(manifest.files[file].bytes for file in files if file in manifest.files)
+    weights = sum(manifest.files[file].bytes for file in manifest.used_files())
     model = manifest.language_model
     frames = round(manifest.defaults.duration * (model.frame_rate or 0))
     return round(weights * RESERVED) + memory.of_generation(manifest, rows, [Window(0, 0, frames)], "single").total
@@ -175,7 +174,7 @@ class Progress:
         self.json, self.rows, self.before = as_json, rows, before
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} rows {elapsed} < {remaining}{postfix}"
         self.bar = tqdm(desc="drawing", total=rows, bar_format=layout, disable=True if as_json else None)
-        self.start, self.errors, self.factors = time.perf_counter(), 0, 0.0
+        self.start, self.errors = time.perf_counter(), 0
 
     def begin(self, pool: Pool) -> None:
         self.start = time.perf_counter()

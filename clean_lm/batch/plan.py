@@ -121,8 +121,7 @@ class Bundles:
         if not bundle:
             raise ValueError("bundle: not given, expected --bundle, or a column of this name")
         manifest = Manifest.read(bundle, variant=variant)
-        used = {file for graph in manifest.graphs for file in manifest.files_of(graph)}
-        return hashed({file: manifest.files[file].sha256 for file in used if file in manifest.files})
+        return hashed({file: manifest.files[file].sha256 for file in manifest.used_files()})
 
 
 def output_names(identity: str, takes: Any, suffix: str) -> tuple[str, ...]:
@@ -151,10 +150,10 @@ def require_different(names: Iterable[str], what: str) -> None:
 
 
 def groups(tasks: Sequence[Task], rows: int) -> Iterator[list[Task]]:
-    """The tasks in groups of `rows` takes or fewer, alike ones beside each other, of one model each: whoever draws a
-    group can draw much of it together, and reads a track once.
+    """Splits the tasks into groups of at most `rows` takes, each group of one model. Similar tasks are neighbours, so
+    that a worker draws most of a group in one batch and reads each track once.
 
-    Which tasks are drawn together changes nothing of their audio.
+    How tasks are grouped does not change their audio.
     """
     ordered = sorted(tasks, key=likeness)
     group: list[Task] = []

@@ -27,6 +27,7 @@ from clean_lm.batch.job import Ended, Pool, Report
 from clean_lm.batch.plan import Task, groups, size
 from clean_lm.batch.store import Result, Results
 from clean_lm.batch.worker import Worker, failed
+from clean_lm.console import message
 
 ATTEMPTS = 3  # at a group whose workers end, before it is taken apart, and at each of its tasks then
 SHARES = 3  # groups for each worker at least: smaller ones before fewer, as some take longer than others
@@ -114,8 +115,8 @@ def run(tasks: Sequence[Task], results: Results, output: str, pool: Pool, most: 
 
 
 def arrived(tasks: Sequence[Task], output: str, pool: Pool, stop: "Stop") -> Iterator[Result | None]:
-    """The results of tasks as they come, None while none does; ends early when it is told to stop and what was begun
-    has arrived."""
+    """Yields each task's result when it arrives, and None while it waits. After a signal no further group begins, and it
+    ends when the results of the groups under way have arrived."""
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     rows = max(1, min(pool.rows, size(tasks) // (pool.actors * SHARES)))
@@ -135,7 +136,7 @@ def arrived(tasks: Sequence[Task], output: str, pool: Pool, stop: "Stop") -> Ite
         memory=pool.memory or None,
     )
     received: set[int] = set()
-    told = False
+    stopping = False
     blocks = drawn.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     for block in pumped(blocks, LOOK):
         if block is None:
@@ -143,10 +144,10 @@ def arrived(tasks: Sequence[Task], output: str, pool: Pool, stop: "Stop") -> Ite
         for item in [] if block is None else block.to_pylist():
             received.add(item["group"])
             yield from json.loads(item["results"])
-        if stop.number and not told:
+        if stop.number and not stopping:
             ray.get(board.stop.remote())
-            told = True
-        if told and not ray.get(board.outstanding.remote(received)):
+            stopping = True
+        if stopping and not ray.get(board.outstanding.remote(received)):
             return
 
 
@@ -170,8 +171,7 @@ def pumped(source: Iterable[Any], seconds: float) -> Iterator[Any]:
             yield None
             continue
         if kind == "error":
-            words = " ".join(str(value).split())[:1000]
-            raise OSError(f"Ray ended the job: {words}; --resume goes on with it") from value
+            raise OSError(f"Ray ended the job: {message(value)[:1000]}; --resume goes on with it") from value
         if kind == "end":
             return
         yield value
@@ -190,7 +190,7 @@ def connected(address: str | None, cpus: int) -> Iterator[Mapping[str, float]]:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:
         place = "this machine" if address is None else address
-        raise OSError(f"--address: no Ray at {place}: {' '.join(str(error).split())[:500]}") from None
+        raise OSError(f"--address: no Ray at {place}: {message(error)[:500]}") from None
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a group without results is looked for at the end

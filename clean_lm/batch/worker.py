@@ -18,7 +18,7 @@ from clean_lm.batch.plan import Task
 from clean_lm.batch.store import Folder, Result
 from clean_lm.batch.together import Together
 from clean_lm.console import message, plain
-from clean_lm.joining import Outcome, finish, written_as
+from clean_lm.joining import QUIETEST_DB, Outcome, finish, written_as
 from clean_lm.manifest import LoadOptions
 from clean_lm.musicgen import MusicGen
 from clean_lm.request import Request, validate
@@ -27,7 +27,6 @@ from clean_lm.takes import Drawn, Song, prompt_codes
 
 log = logging.getLogger("clean_lm")
 
-QUIETEST_DB = -120.0
 SOUND = ("text", "negative_text", "seed", "temperature", "top_k", "top_p", "cfg_coef", "cfg_coef_beta", "takes", "rank")
 
 
