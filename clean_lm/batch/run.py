@@ -115,8 +115,10 @@ def run(tasks: Sequence[Task], results: Results, output: str, pool: Pool, most: 
 
 
 def arrived(tasks: Sequence[Task], output: str, pool: Pool, stop: "Stop") -> Iterator[Result | None]:
-    """Yields each task's result when it arrives, and None while it waits. After a signal no further group begins, and it
-    ends when the results of the groups under way have arrived."""
+    """Yields each task's result when it arrives, and None while it waits.
+
+    After a signal no further group begins; it ends when the results of the groups under way have arrived.
+    """
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     rows = max(1, min(pool.rows, size(tasks) // (pool.actors * SHARES)))
