@@ -1,5 +1,5 @@
 /**
- * Compare Node with Python: the same bundle on the same machine, measured in turn. Node runs the language model on ONNX
+ * Compare Node with Python: the same bundle on the same machine, measured in turn. Node runs the graphs on ONNX
  * Runtime's C API (native, which needs koffi) and on the session of onnxruntime-node.
  *
  *     node js/bench/node.js bundle [--variant fp32 int4 ...] [--python .venv/bin/python] [--rounds 9] [--whole]

@@ -10,7 +10,7 @@
  * @typedef {Omit<import('clean-lm').GenerateOptions, 'signal' | 'onProgress' | 'onCodes'> & { chunkSeconds?: number }} Options
  *   without functions and signals, which cannot be sent
  * @typedef {{ audio: Audio | null, sampleRate: number | null, options: Options }} Request null with options.promptCodes
- * @typedef {{ sampleRate: number, native: boolean }} Model native: ONNX Runtime's C API runs the language model
+ * @typedef {{ sampleRate: number, native: boolean }} Model native: ONNX Runtime's C API runs the graphs
  *
  * @typedef {object} Api the window's side
  * @property {() => Promise<Model>} ready resolves when the model is loaded

@@ -73,7 +73,7 @@ export class LanguageModel {
     this.conditioning = new ConditioningBuilder(this.graph, this.conditionGraph, this.selfWavGraph, this.textDim)
   }
 
-  /** Whether ONNX Runtime's C API runs the language model, and not the session of onnxruntime-node. */
+  /** Whether ONNX Runtime's C API runs the graphs, and not the sessions of onnxruntime-node. */
   get native() {
     return this.graph.native !== null
   }

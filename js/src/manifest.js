@@ -78,8 +78,8 @@ import { FieldError, isObject, printable, shown } from './typed_json.js'
  * @property {string} [endpoint] of the hub; default: https://huggingface.co, in Node HF_ENDPOINT
  * @property {string} [cacheFolder] Node: where bundles from the hub are kept; default: clean-lm in the user's cache
  * @property {Partial<import('onnxruntime-common').InferenceSession.SessionOptions>} [sessionOptions]
- * @property {boolean} [native] Node: whether the language model runs on ONNX Runtime's C API, with a KV cache that is not
- *   copied; true: throw where it cannot; default: where it can, which LanguageModel.native says
+ * @property {boolean} [native] Node: whether the graphs run on ONNX Runtime's C API, with a KV cache that is not copied and
+ *   beside the event loop; true: throw where they cannot; default: where they can, which LanguageModel.native says
  * @property {object} [koffi] what calls the C API; default: the package koffi, where it is installed
  */
 
@@ -155,8 +155,7 @@ export class Manifest {
       const available = Object.keys(graphs).join(', ') || 'none'
       throw new BundleError(`${this.path}: expected the graph ${name}, the bundle contains ${available}`)
     }
-    const native = name === 'lm_inference' ? nativeApi(this) : null // the other graphs update nothing in place
-    return new Graph(this, graphs[name], backend ?? this.backend, native)
+    return new Graph(this, graphs[name], backend ?? this.backend, nativeApi(this))
   }
 
   /**

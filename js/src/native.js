@@ -1,16 +1,18 @@
 /**
- * A session of ONNX Runtime whose KV cache is really written in place, for Node and Electron.
+ * A session of ONNX Runtime that leaves the event loop alone and whose KV cache is really written in place, for Node and
+ * Electron.
  *
- * onnxruntime-node returns a copy of every output that it is given memory for: with a full cache a step takes two to
- * four times as long as in Python, and the event loop stands still meanwhile. This session calls the C API of the same
- * library, and binds the arrays once:
+ * onnxruntime-node runs a graph on the thread of the event loop, which stands still meanwhile: for a second or more while
+ * the codec encodes or decodes. It returns a copy of every output that it is given memory for: with a full cache a step
+ * takes two to four times as long as in Python. This session calls the C API of the same library, and binds the arrays
+ * once:
  *
  *     CreateSession(path)                       weights stay mapped from their file
  *     CreateIoBinding, BindInput, BindOutput    once; later only what changed
  *     RunWithBinding                            on a thread of libuv: the event loop goes on
  *
- * Remove this file and c_api.js when onnxruntime-node no longer copies:
- * https://github.com/microsoft/onnxruntime/pull/32346.
+ * Remove this file and c_api.js when onnxruntime-node no longer copies, https://github.com/microsoft/onnxruntime/pull/32346,
+ * and runs graphs on another thread.
  */
 
 import { openApi } from './c_api.js'
@@ -95,7 +97,7 @@ const SESSION_OPTIONS = {
 const settersOf = (name, value) => Object.hasOwn(SESSION_OPTIONS, name) && SESSION_OPTIONS[name](value)
 
 /**
- * The C API that lm_inference runs on; null: onnxruntime-node's own session runs it.
+ * The C API that a bundle's graphs run on; null: onnxruntime-node's own sessions run them.
  *
  * @param {import('./manifest.js').Manifest} manifest
  * @returns {OrtApi | null} throws where the option `native` is true, with the reason why it cannot be

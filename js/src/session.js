@@ -143,8 +143,9 @@ export class Graph {
   tensor(name, values, sizes = {}) {
     const { dtype, dims } = this.resolve(name, sizes)
     if (dtype === 'int64') return this._tensor(dtype, BigInt64Array.from(values, BigInt), dims)
-    // onnxruntime-react-native reads from the start of a buffer, wherever the array begins in it
-    const isWhole = values instanceof Float32Array && values.byteOffset === 0
+    // onnxruntime-react-native reads from the start of a buffer, wherever the array begins in it; native code may hold
+    // memory of ours only, which nobody shares, transfers or resizes
+    const isWhole = values instanceof Float32Array && values.byteOffset === 0 && !this.native
     const floats = isWhole ? values : Float32Array.from(values)
     return this._tensor(dtype, dtype === 'float16' ? toFloat16(floats) : floats, dims)
   }

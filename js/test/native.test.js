@@ -1,4 +1,4 @@
-/** The language model on ONNX Runtime's C API: the same codes, and nothing that a caller does ends the process. */
+/** A bundle's graphs on ONNX Runtime's C API: the same codes and audio, and nothing that a caller does ends the process. */
 
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
@@ -20,7 +20,7 @@ import * as node from 'onnxruntime-node'
 
 import { conformance } from '../conformance.js'
 import { ORT_API, unpacked } from '../src/c_api.js'
-import { LanguageModel, Manifest, MusicGen } from '../src/index.js'
+import { Codec, LanguageModel, Manifest, MusicGen } from '../src/index.js'
 import { NativeSession } from '../src/native.js'
 import { bundleFiles, BUNDLE, KIT } from './kit.js'
 import { HEADER } from './ort_c_api.js'
@@ -299,6 +299,23 @@ test('the event loop goes on while a prompt is read', async () => {
   await decoder.call(codes, new Float32Array(rows * lm.codebooks))
   clearInterval(timer)
   assert.ok(ticks > 3, `${ticks} ticks`)
+})
+
+test('the event loop goes on while audio is encoded and decoded', async () => {
+  const codec = new Codec(await Manifest.open(BUNDLE, { ort, native: true }))
+  /** @template T @param {() => Promise<T>} run @returns {Promise<T>} */
+  const watched = async (run) => {
+    let ticks = 0
+    const timer = setInterval(() => ticks++, 1)
+    const result = await run()
+    clearInterval(timer)
+    assert.ok(ticks > 3, `${ticks} ticks`)
+    return result
+  }
+  await codec.decode(await codec.encode([new Float32Array(codec.hop)])) // opens the sessions
+  const codes = await watched(() => codec.encode([new Float32Array(300 * codec.sampleRate)]))
+  const part = codes.map((row) => row.subarray(0, 400)) // decoded in one run
+  await watched(() => codec.decode(part))
 })
 
 test('300 decoders leave nothing behind', async () => {
