@@ -230,5 +230,5 @@ def test_most_continuations_keep_the_tempo(music, loops):
 
 def test_texts_are_obeyed(music):
     """With guidance 3, style and tempo as told beyond what chance gives, one in three and two deviations."""
-    for right in evaluate.obeyed(music, evaluate.listen(evaluate.load_codec(DEMO), 60), 6):
+    for right in evaluate.obeyed(music, evaluate.listen(evaluate.load_codec(DEMO), 40), 3):
         assert sum(right) > len(right) / 3 + 2 * (len(right) * 2 / 9) ** 0.5
