@@ -30,19 +30,25 @@ const [PROMPT, DURATION] = [6, 30] // s
 const here = (/** @type {string} */ name) => fileURLToPath(new URL(name, import.meta.url))
 
 /**
- * Start a process that times steps.
+ * Start a process that times steps. Its first line is the version of its ONNX Runtime.
  *
  * @param {string} command
  * @param {string[]} args
  */
-function timer(command, args) {
+async function timer(command, args) {
   const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] })
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
+  const line = async () => {
+    const { value, done } = await lines.next()
+    if (done) throw new Error(`${command} has ended: see above`)
+    return JSON.parse(value)
+  }
   return {
+    version: /** @type {string} */ (await line()),
     /** @param {object} request */
-    time: async (request) => {
+    time: (request) => {
       child.stdin.write(`${JSON.stringify(request)}\n`)
-      return JSON.parse((await lines.next()).value)
+      return line()
     },
     end: () => child.stdin.end(),
   }
@@ -54,17 +60,20 @@ const median = (times) => times.sort((a, b) => a - b)[Math.floor(times.length / 
 const RUNTIMES = ['python', 'native', 'onnxruntime-node']
 
 /** Processes that time a variant, one for each runtime. @param {string} variant @param {string[]} runtimes */
-const timersOf = (variant, runtimes) =>
-  runtimes.map((runtime) =>
-    runtime === 'python'
-      ? timer(values.python, [here('steps.py'), bundle, variant])
-      : timer(process.execPath, [here('steps.js'), bundle, variant, runtime]),
-  )
+async function timersOf(variant, runtimes) {
+  const timers = []
+  for (const runtime of runtimes) {
+    const [command, ...args] = runtime === 'python' ? [values.python, 'steps.py'] : [process.execPath, 'steps.js']
+    timers.push(await timer(command, [here(args[0]), bundle, variant, runtime]))
+  }
+  console.log(`ONNX Runtime: ${runtimes.map((runtime, i) => `${timers[i].version} in ${runtime}`).join(', ')}`)
+  return timers
+}
 
 /**
  * Times of a request in ms, and the longest gap of the event loop, of each timer: measured in turn.
  *
- * @param {ReturnType<typeof timersOf>} timers
+ * @param {Awaited<ReturnType<typeof timersOf>>} timers
  * @param {object} request
  */
 async function measure(timers, request) {
@@ -83,7 +92,7 @@ async function measure(timers, request) {
 
 /** @param {string} variant */
 async function printSteps(variant) {
-  const timers = timersOf(variant, RUNTIMES)
+  const timers = await timersOf(variant, RUNTIMES)
   for (const guided of [false, true]) {
     for (const columns of [100, 750, 1490]) {
       const request = { run: 'steps', guided, columns, capacity: CAPACITY, steps: STEPS }
@@ -99,7 +108,7 @@ async function printSteps(variant) {
 
 /** @param {string} variant */
 async function printWhole(variant) {
-  const timers = timersOf(variant, RUNTIMES.slice(0, 2))
+  const timers = await timersOf(variant, RUNTIMES.slice(0, 2))
   for (const { time } of timers) await time({ run: 'whole', prompt: PROMPT, duration: PROMPT + 1 }) // warm-up
   const { times, gaps } = await measure(timers, { run: 'whole', prompt: PROMPT, duration: DURATION })
   const ratios = times[0].map((python, round) => times[1][round] / python) // of runs beside each other

@@ -1,10 +1,12 @@
-"""Time a bundle in Python, as js/bench/steps.js does in Node: reads requests as JSON lines, prints times."""
+"""Time a bundle in Python, as js/bench/steps.js does in Node: prints ONNX Runtime's version, then answers requests with
+times, in lines of JSON."""
 
 import json
 import sys
 import time
 
 import numpy as np
+import onnxruntime as ort
 
 from clean_lm import MusicGen
 from clean_lm.generation import Decoder
@@ -40,6 +42,7 @@ def whole(prompt: float, duration: float) -> list[float]:
     return [1000 * (time.perf_counter() - start)]
 
 
+print(json.dumps(ort.__version__), flush=True)
 for line in sys.stdin:
     request = json.loads(line)
     run = {"steps": steps, "whole": whole}[request.pop("run")]
