@@ -32,6 +32,7 @@ class Calibration:
         self.manifest, self.source, self.scratch = manifest, source, scratch
         self.clips = clips = list({clip.resolve(): clip for clip in clips}.values())  # twice the same is no more to say
         self.exact = Exact.of(manifest)
+        self.clip_samples = clip_samples(manifest, clips) if source == "clips" else []
         drawn = drawn_codes(self.exact.sampler(scratch), manifest, clips)
         self.reference = Reference(self.exact, measured_codes(drawn, manifest, clips), drawn if clips else ())
         self.files: dict[Storage, dict[str, Path]] = {}
@@ -55,7 +56,7 @@ class Calibration:
             samples = own_samples(self.exact.sampler(self.scratch), self.manifest)
         else:
             progress("rounding on clips")
-            samples = clip_samples(self.manifest, self.clips)
+            samples = self.clip_samples
         return [self.exact.sequences(codes) for codes in samples]
 
     def rounded(self, storage: Storage) -> dict[str, Path]:

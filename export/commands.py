@@ -33,10 +33,13 @@ def require_new(out: Path, bytes_required: int = 0) -> None:
         raise ExportError(f"{out}: {above} is not a folder; choose another --out")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ExportError(f"{out}: nothing can be written to {above}; change its rights or choose another --out")
-    free = shutil.disk_usage(above).free
-    if free < bytes_required:
-        needed = f"{size(free)} free, {size(bytes_required)} needed"
-        raise ExportError(f"{above}: {needed}; make room or choose another --out")
+    require_free(above, bytes_required, "make room or choose another --out")
+
+
+def require_free(folder: Path, bytes_required: int, remedy: str) -> None:
+    """Raise ExportError where the disk of a folder has not so many bytes free."""
+    if (free := shutil.disk_usage(folder).free) < bytes_required:
+        raise ExportError(f"{folder}: {size(free)} free, {size(bytes_required)} needed; {remedy}")
 
 
 def progress(step: str) -> None:

@@ -1,4 +1,4 @@
-"""What an export needs of disk and memory: said before it starts, and refused where it is not there.
+"""What an export, or more variants, need of disk and memory: said before it starts, and refused where it is not there.
 
 Memory is what the process itself has to hold. Checkpoints and float32 weights are read from memory-mapped files: the
 system takes their pages back when it needs room, and reads them again.
@@ -13,7 +13,7 @@ import numpy as np
 from clean_lm import memory
 from clean_lm.memory import size
 from clean_lm.models.config import LMConfig
-from export.commands import ExportError, progress, require_new
+from export.commands import ExportError, progress, require_free, require_new
 from export.quality import FRAMES, PROMPT, SAMPLER, SAMPLES
 from export.variants import FP32, ONCE, VARIANTS, Variant
 
@@ -36,15 +36,21 @@ class Needs:
 
 
 def of_export(c: LMConfig, parameters: int, names: Sequence[str], others: int = 0) -> Needs:
-    """What the export of a language model with some variants needs.
+    """What the export of a language model with some variants needs: the float32 graphs are written, then the variants.
 
     parameters: of the language model. others: those of codec, text encoder and MERT, where they are exported too.
     """
+    made = of_variants(c, parameters, names)
+    return Needs(4 * (parameters + others) + PADDING * c.layers + made.disk, made.memory + 4 * others)
+
+
+def of_variants(c: LMConfig, parameters: int, names: Sequence[str]) -> Needs:
+    """What variants need beside the float32 graphs, which are there."""
     once = 2 * c.layers * c.dim**2 * bool(c.cross) + c.text_dim * c.dim + c.codebooks * (c.card + 1) * c.dim
     made = [VARIANTS[name] for name in dict.fromkeys(names) if name != FP32]
     traced = [parameters * itemsize(variant) for variant in made if variant.bits and is_traced_again(variant)]
     weights = [stored(variant, parameters - once) + stored(once_of(variant), once) for variant in made]
-    disk = 4 * (parameters + others) + sum(weights) + max(traced, default=0) + PADDING * c.layers * (len(made) + 1)
+    disk = sum(weights) + max(traced, default=0) + PADDING * c.layers * len(made)
     layer = (4 + 2 * bool(c.cross) + 2 * c.hidden_scale) * c.dim**2
     matrix = c.dim * max(c.hidden, c.codebooks * (c.card + 1))
     rounded = {variant.storage for variant in made if variant.calibrated}
@@ -56,13 +62,28 @@ def of_export(c: LMConfig, parameters: int, names: Sequence[str], others: int = 
     rounding = GPTQ * c.hidden**2 + READ * c.dim * sum(SAMPLES[:-1]) * ROWS if rounded else 0
     measuring = max((held(variant, parameters - once) for variant in made), default=0) + cache // 4
     working = max(8 * (layer + 2 * matrix), COPIES * 4 * matrix, drawing, rounding, measuring)
-    return Needs(disk, BASE + GRAPH * c.layers + working + 4 * others)
+    return Needs(disk, BASE + GRAPH * c.layers + working)
 
 
 def require(out: Path, needs: Needs) -> None:
-    """Say what an export to `out` needs. Raises ExportError where disk or memory is too small."""
-    progress(f"needs {size(needs.disk)} of disk and {size(needs.memory)} of memory")
+    """Say what an export to the new folder `out` needs. Raises ExportError where disk or memory is too small."""
+    _say(needs)
     require_new(out, needs.disk)
+    _require_memory(needs)
+
+
+def require_beside(folder: Path, needs: Needs) -> None:
+    """Say what is needed to add to a folder. Raises ExportError where disk or memory is too small."""
+    _say(needs)
+    require_free(folder, needs.disk, "make room")
+    _require_memory(needs)
+
+
+def _say(needs: Needs) -> None:
+    progress(f"needs {size(needs.disk)} of disk and {size(needs.memory)} of memory")
+
+
+def _require_memory(needs: Needs) -> None:
     if needs.memory > (there := memory.available()):
         raise ExportError(
             f"needs {size(needs.memory)} of memory, this machine has {size(there)} available: end other programs, or "

@@ -189,10 +189,19 @@ def own_samples(sampler: LanguageModel, bundle: Bundle) -> list[Codes]:
 
 
 def clip_samples(bundle: Bundle, clips: Sequence[Path]) -> list[Codes]:
-    """The codes of clips, to round matrices on: what follows the part that is measured, or where nothing does, all."""
+    """The codes of clips, to round matrices on: what follows the part that is measured.
+
+    Raises ExportError where no clip is long enough to have both.
+    """
     rows = clip_codes(bundle, clips, CLIP + SAMPLES[0])
-    parts = [row[:, CLIP:] if row.shape[1] >= CLIP + FRAMES else row for row in rows]
-    return [Codes(part[None], [None], None, clip.name) for part, clip in zip(parts, clips, strict=True)]
+    found = [(row[:, CLIP:], clip) for row, clip in zip(rows, clips, strict=True) if row.shape[1] >= CLIP + FRAMES]
+    if not found:
+        raise ExportError(
+            f"--calibration clips: the longest clip has {max(row.shape[1] for row in rows)} frames of codes, expected "
+            f"{CLIP + FRAMES} or more: the first {CLIP} are measured, the rest is rounded on; give longer clips, or "
+            "leave --calibration out"
+        )
+    return [Codes(part[None], [None], None, clip.name) for part, clip in found]
 
 
 def generate(

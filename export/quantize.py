@@ -33,6 +33,8 @@ from clean_lm.console import Parser
 from clean_lm.language_model import LanguageModel
 from clean_lm.manifest import BundleError, Manifest
 from clean_lm.text_encoder import TextEncoder
+from export import needs
+from export.bundle_weights import BundleWeights
 from export.bundle_writer import with_variants, write
 from export.calibration import Calibration
 from export.commands import ExportError, errors_as_one_line, progress
@@ -75,6 +77,8 @@ def _add(manifest: Manifest, names: Sequence[str], clips: Sequence[Path], storin
         )
     if set(names) == {FP32}:
         raise ExportError(f"--variant {FP32}: {manifest.folder} holds it already; choose others")
+    validate(manifest, names)
+    needs.require_beside(manifest.folder, needed(manifest, names))
     remove_leftovers(manifest.folder)
     try:
         made, lines = make_variants(manifest, names, clips, storing, keep=True)
@@ -163,6 +167,14 @@ def validate(manifest: Manifest, names: Sequence[str]) -> None:
     if again:
         raise ExportError(f"{manifest.folder}: holds {', '.join(again)} already")
     validate_attention(names, fp32_attention(manifest))
+
+
+def needed(manifest: Manifest, names: Sequence[str]) -> needs.Needs:
+    """What these variants need beside fp32, which is there. Raises BundleError."""
+    fp32 = manifest.with_variant(FP32)
+    files = {file for graph in LM_GRAPHS for file in fp32.files_of(graph)}
+    parameters = sum(fp32.files[file].bytes for file in files) // 4
+    return needs.of_variants(BundleWeights(fp32).config, parameters, names)
 
 
 def remove_leftovers(folder: Path) -> None:

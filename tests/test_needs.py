@@ -16,7 +16,7 @@ from export import needs, quantize
 from export.commands import ExportError
 from export.lm import export
 from tests.support import GOLDEN, ROOT
-from weights.lm import audiocraft
+from weights.lm import audiocraft, load
 
 pytestmark = pytest.mark.export
 
@@ -105,6 +105,27 @@ def test_too_little_disk_is_said_first(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"1\.0 kB free, \d\.\d MB needed; make room or choose another --out"):
         export(TEXT, tmp_path / "bundle", variants=["int8"])
     assert not list(tmp_path.iterdir())
+
+
+def test_more_variants_say_what_they_need(bundle, tmp_path, monkeypatch, capsys):
+    """Less than with the export of fp32; too little of either is said before anything is written."""
+    copied, config = Path(shutil.copytree(bundle("text"), tmp_path / "bundle")), load(TEXT).config
+    parameters = sum(path.stat().st_size for path in copied.glob("lm_*.data")) // 4
+    quantize.add(copied, ["int8"])
+    disk, memory_said = said(capsys.readouterr().err)
+    exported = needs.of_export(config, parameters, ["int8"])
+    assert disk == pytest.approx(exported.disk - 4 * parameters - needs.PADDING * config.layers, rel=0.1)
+    assert memory_said == pytest.approx(exported.memory, rel=0.1)
+    before = {path: path.stat().st_mtime_ns for path in copied.iterdir()}
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ExportError, match=r"bundle: 1\.0 kB free, \d+\.\d .B needed; make room$"):
+        quantize.add(copied, ["int4"])
+    monkeypatch.undo()
+    monkeypatch.setattr(memory, "available", lambda: 500_000_000)
+    with pytest.raises(ExportError, match=r"of memory, this machine has 500\.0 MB available"):
+        quantize.add(copied, ["int4"])
+    assert before == {path: path.stat().st_mtime_ns for path in copied.iterdir()}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(5, "Input/output error")])

@@ -712,6 +712,22 @@ def test_refusals_of_adding(copied, tmp_path):
         add(alone, ["int8"], [clip])
 
 
+def test_clips_are_not_rounded_on_what_they_are_measured_on(copied, tmp_path, monkeypatch):
+    """What follows the measured part, of those clips that have enough of it."""
+    monkeypatch.setattr(quality, "SAMPLES", (400, 50))
+    noise, clips = np.random.default_rng(0).normal(0, 0.1, 9 * 32000).astype(np.float32), []
+    for seconds in (6, 8, 9):
+        clips.append(tmp_path / f"{seconds}.wav")
+        sf.write(clips[-1], noise[: seconds * 32000], 32000)
+    (eight, nine), whole = quality.clip_samples(copied, clips), quality.clip_codes(copied, clips, 10_000)
+    assert (eight.source, nine.source) == ("8.wav", "9.wav")
+    for found, codes in zip((eight, nine), whole[1:], strict=True):
+        np.testing.assert_array_equal(found.codes[0], codes[:, quality.CLIP :])
+    with pytest.raises(ExportError, match=r"^--calibration clips: the longest clip has 300 frames of codes"):
+        add(copied, ["int4"], clips[:1], Storing(calibration="clips"))
+    assert list(manifest(copied)["variants"]) == [FP32]
+
+
 def test_a_weight_in_another_folder_is_refused(tmp_path):
     path = graph_of(tmp_path, "MatMul", np.ones((64, 64), np.float32))
     model = onnx.load(path)
