@@ -25,6 +25,7 @@ from export.commands import progress
 from weights.mapping import fill
 
 OPSET = 20
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # that weights are stored in
 INLINE = 1024  # bytes: smaller tensors stay in the graph file, where ONNX Runtime looks for shapes
 PAGE = 4096  # larger ones start on a page, so that they can be memory-mapped
 # The sizes to trace with. They stay symbolic in the graph, so that any others than 0 and 1 would do.
@@ -175,8 +176,11 @@ def load(path: Path) -> ir.Model:
 
 
 def weight_of(value: ir.Value) -> Tensor:
-    """A weight of a graph that `load` gave, not copied where it lies in a file."""
+    """A weight of a graph that `load` gave, not copied where it lies in a file. Raises BundleError for one of a type that
+    no export writes."""
     assert value.const_value is not None
+    if (found := value.const_value.dtype) not in FLOATS:
+        raise BundleError(f"the weight {value.name} is {found.name}, expected FLOAT; export the bundle again")
     return torch.from_numpy(np.require(value.const_value.numpy(), requirements="W"))
 
 

@@ -712,6 +712,21 @@ def test_refusals_of_adding(copied, tmp_path):
         add(alone, ["int8"], [clip])
 
 
+@pytest.mark.parametrize("dtype", ["BFLOAT16", "FLOAT8E4M3FN", "INT8"])
+def test_a_weight_of_another_type_is_refused(copied, dtype):
+    """As an error of one line, whichever graph or matrix it is in."""
+    path, tree = copied / "lm_inference.onnx", manifest(copied)
+    model = onnx.load(path, load_external_data=False)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "layers.0.linear2")
+    weight.data_type = onnx.TensorProto.DataType.Value(dtype)
+    path.write_bytes(model.SerializeToString())
+    tree["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    (copied / "manifest.json").write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(BundleError, match=rf"the weight layers\.0\.linear2 is {dtype}, expected FLOAT"):
+        add(copied, ["int8"])
+    assert list(manifest(copied)["variants"]) == [FP32]
+
+
 def test_clips_are_not_rounded_on_what_they_are_measured_on(copied, tmp_path, monkeypatch):
     """What follows the measured part, of those clips that have enough of it."""
     monkeypatch.setattr(quality, "SAMPLES", (400, 50))
