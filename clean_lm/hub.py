@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clean_lm.manifest import BundleError, LoadOptions, Manifest
+from clean_lm.manifest import TOKENIZER, BundleError, LoadOptions, Manifest
 from clean_lm.placement import expected
-from clean_lm.text_encoder import TOKENIZER
 
 MANIFEST = "manifest.json"
 INSTALL = "pip install huggingface_hub"

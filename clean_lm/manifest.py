@@ -35,6 +35,7 @@ from clean_lm.typed_json import FieldError, read_as, read_part
 from clean_lm.typed_json import shown as json_shown
 
 LARGEST = 2**26  # bytes of a manifest.json: ten times what the largest model has with all variants
+TOKENIZER = "tokenizer.json"  # of the graph text_encoder
 
 
 class BundleError(ValueError):
@@ -142,8 +143,12 @@ class Manifest:
         )
 
     def used_files(self) -> set[str]:
-        """The listed files that the graphs of the variant are in."""
-        return {file for graph in self.graphs for file in self.files_of(graph)} & self.files.keys()
+        """The listed files that the variant uses: those of its graphs, and the text encoder's tokenizer."""
+        return {TOKENIZER, *(file for graph in self.graphs for file in self.files_of(graph))} & self.files.keys()
+
+    def used_bytes(self) -> int:
+        """Bytes of the files that the variant uses."""
+        return sum(self.files[file].bytes for file in self.used_files())
 
     def with_variant(self, name: str) -> "Manifest":
         """The same bundle with the graphs of another variant. Raises BundleError."""

@@ -9,13 +9,11 @@ from typing import Unpack
 import numpy as np
 from tokenizers import Tokenizer
 
-from clean_lm.manifest import BundleError, LoadOptions, Manifest
+from clean_lm.manifest import TOKENIZER, BundleError, LoadOptions, Manifest
 from clean_lm.options import MOST_TOKENS, shown, texts
 from clean_lm.placement import place
 from clean_lm.session import Graph, open_graph
 from clean_lm.tokenizer_bounds import LONGEST, check_growth
-
-TOKENIZER = "tokenizer.json"
 
 
 class TextEncoder:

@@ -28,9 +28,8 @@ from tokenizers import Tokenizer
 
 from clean_lm.audio import AudioError
 from clean_lm.console import Parser
-from clean_lm.manifest import BundleError
+from clean_lm.manifest import TOKENIZER, BundleError
 from clean_lm.models.config import ConfigError, LMConfig, StyleConfig
-from clean_lm.text_encoder import TOKENIZER
 from export import codec, conditioner, hub, lm, lm_parity, mert, needs, quantize, text
 from export.bundle_writer import FP32, draft, merged_model, new_folder, publish
 from export.commands import ExportError, errors_as_one_line, print_files, progress, require_new, tell

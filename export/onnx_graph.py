@@ -176,8 +176,8 @@ def load(path: Path) -> ir.Model:
 
 
 def weight_of(value: ir.Value) -> Tensor:
-    """A weight of a graph that `load` gave, not copied where it lies in a file. Raises BundleError for another type than
-    an export writes."""
+    """A weight of a graph that `load` gave, not copied where it lies in a file. Raises BundleError for another type
+    than an export writes."""
     assert value.const_value is not None
     if (found := value.const_value.dtype) not in FLOATS:
         raise BundleError(f"the weight {value.name} is {found.name}, expected FLOAT; export the bundle again")

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 
 from clean_lm.console import Parser
-from clean_lm.manifest import BundleError
+from clean_lm.manifest import TOKENIZER, BundleError
 from clean_lm.models.config import ConfigError, TextConfig
 from clean_lm.models.t5 import T5Encoder, TextLayer
 from clean_lm.session import open_graph
-from clean_lm.text_encoder import TOKENIZER
 from export.bundle_writer import draft, new_folder, publish
 from export.commands import errors_as_one_line, print_files, progress, require_new, tell
 from export.onnx_graph import TensorSpec, write

@@ -6,6 +6,7 @@ One Ray of two local nodes serves the whole file: each job connects to it as to 
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -398,6 +399,22 @@ def test_groups_are_of_one_model_and_no_larger_than_asked(tracks):
     assert sorted(task.id for group in found for task in group) == sorted(task.id for task in tasks)
     assert max(map(plan.size, found)) == 4
     assert [task.files for group in found for task in group] == sorted((task.files for task in tasks), key=str)
+
+
+def test_the_models_hash_is_of_all_that_a_text_goes_through(tmp_path):
+    """Of every file that the variant uses, the tokenizer among them, and of no other."""
+    folder = Path(shutil.copytree(BUNDLE, tmp_path / "bundle"))
+    document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    graphs = {info["file"] for info in document["graphs"].values()}
+    hashes = {plan.Bundles().hash(str(folder), None)}
+    for name in (*graphs, "tokenizer.json"):
+        document["files"][name]["sha256"] = hashlib.sha256(name.encode()).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+        hashes.add(plan.Bundles().hash(str(folder), None))
+    assert len(hashes) == 1 + len(graphs) + 1
+    document["files"]["README.md"] = document["files"]["tokenizer.json"]
+    (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+    assert plan.Bundles().hash(str(folder), None) in hashes
 
 
 def test_an_output_folder_is_taken_only_when_it_is_free(tmp_path, tracks):

@@ -26,7 +26,7 @@ from clean_lm.manifest import Manifest
 from clean_lm.request_options import OPTIONS
 from clean_lm.service.command import settings_of
 from clean_lm.service.jobs import Service, Stopped
-from clean_lm.service.models import Models, weights
+from clean_lm.service.models import Models
 from clean_lm.service.problems import Problem
 from tests.service import Served, serving, start
 from tests.support import ROOT
@@ -264,7 +264,7 @@ def test_a_bundle_that_is_replaced(tmp_path):
             pass
     with models.lease("one", None) as model:
         assert model.lm.manifest.document == new
-    assert models.resident() == weights(Manifest.read(tmp_path / "one"))
+    assert models.resident() == Manifest.read(tmp_path / "one").used_bytes()
 
 
 def stop() -> None:

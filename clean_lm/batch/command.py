@@ -135,10 +135,10 @@ def models(tasks: Sequence[Task]) -> Iterator[Task]:
 def needed(bundle: str, variant: str | None, rows: int) -> int:
     """Bytes of memory that a worker needs for a bundle, and for so many rows of its usual length with guidance."""
     manifest = Manifest.read(bundle, variant=variant)
-    weights = sum(manifest.files[file].bytes for file in manifest.used_files())
     model = manifest.language_model
     frames = round(manifest.defaults.duration * (model.frame_rate or 0))
-    return round(weights * RESERVED) + memory.of_generation(manifest, rows, [Window(0, 0, frames)], "single").total
+    generation = memory.of_generation(manifest, rows, [Window(0, 0, frames)], "single")
+    return round(manifest.used_bytes() * RESERVED) + generation.total
 
 
 def require_no_input(folder: Folder, tasks: Sequence[Task]) -> None:

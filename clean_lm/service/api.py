@@ -19,7 +19,6 @@ from clean_lm.options import one_of
 from clean_lm.request_options import AUDIO, OPTIONS
 from clean_lm.service import sound
 from clean_lm.service.jobs import Job, Service
-from clean_lm.service.models import weights
 from clean_lm.service.problems import EndedEarly, Problem
 from clean_lm.service.store import FINAL
 from clean_lm.service.uploads import body, json_object, read_job, scratch, upload
@@ -91,7 +90,7 @@ def model_document(service: Service, name: str, path: Path) -> dict[str, Any]:
     model, defaults = manifest.language_model, manifest.defaults
     return {
         "name": name,
-        "bytes": weights(manifest),
+        "bytes": manifest.used_bytes(),
         "variant": manifest.variant,
         "variants": [{"name": variant, "bytes": info.bytes} for variant, info in manifest.variants.items()],
         "sample_rate": model.sample_rate,

@@ -114,7 +114,7 @@ class Models:
     def _claim(self, name: str, variant: str | None, require: Callable[[], None]) -> tuple[Key, Resident]:
         """A place among the models that are loaded; waits while others fill it that are in use."""
         _, manifest = self.manifest(name, variant)
-        key, need = (name, variant), weights(manifest)
+        key, need = (name, variant), manifest.used_bytes()
         if need > self.resident_bytes:
             raise ValueError(
                 f"{name}: its weights have {size(need)}, --resident-memory is {size(self.resident_bytes)}: start the "
@@ -166,9 +166,3 @@ def _read(path: Path, variant: str | None, device: str | None) -> Manifest | str
     except (BundleError, DeviceError, OSError) as error:
         return str(error).replace(str(path), path.name)
     return manifest
-
-
-def weights(manifest: Manifest) -> int:
-    """Bytes of the files that a generation with a text opens."""
-    graphs = [name for name in manifest.graphs if name != "compression_decode"]
-    return sum(manifest.files[file].bytes for file in {file for name in graphs for file in manifest.files_of(name)})
