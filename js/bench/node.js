@@ -61,6 +61,7 @@ const RUNTIMES = ['python', 'native', 'onnxruntime-node']
 
 /** Processes that time a variant, one for each runtime. @param {string} variant @param {string[]} runtimes */
 async function timersOf(variant, runtimes) {
+  /** @type {Awaited<ReturnType<typeof timer>>[]} */
   const timers = []
   for (const runtime of runtimes) {
     const [command, ...args] = runtime === 'python' ? [values.python, 'steps.py'] : [process.execPath, 'steps.js']

@@ -11,6 +11,8 @@
  */
 
 import { join } from './arrays.js'
+import { validateSamples } from './audio.js'
+import { shown, validateCodes } from './options.js'
 import { codesOf, floatsOf } from './session.js'
 
 /**
@@ -37,16 +39,23 @@ export class Codec {
     this.lookahead = model.lookahead
     /** channels that the codec encodes apart: 2 in stereo models, otherwise 1 */
     this.sides = this.channels / Number(this.encoder.inputs.audio.shape[1])
+    this.codebooks = this.sides * Number(this.encoder.outputs.codes.shape[1])
+    this.card = model.card
   }
 
   /**
-   * Audio at the codec's rate -> codes [K] of ceil(samples / hop) frames.
+   * Audio at the codec's rate -> codes [K] of ceil(samples / hop) frames. Throws for audio of other channels, without
+   * samples, or not finite.
    *
    * @param {AudioChannels} audio
    * @returns {Promise<Int32Array[]>}
    */
   async encode(audio) {
-    const { encoder, sides } = this
+    const { encoder, sides, channels } = this
+    audio = validateSamples('audio', audio)
+    if (audio.length !== channels) {
+      throw new RangeError(`audio: got ${audio.length} channels, expected ${channels}: give it to convertAudio`)
+    }
     const sizes = { batch: sides, samples: audio[0].length }
     const { codes } = await encoder.run({ audio: encoder.tensor('audio', join(audio), sizes) })
     const rows = await codesOf(codes)
@@ -54,13 +63,15 @@ export class Codec {
   }
 
   /**
-   * Codes [K] of T > 0 frames -> audio of T x hop samples.
+   * Codes [K] of T > 0 frames -> audio of T x hop samples. Throws for codes of another form or out of range.
    *
    * @param {Int32Array[]} codes
    * @param {AbortSignal} [signal]
    * @returns {Promise<AudioChannels>}
    */
   async decode(codes, signal) {
+    validateCodes('codes', codes, this.codebooks, this.card)
+    if (!codes[0].length) throw new RangeError('codes: got no frames, expected one or more')
     /** @type {AudioChannels[]} */
     const pieces = []
     for await (const [piece] of this.decodeStream([[codes]], FRAMES_PER_CALL, signal)) pieces.push(piece)
@@ -69,7 +80,7 @@ export class Codec {
 
   /**
    * Decode codes as they come, any number of frames at a time. Gives the audio of every take in pieces of `size` frames
-   * as soon as these are final; the last piece may be shorter.
+   * as soon as these are final; the last piece may be shorter. Throws for codes as decode() does, when they come.
    *
    * @param {AsyncIterable<Codes> | Iterable<Codes>} parts
    * @param {number} size frames
@@ -77,6 +88,8 @@ export class Codec {
    * @returns {AsyncGenerator<AudioChannels[]>}
    */
   async *decodeStream(parts, size, signal) {
+    if (!(Number.isInteger(size) && size > 0))
+      throw new RangeError(`size: got ${shown(size)}, expected 1 frame or more`)
     const step = size * this.hop
     /** @type {Codes | null} */
     let pending = null // frames that are not decoded yet
@@ -85,6 +98,7 @@ export class Codec {
     let needed = size + this.lookahead // frames until the next `size` of them are final
     const decode = this._streamDecoder(signal)
     for await (const part of parts) {
+      for (const row of part) validateCodes('codes', row, this.codebooks, this.card)
       pending = pending ? pending.map((row, b) => row.map((codes, k) => join([codes, part[b][k]]))) : part
       while (pending[0][0].length >= needed) {
         audio = await decode(slice(pending, 0, needed))

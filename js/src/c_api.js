@@ -7,6 +7,9 @@
 /** @typedef {bigint | null} Pointer */
 
 const VERSION = 17 // of the C API; later ones only append entries
+// Calls on other threads at a time. libuv has 4 such threads unless the program asks for more, and reading a file needs
+// one, too; koffi refuses more than 256 calls.
+const MOST_CALLS = Math.min(Math.max(1, Number(globalThis.process?.env?.UV_THREADPOOL_SIZE || 4) - 1), 128)
 const STACK = 2 ** 23 // bytes of a call on another thread: graph optimizers and kernels overflow koffi's 128 KiB
 const LIBRARY = { linux: 'libonnxruntime.so.1', darwin: 'libonnxruntime.1.dylib', win32: 'onnxruntime.dll' }
 const LEVELS = { verbose: 0, info: 1, warning: 2, error: 3, fatal: 4 }
@@ -138,6 +141,9 @@ export class OrtApi {
    */
   constructor(koffi, path, version, logLevel) {
     this.koffi = koffi
+    this.calls = 0 // on other threads, now
+    /** @type {(() => void)[]} */
+    this.waiting = []
     const base = koffi.load(path).func('OrtGetApiBase', 'void *', [])()
     const entry = (/** @type {Pointer} */ table, /** @type {number} */ i) => koffi.decode(table, 8 * i, 'void *')
     const found = koffi.call(entry(base, 1), koffi.proto('const char *()'))
@@ -167,8 +173,21 @@ export class OrtApi {
     this._check(this.functions[name](...args))
   }
 
-  /** The same on another thread. @param {string} name @param {any[]} args @returns {Promise<void>} */
-  callAsync(name, ...args) {
+  /** The same on another thread, in turn. @param {string} name @param {any[]} args @returns {Promise<void>} */
+  async callAsync(name, ...args) {
+    if (this.calls < MOST_CALLS) this.calls++
+    else await new Promise((resolve) => this.waiting.push(() => resolve(undefined)))
+    try {
+      await this._callNow(name, args)
+    } finally {
+      const next = this.waiting.shift() // takes over this call's place
+      if (next) next()
+      else this.calls--
+    }
+  }
+
+  /** @param {string} name @param {any[]} args @returns {Promise<void>} */
+  _callNow(name, args) {
     return new Promise((resolve, reject) => {
       this.functions[name].async(...args, (/** @type {Error | null} */ error, /** @type {Pointer} */ status) => {
         try {

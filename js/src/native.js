@@ -16,6 +16,7 @@
  */
 
 import { openApi } from './c_api.js'
+import { shown } from './options.js'
 
 /**
  * @typedef {import('onnxruntime-common').Tensor} Tensor
@@ -111,7 +112,7 @@ export function nativeApi({ backend, files, options, tree }) {
     if (tree.cache_update === 'new_columns') throw new Error('the variant does not write its KV cache in place')
     if (executionProviders) throw new Error('executionProviders are chosen')
     const foreign = Object.entries(sessionOptions).find(([name, value]) => !settersOf(name, value))
-    if (foreign) throw new Error(`the session option ${foreign[0]} is not translated`)
+    if (foreign) throw new Error(`sessionOptions.${foreign[0]}: got ${shown(foreign[1])}, which is not translated`)
     return openApi(ort, koffi)
   } catch (error) {
     if (!native) return null
@@ -349,12 +350,13 @@ class Binding {
     const [values, count] = [[null], [0]]
     api.call('GetBoundOutputValues', this.pointer, api.allocator, values, count)
     const pointers = [...api.koffi.decode(values[0], 'uint64_t', count[0])]
+    const frees = pointers.map((value) => api.own('Value', value)) // of a worker that is terminated while it copies them
     try {
       const named = [...outputs].map(([name, memory], i) => ({ name, memory, value: pointers[i] }))
       const allocated = named.filter(({ memory }) => memory === null)
       return Object.fromEntries(allocated.map(({ name, value }) => [name, this._read(value)]))
     } finally {
-      for (const value of pointers) api.functions.ReleaseValue(value)
+      for (const free of frees) free()
       api.call('AllocatorFree', api.allocator, values[0])
     }
   }

@@ -153,6 +153,16 @@ const object = (name, value) => {
   if (typeof value !== 'object' || value === null) throw wrongType(name, value, 'an object')
 }
 
+/** ONNX Runtime's. onnxruntime-node follows `extra` without end where it holds itself. @type {Check} */
+const sessionOptions = (name, value, frame) => {
+  object(name, value, frame)
+  try {
+    JSON.stringify(/** @type {any} */ (value).extra)
+  } catch {
+    throw new TypeError(`${name}.extra: holds itself or a bigint, expected texts by their names`)
+  }
+}
+
 /** @type {Check} */
 const list = (name, value) => {
   if (!Array.isArray(value)) throw wrongType(name, value, 'a list')
@@ -270,7 +280,7 @@ export const LOAD = {
   cacheFolder: string,
   endpoint: string,
   token: string,
-  sessionOptions: object,
+  sessionOptions,
   native: flag,
   koffi: object,
   tokenizer: callback,

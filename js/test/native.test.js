@@ -127,9 +127,13 @@ test('it is used where it can be, and says why it is not', async () => {
     [files, {}, /the bundle is not on a disk/],
     [`${KIT}/bundles/standard`, {}, /does not write its KV cache in place/],
     [BUNDLE, { executionProviders: ['cpu'] }, /executionProviders are chosen/],
-    [BUNDLE, { sessionOptions: { enableProfiling: false } }, /the session option enableProfiling is not translated/],
-    [BUNDLE, { sessionOptions: { intraOpNumThreads: -1 } }, /the session option intraOpNumThreads/],
-    [BUNDLE, { sessionOptions: { extra: { session: { a: 1 } } } }, /the session option extra/],
+    [
+      BUNDLE,
+      { sessionOptions: { enableProfiling: false } },
+      /sessionOptions\.enableProfiling: got false, which is not translated/,
+    ],
+    [BUNDLE, { sessionOptions: { intraOpNumThreads: -1 } }, /sessionOptions\.intraOpNumThreads: got -1, which is not/],
+    [BUNDLE, { sessionOptions: { extra: { session: { a: 1 } } } }, /sessionOptions\.extra: got an Object/],
     [BUNDLE, { ort: wrong }, /is ONNX Runtime 1\.\d+\.\d+, onnxruntime-node is 1\.99\.0/],
     [BUNDLE, { ort: fresh, koffi: loaded }, /Cannot change Koffi configuration/],
     [BUNDLE, { ort: fresh, koffi: { ...koffi, version: '3.3.3' } }, /koffi: got version 3\.3\.3, expected 3\.3\.4/],
@@ -316,6 +320,20 @@ test('the event loop goes on while audio is encoded and decoded', async () => {
   const codes = await watched(() => codec.encode([new Float32Array(300 * codec.sampleRate)]))
   const part = codes.map((row) => row.subarray(0, 400)) // decoded in one run
   await watched(() => codec.decode(part))
+})
+
+test('any number of calls at a time, and files can be read beside them', async () => {
+  const codec = new Codec(await Manifest.open(BUNDLE, { ort, native: true }))
+  const short = Array.from({ length: codec.channels }, () => new Float32Array(codec.hop).fill(0.1))
+  const [expected, ...others] = await Promise.all(Array.from({ length: 300 }, () => codec.encode(short)))
+  for (const codes of others) assert.deepEqual(codes, expected)
+
+  const long = Array.from({ length: codec.channels }, () => new Float32Array(120 * codec.sampleRate))
+  let ended = 0
+  const encoding = [1, 2, 3, 4, 5].map(() => codec.encode(long).then(() => ended++))
+  await readFile(join(BUNDLE, 'manifest.json'))
+  assert.equal(ended, 0)
+  await Promise.all(encoding)
 })
 
 test('300 decoders leave nothing behind', async () => {

@@ -217,6 +217,17 @@ test('MusicGen.load refuses its options by name', async () => {
   await assert.rejects(load({ onProgress: true }), /onProgress: got true/)
 })
 
+test('session options that hold themselves are refused', async () => {
+  const extra = /** @type {any} */ ({})
+  extra.session = extra
+  for (const native of [true, false, undefined]) {
+    await assert.rejects(MusicGen.load(BUNDLE, { ort, native, sessionOptions: { extra } }), {
+      name: 'TypeError',
+      message: /sessionOptions\.extra: holds itself or a bigint, expected texts by their names/,
+    })
+  }
+})
+
 test('promptCodes continue the codes of an earlier generation, in one call and as a stream', async () => {
   const options = { duration: 0.6, seed: 4, description: 'drums' }
   const first = await model.generateContinuation(PROMPT, RATE, { ...options, duration: 0.4 })
@@ -272,6 +283,30 @@ test('audio in another form is refused by name', async () => {
   )
   for (const rate of [0, 44100.5, Infinity])
     await assert.rejects(model.generateContinuation(PROMPT, rate, { duration: 1 }), /sampleRate: got .* samples per/)
+})
+
+test('the codec refuses what it cannot read, by name', async () => {
+  const { codec } = model
+  const codes = await codec.encode([PROMPT[0]])
+  const noise = PROMPT[0]
+  const changed = (/** @type {number} */ code) => codes.map((row, k) => (k ? row : row.with(0, code)))
+  const stream = (/** @type {any} */ parts, /** @type {any} */ size) => async () => {
+    for await (const audio of codec.decodeStream(parts, size)) assert.ok(audio.length)
+  }
+  for (const [call, message] of /** @type {[() => Promise<any>, RegExp][]} */ ([
+    [() => codec.encode([new Float32Array(0)]), /^audio: got a list of Float32Array of 0, expected .* not empty/],
+    [() => codec.encode([noise, noise]), /^audio: got 2 channels, expected 1: give it to convertAudio$/],
+    [() => codec.encode([noise.with(5, NaN)]), /^audio: got NaN or infinity, expected finite samples$/],
+    [() => codec.decode([]), /^codes: got Array of 0, expected \d codebooks/],
+    [() => codec.decode(codes.slice(1)), /^codes: got \d codebooks, expected \d codebooks/],
+    [() => codec.decode(codes.map(() => new Int32Array(0))), /^codes: got no frames, expected one or more$/],
+    [() => codec.decode(changed(-1)), /^codes: got code -1, expected whole numbers, 0 \.\. \d+$/],
+    [() => codec.decode(changed(codec.card)), /^codes: got code \d+, expected whole numbers/],
+    [stream([[codes]], 0.5), /^size: got 0\.5, expected 1 frame or more$/],
+    [stream([[codes], [changed(-1)]], 5), /^codes: got code -1/],
+  ])) {
+    await assert.rejects(call, (error) => message.test(/** @type {Error} */ (error).message), String(message))
+  }
 })
 
 test('arithmetic refuses what is no number', () => {
