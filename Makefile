@@ -31,7 +31,7 @@ endif
 
 test: $(VENV)/.installed $(JS)
 	$(if $(JS),,@echo "npm not found: the tests of js/ are skipped")
-	$(PYTEST) -n auto --maxprocesses 4 --dist worksteal $(if $(JS),-p tests.beside --beside "npm test --prefix js")
+	$(PYTEST) -n auto --maxprocesses 4 --dist worksteal $(if $(JS),-p tests.beside --beside "CLEAN_LM_PYTHON=$(abspath $(BIN)/python) npm test --prefix js")
 
 quick: $(VENV)/.installed
 	$(PYTEST) -m quick -n 2 --dist worksteal $$(grep -l 'mark\.quick' tests/test_*.py)
