@@ -101,7 +101,6 @@ def make_variants(
     none of `names` is within the bounds; otherwise the bundle has exactly `names`. Raises ExportError, BundleError,
     FileNotFoundError, AudioError.
     """
-    validate(manifest, names)
     if clips and "compression_encode" not in manifest.graphs:
         raise ExportError("--clip: this bundle has no codec to read clips with; leave it out, or use export/bundle.py")
     validate_clips(clips)

@@ -70,8 +70,7 @@ export class Codec {
    * @returns {Promise<AudioChannels>}
    */
   async decode(codes, signal) {
-    validateCodes('codes', codes, this.codebooks, this.card)
-    if (!codes[0].length) throw new RangeError('codes: got no frames, expected one or more')
+    if (codes?.[0]?.length === 0) throw new RangeError('codes: got no frames, expected one or more')
     /** @type {AudioChannels[]} */
     const pieces = []
     for await (const [piece] of this.decodeStream([[codes]], FRAMES_PER_CALL, signal)) pieces.push(piece)

@@ -123,6 +123,8 @@ export class Manifest {
     }
     this.bytesRead = 0
     this.bytesTotal = 0
+    /** what its graphs run on; undefined until one is asked for @type {ReturnType<typeof nativeApi> | undefined} */
+    this.native = undefined
   }
 
   /**
@@ -155,7 +157,8 @@ export class Manifest {
       const available = Object.keys(graphs).join(', ') || 'none'
       throw new BundleError(`${this.path}: expected the graph ${name}, the bundle contains ${available}`)
     }
-    return new Graph(this, graphs[name], backend ?? this.backend, nativeApi(this))
+    if (this.native === undefined) this.native = nativeApi(this)
+    return new Graph(this, graphs[name], backend ?? this.backend, this.native)
   }
 
   /**
